@@ -1,0 +1,65 @@
+"""Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
+
+from paperlib.data import folder, scenes, toy, vision
+from paperlib.data.images import ImageSet, Splits, as_float, hold_out, subset
+from paperlib.files import InputError
+
+__all__ = ["DESCRIPTIONS", "ImageSet", "Splits", "as_float", "check_name", "load", "subset"]
+
+DESCRIPTIONS = {
+    "toy": "2-D points on a line, two classes (PAG, Appendix C.1)",
+    "scenes": "rendered solids with exact depth, ten classes; no download",
+    "cifar10": "32 px, ten classes; downloaded by torchvision",
+    "cifar100": "32 px, a hundred classes; downloaded by torchvision",
+    "stl10": "96 px, ten classes; downloaded by torchvision",
+    "fashion_mnist": "28 px, grey, ten classes; downloaded by torchvision",
+    "folder:PATH": f"your own images: {folder.LAYOUT}",
+}
+SCENES_TEST_SEED = 1_000_003  # added to a seed: the stream of scenes to test on
+
+
+def check_name(name: str) -> str:
+    """`name` itself if it is a data set's. Raises InputError naming those allowed."""
+    known = name in DESCRIPTIONS and name != "folder:PATH"
+    if not known and not (name.startswith("folder:") and len(name) > len("folder:")):
+        raise InputError(f"data = {name!r} is not a data set; choose one of {', '.join(DESCRIPTIONS)}")
+    return name
+
+
+def load(
+    name: str,
+    *,
+    train_images: int | None = None,
+    validation_images: int = 0,
+    test_images: int | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Splits:
+    """The data set `name`, with a validation part held out of its training images by `seed`.
+
+    `train_images` and `test_images` take a class-balanced part, all when None (scenes: 8,000 and 2,000). `image_size`
+    resizes folders and chooses the size of scenes (32 or 64). Raises InputError when there is no such set, when it
+    cannot be read, or when it has fewer images than asked for.
+    """
+    check_name(name)
+    if name == "toy":
+        return toy.load(seed)
+    if name == "scenes":
+        count, tested = train_images or 8000, test_images or 2000
+        size = image_size or 32
+        train = scenes.load(count + validation_images, size, seed)
+        return hold_out(train, scenes.load(tested, size, seed + SCENES_TEST_SEED), validation_images, seed)
+    if name.startswith("folder:"):
+        train, test = folder.load(name.removeprefix("folder:"), image_size)
+    elif image_size is not None:
+        raise InputError(f"image_size = {image_size}: {name} has a size of its own; leave image_size out")
+    else:
+        train, test = vision.load(name)
+    for what, count, available in (
+        ("train_images + validation_images", (train_images or 0) + validation_images, len(train)),
+        ("test_images", test_images or 0, len(test)),
+    ):
+        if count > available:
+            raise InputError(f"{what} = {count}, but {name} has {available}")
+    splits = hold_out(train, subset(test, test_images or len(test), seed), validation_images, seed)
+    return Splits(subset(splits.train, train_images or len(splits.train), seed), splits.validation, splits.test)

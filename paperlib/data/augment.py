@@ -1,0 +1,25 @@
+"""Random crops and flips as one indexing operation, so that a gradient finds its way back to the un-augmented image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_and_flip(images: Tensor, padding: int, fill: float, flip: bool) -> Tensor:
+    """Pad N×C×H×W by `padding` pixels of value `fill`, cut H×W out at a random place and mirror half of the images.
+
+    Every image draws its own crop and flip from the global generator; each call draws anew. Differentiable.
+    """
+    if not padding and not flip:
+        return images
+    count, _, height, width = images.shape
+    device = images.device
+    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), device=device)
+    rows = shifts[0] + torch.arange(height, device=device)
+    columns = shifts[1] + torch.arange(width, device=device)
+    if flip:
+        mirrored = torch.rand(count, 1, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4, value=fill)
+    picked = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)  # N×H×W×C in memory: channels-last for free

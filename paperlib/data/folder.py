@@ -1,0 +1,105 @@
+"""Images in folders, train/<class>/* and test/<class>/* or val/<class>/*, read once into one cached array."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from paperlib.data.cache import Built, cached
+from paperlib.data.images import ImageSet
+from paperlib.files import InputError, root
+from paperlib.progress import bar
+
+LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
+
+
+def load(path: str, size: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set in the folder `path`: uint8 N×3×H×W, classes in the order of their names.
+
+    `size` scales the shorter side to that many pixels and cuts the middle square out; without it every image must
+    have the same size. Raises InputError naming the file or class when the tree is not as it should be.
+    """
+    folder = Path(path).expanduser()
+    folder = folder if folder.is_absolute() or folder.exists() else root() / folder
+    if not (folder / "train").is_dir():
+        raise InputError(f"data folder {folder}: there is no folder train in it; it should hold {LAYOUT}")
+    other = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if other is None:
+        raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold {LAYOUT}")
+    classes = _subfolders(folder / "train")
+    tested = _subfolders(folder / other)
+    if classes != tested:
+        odd = sorted(set(classes) ^ set(tested))[0]
+        missing = other if odd in classes else "train"
+        raise InputError(f"data folder {folder}: class {odd!r} is missing from {missing}; both need the same classes")
+    files = {split: _files(folder / split, classes) for split in ("train", other)}
+
+    digest = hashlib.sha256()  # any file added, removed, renamed, resized or touched changes it
+    for split, members in files.items():
+        for label, file, bytes_, modified in members:
+            digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode())
+    source = {"tree": digest.hexdigest(), "size": size}
+    key = hashlib.sha256(f"{folder.resolve()}:{size}".encode()).hexdigest()[:10]
+    cache = root() / "data" / "cache" / f"{folder.resolve().name}-{key}.safetensors"
+    tensors, _ = cached(cache, source, lambda: _decode(folder, classes, files, size))
+    return (
+        ImageSet(tensors["train.images"], tensors["train.labels"], classes),
+        ImageSet(tensors[f"{other}.images"], tensors[f"{other}.labels"], classes),
+    )
+
+
+Listing = list[tuple[int, str, int, int]]  # label, file name, bytes, time of change
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
+
+
+def _files(folder: Path, classes: tuple[str, ...]) -> Listing:
+    listing: Listing = []
+    for label, name in enumerate(classes):
+        members = sorted(
+            (entry for entry in os.scandir(folder / name) if entry.is_file() and entry.name[0] != "."),
+            key=lambda entry: entry.name,
+        )
+        if not members:
+            raise InputError(f"class folder {folder / name} is empty; put images there or remove it from both splits")
+        listing += [(label, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in members]
+    return listing
+
+
+def _decode(folder: Path, classes: tuple[str, ...], files: dict[str, Listing], size: int | None) -> Built:
+    tensors = {}
+    progress = bar(sum(map(len, files.values())), f"reading {folder.name}", "img")
+    shape: tuple[int, int] | None = None if size is None else (size, size)
+    for split, listing in files.items():
+        images: np.ndarray | None = None
+        for row, (label, name, _, _) in enumerate(listing):
+            file = folder / split / classes[label] / name
+            pixels = _read(file, size)
+            shape = shape or (pixels.shape[0], pixels.shape[1])
+            if pixels.shape[:2] != shape:
+                raise InputError(
+                    f"{file} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the images before it "
+                    f"{shape[1]}×{shape[0]}: give a size to bring them all to, such as image_size=32"
+                )
+            if images is None:
+                images = np.empty((len(listing), 3, *shape), np.uint8)
+            images[row] = pixels.transpose(2, 0, 1)
+            progress.update()
+        tensors[f"{split}.images"] = torch.from_numpy(images)
+        tensors[f"{split}.labels"] = torch.tensor([label for label, *_ in listing])
+    progress.close()
+    return tensors, {"classes": list(classes)}
+
+
+def _read(file: Path, size: int | None) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} is not a whole image ({error}); repair or remove it") from error
+    return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,83 @@
+"""What an image set is, and how a validation part is held out."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paperlib.files import InputError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images. The toy's points stand in `images` as float32 N×2; real images are uint8 N×C×H×W."""
+
+    images: Tensor
+    labels: Tensor  # int64 N
+    classes: tuple[str, ...]
+    depth: Tensor | None = None  # float32 N×H×W, distance along the camera's axis
+    mask: Tensor | None = None  # bool N×H×W, where the object is
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise InputError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "ImageSet":
+        """The images at `index`, still as a set."""
+        depth = None if self.depth is None else self.depth[index]
+        mask = None if self.mask is None else self.mask[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], depth=depth, mask=mask)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set: to train on, to select checkpoints on, to report on."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as the models take them: uint8 becomes float32 in [0,1]; floating point stays as it is."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Splits:
+    """Hold `validation` images of the training set out, the same number per class, chosen by `seed` alone.
+
+    Raises InputError when a class has too few images for that.
+    """
+    per_class = validation // len(train.classes)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(train), generator=generator)
+    held = torch.zeros(len(train), dtype=torch.bool)
+    for label, name in enumerate(train.classes):
+        members = order[train.labels[order] == label]
+        if len(members) <= per_class:
+            raise InputError(
+                f"validation: {validation} images hold out {per_class} per class, but class {name!r} has only "
+                f"{len(members)}; at most {len(train.classes) * (len(members) - 1)} here"
+            )
+        held[members[:per_class]] = True
+    return Splits(train[~held], train[held], test)
+
+
+def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
+    """`count` images of `data`, equally many of each class (to within one), chosen by `seed`; all where it is fewer.
+
+    The subset of a smaller count is part of that of a larger one.
+    """
+    if count >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    labels = data.labels[order]
+    rank = torch.zeros(len(data), dtype=torch.long)  # how many of its class stand before each image
+    for label in range(len(data.classes)):
+        members = labels == label
+        rank[members] = torch.arange(int(members.sum()))
+    chosen = order[torch.argsort(rank, stable=True)[:count]]
+    return data[chosen.sort().values]

@@ -1,0 +1,48 @@
+"""CIFAR-10, CIFAR-100, STL-10 and Fashion-MNIST through torchvision, downloaded when the network is there."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from paperlib.data.images import ImageSet
+from paperlib.files import InputError, root
+
+NAMES = ("cifar10", "cifar100", "stl10", "fashion_mnist")
+# What each set is downloaded from and as, for the message where the network is not there.
+SOURCES = {
+    "cifar10": (datasets.CIFAR10.url, datasets.CIFAR10.filename),
+    "cifar100": (datasets.CIFAR100.url, datasets.CIFAR100.filename),
+    "stl10": (datasets.STL10.url, datasets.STL10.filename),
+    "fashion_mnist": (datasets.FashionMNIST.mirrors[0], "FashionMNIST/raw/*.gz"),
+}
+
+
+def load(name: str) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set `name` of NAMES, uint8 N×C×H×W, from data/<name> or downloaded there.
+
+    Raises InputError naming the file, the folder and the address when it is not there and cannot be downloaded.
+    """
+    folder = root() / "data" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        train, test = (_read(name, folder, training) for training in (True, False))
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError
+        address, file = SOURCES[name]
+        raise InputError(
+            f"data {name!r} is not in {folder} and cannot be downloaded ({error}). Put {file} there; it comes from "
+            f"{address}. Or use images of your own: data=folder:PATH"
+        ) from error
+    return train, test
+
+
+def _read(name: str, folder: Path, training: bool) -> ImageSet:
+    if name == "stl10":
+        stl = datasets.STL10(folder, "train" if training else "test", download=True)
+        return ImageSet(torch.from_numpy(stl.data), torch.from_numpy(stl.labels).long(), tuple(stl.classes))
+    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion_mnist": datasets.FashionMNIST}
+    data = kinds[name](folder, training, download=True)
+    pixels = torch.as_tensor(np.asarray(data.data))
+    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.as_tensor(data.targets, dtype=torch.long), tuple(data.classes))

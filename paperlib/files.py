@@ -1,0 +1,102 @@
+"""Files that are never half-written, and where the project keeps them.
+
+Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message names the value and what would be right."""
+
+
+def root() -> Path:
+    """The project's folder, which holds notebooks/, data/ and runs/; the variable PAPERLIB_ROOT moves it."""
+    return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or whole, never half.
+
+    Raises InputError when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(f"{path}: the disk is full; free some space there and start again") from error
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(f"{path}: cannot be written ({error}); make the folder writable") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path` atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises InputError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); delete it and start again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON description `about` as one safetensors file, atomically, with a checksum."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"about": json.dumps(about), "checksum": checksum(stored)}
+    write_atomically(path, lambda temporary: save_file(stored, str(temporary), header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description that `write_tensors` stored.
+
+    Raises InputError naming the file when it is not such a file or its checksum does not fit.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises its own types and, for odd headers, others
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    if "checksum" not in header or header["checksum"] != checksum(tensors):
+        raise InputError(f"{path}: the checksum does not fit its content; delete it and start again")
+    return tensors, json.loads(header["about"])
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

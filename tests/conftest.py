@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of its own: the repository's notebooks, no data, no runs."""
+    (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
+    monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path))
+    return tmp_path

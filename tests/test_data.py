@@ -1,0 +1,278 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paperlib import data
+from paperlib.data import cache, images, scenes, toy
+from paperlib.data.augment import crop_and_flip
+from paperlib.files import InputError
+
+
+def make_tree(root: Path, size: Callable[[int], int] = lambda index: 8, other: str = "test") -> Path:
+    random = np.random.default_rng(0)
+    for split, count in (("train", 5), (other, 3)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (size(index), size(index), 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+# The toy ---------------------------------------------------------------------
+
+
+def test_toy_is_the_line_of_appendix_c1() -> None:
+    splits = toy.load(0)
+    points, labels = splits.train.images, splits.train.labels
+    assert points.shape == (6000, 2)
+    assert len(splits.test) == 600
+    assert torch.equal(points[:, 1], 2 * points[:, 0])
+    for label, centres in enumerate(((-50, -10, 30), (-30, 10, 50))):
+        first = points[labels == label, 0]
+        assert len(first) == 3000
+        for centre in centres:
+            mode = first[(first - centre).abs() < 10]
+            assert len(mode) == 1000
+            assert abs(float(mode.mean()) - centre) < 0.15  # five standard errors
+            assert abs(float(mode.std()) - 1) < 0.12
+
+
+# Scenes ----------------------------------------------------------------------
+
+
+def test_scenes_do_not_depend_on_batch_or_threads() -> None:
+    together = scenes.render(7, np.arange(20), 32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [scenes.render(7, np.array([index]), 32) for index in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_scenes_differ_by_seed_and_index() -> None:
+    one, two = scenes.render(0, np.array([0, 10]), 32)[0], scenes.render(1, np.array([0, 10]), 32)[0]
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one, two)
+
+
+def test_depth_of_floor_pixels_is_the_planes_own() -> None:
+    """A pixel at the bottom edge sees the floor; its depth follows from camera geometry alone."""
+    _, depth, mask = scenes.render(3, np.arange(10), 32)
+    eye, target = np.array(scenes.EYE), np.array(scenes.TARGET)
+    axis = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(axis, (0, 1, 0)) / np.linalg.norm(np.cross(axis, (0, 1, 0)))
+    up = np.cross(right, axis)
+    half = np.tan(scenes.FIELD_OF_VIEW / 2)
+    # The nearest of the four rays of the bottom-left pixel is the lowest.
+    ray = axis + half * ((-1 + 1 / 64) * right + (-1 + 1 / 64) * up)
+    along = -eye[1] / ray[1]  # z-depth is the multiple of the axis, whose part in the ray is one
+    assert not mask[:, -1, 0].any()
+    np.testing.assert_allclose(depth[:, -1, 0].numpy(), along, rtol=1e-5)
+
+
+def test_a_sphere_is_a_disc_of_its_size() -> None:
+    """Signed distance, camera and mask together: the silhouette's area is that of the cone around the sphere."""
+    _, depth, mask = scenes.render(5, np.array([0, 10, 20]), 64)  # class 0 is the sphere
+    draws = scenes.uniforms(5, np.array([0, 10, 20]), 7)
+    scale = 0.75 + 0.23 * draws[:, 3]
+    height = scale * (0.8 + 0.2 * draws[:, 5])
+    place = np.stack([-0.25 + 0.5 * draws[:, 4], height, -0.25 + 0.5 * draws[:, 6]], 1)
+    distance = np.linalg.norm(place - np.array(scenes.EYE), axis=1)
+    radius = 0.8 * scale
+    pixel = 2 * np.tan(scenes.FIELD_OF_VIEW / 2) / 64
+    area = np.pi * radius**2 / (distance**2 - radius**2) / pixel**2
+    np.testing.assert_allclose(mask.sum((1, 2)).numpy(), area, rtol=0.08)
+    nearest = depth.flatten(1).amin(1)[mask.flatten(1).any(1)].numpy()
+    assert (np.abs(nearest - (distance - radius)) < 0.25).all()
+
+
+def test_every_solid_lies_within_its_bound_and_no_ray_can_step_through_it() -> None:
+    points = torch.randn(3, 20000)
+    points = points / points.norm(dim=0)
+    for name, distance in scenes.SOLIDS.items():
+        assert (distance(*(points * scenes.BOUND)) > 0).all(), name
+        # Never more than the true distance: moving by it must not cross the surface.
+        outside = points * (1.2 + torch.rand(20000))
+        gap = distance(*outside)
+        steps = torch.randn(3, 20000)
+        moved = outside + 0.999 * gap * steps / steps.norm(dim=0)
+        assert (distance(*moved) > -1e-5).all(), name
+
+
+def test_scenes_are_cached_and_rendered_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scenes.load(20, 32, 0)
+    monkeypatch.setattr(scenes, "render", lambda *_: pytest.fail("rendered again"))
+    again = scenes.load(20, 32, 0)
+    assert torch.equal(first.images, again.images)
+    assert first.depth is not None
+    assert torch.equal(first.depth, again.depth)
+    assert first.labels.bincount().tolist() == [2] * 10
+    with pytest.raises(InputError, match="size = 48"):
+        scenes.load(20, 48, 0)
+
+
+# Folders ---------------------------------------------------------------------
+
+
+def test_a_folder_is_read_as_it_is(home: Path, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "pets")
+    splits = data.load(f"folder:{tree}", validation_images=2)
+    assert splits.train.classes == ("cat", "dog")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 2, 6)
+    expected = np.asarray(Image.open(tree / "test" / "dog" / "1.png")).transpose(2, 0, 1)
+    assert np.array_equal(splits.test.images[4].numpy(), expected)
+    assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_cache_notices_a_changed_tree(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paperlib.data import folder
+
+    tree = make_tree(tmp_path / "pets", other="val")
+    folder.load(str(tree))
+    decode = folder._decode
+    monkeypatch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+    folder.load(str(tree))
+    monkeypatch.setattr(folder, "_decode", decode)
+    (tree / "train" / "cat" / "4.png").unlink()
+    assert len(folder.load(str(tree))[0]) == 9
+
+
+def test_a_size_brings_mixed_images_together(home: Path, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "pets", size=lambda index: 8 + index)
+    with pytest.raises(InputError, match=r"1\.png is 9×9 pixels.*8×8.*image_size=32"):
+        data.load(f"folder:{tree}")
+    assert data.load(f"folder:{tree}", image_size=16).train.images.shape == (10, 3, 16, 16)
+
+
+def test_what_is_wrong_with_a_folder_is_named(home: Path, tmp_path: Path) -> None:
+    def message(change: Callable[[Path], object]) -> str:
+        tree = make_tree(tmp_path / str(len(list(tmp_path.iterdir()))))
+        change(tree)
+        with pytest.raises(InputError) as caught:
+            data.load(f"folder:{tree}")
+        assert not list((home / "data").rglob("*.safetensors"))  # no half cache
+        return str(caught.value)
+
+    def truncate(tree: Path) -> None:
+        file = tree / "train" / "dog" / "2.png"
+        file.write_bytes(file.read_bytes()[:60])
+
+    def empty(tree: Path) -> None:
+        for file in (tree / "test" / "cat").iterdir():
+            file.unlink()
+
+    assert "dog/2.png is not a whole image" in message(truncate)
+    assert "notes.txt is not a whole image" in message(lambda tree: (tree / "train/cat/notes.txt").write_text("hello"))
+    assert "test/cat is empty" in message(empty)
+    assert "class 'owl' is missing from test" in message(lambda tree: (tree / "train" / "owl").mkdir())
+    assert "there is no folder train" in message(lambda tree: (tree / "train").rename(tree / "training"))
+    assert "there is no folder test or val" in message(lambda tree: (tree / "test").rename(tree / "testing"))
+
+
+# Caches and splits -----------------------------------------------------------
+
+
+def test_a_cache_of_another_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.safetensors"
+    cache.cached(file, {}, lambda: ({"a": torch.ones(3)}, {}))
+    monkeypatch.setattr(cache, "VERSION", 99)
+    with pytest.raises(InputError, match=r"c\.safetensors: written in cache version 1, this is 99; delete"):
+        cache.cached(file, {}, lambda: pytest.fail("built over it"))
+
+
+def test_an_interrupted_build_leaves_no_cache(tmp_path: Path) -> None:
+    file = tmp_path / "c.safetensors"
+
+    def interrupted() -> cache.Built:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.cached(file, {}, interrupted)
+    assert not file.exists()
+    assert cache.cached(file, {}, lambda: ({"a": torch.ones(3)}, {}))[0]["a"].sum() == 3
+
+
+def test_validation_is_held_out_by_seed_and_class() -> None:
+    labels = torch.arange(100) % 5
+    whole = images.ImageSet(torch.arange(100).view(-1, 1, 1, 1).to(torch.uint8), labels, tuple("abcde"))
+    splits = images.hold_out(whole, whole, 20, seed=1)
+    train, held = (set(part.images.flatten().tolist()) for part in (splits.train, splits.validation))
+    assert not train & held
+    assert train | held == set(range(100))
+    assert splits.validation.labels.bincount().tolist() == [4] * 5
+    assert torch.equal(splits.validation.images, images.hold_out(whole, whole, 20, seed=1).validation.images)
+    assert not torch.equal(splits.validation.images, images.hold_out(whole, whole, 20, seed=2).validation.images)
+    with pytest.raises(InputError, match="has only 20"):
+        images.hold_out(whole, whole, 100, seed=0)
+
+
+def test_subsets_are_balanced_and_nested() -> None:
+    labels = torch.arange(100) % 5
+    whole = images.ImageSet(torch.arange(100).view(-1, 1, 1, 1).to(torch.uint8), labels, tuple("abcde"))
+    small, large = (set(images.subset(whole, count, 0).images.flatten().tolist()) for count in (10, 43))
+    assert small < large
+    assert images.subset(whole, 43, 0).labels.bincount().sort().values.tolist() == [8, 8, 9, 9, 9]
+
+
+def test_unknown_sets_and_missing_downloads_are_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"'cifar' is not a data set; choose one of toy, scenes"):
+        data.load("cifar")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
+    with pytest.raises(InputError) as caught:
+        data.load("cifar10")
+    assert "cifar-10-python.tar.gz" in str(caught.value)
+    assert str(home / "data" / "cifar10") in str(caught.value)
+    assert "https://" in str(caught.value)
+
+
+def test_torchvision_sets_are_read_from_their_own_files(home: Path) -> None:
+    """Fashion-MNIST's idx files, made here: 2 images of 28×28, grey."""
+    folder = home / "data" / "fashion_mnist" / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint64).astype(np.uint8).reshape(2, 28, 28)
+    for part in ("train", "t10k"):
+        header = b"\x00\x00\x08\x03" + b"".join(number.to_bytes(4, "big") for number in (2, 28, 28))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x02\x09\x00")
+    train, test = data.vision.load("fashion_mnist")
+    assert train.images.shape == (2, 1, 28, 28)
+    assert np.array_equal(test.images[:, 0].numpy(), pixels)
+    assert train.labels.tolist() == [9, 0]
+
+
+# Augmentation ----------------------------------------------------------------
+
+
+def test_crops_and_flips_are_windows_of_the_padded_image() -> None:
+    batch = torch.rand(50, 3, 6, 6)
+    out = crop_and_flip(batch, 2, 0.5, True)
+    padded = torch.nn.functional.pad(batch, (2,) * 4, value=0.5)
+    for image, source in zip(out, padded, strict=True):
+        windows = source.unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 6, 6)
+        both = torch.cat([windows, windows.flip(3)])
+        assert (both == image).flatten(1).all(1).any()
+    assert (
+        len({tuple(image.flatten().tolist()) for image in crop_and_flip(batch[:1].expand(50, -1, -1, -1), 2, 0, True)}) > 10
+    )
+
+
+def test_a_gradient_goes_back_through_the_augmentation_to_the_stored_image() -> None:
+    batch = torch.rand(4, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def augmented(images: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return crop_and_flip(images, 1, 0.5, True)
+
+    assert torch.autograd.gradcheck(augmented, batch)
