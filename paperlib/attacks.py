@@ -1,0 +1,287 @@
+"""The inner maximisers that training and evaluation share, and thin calls to attack libraries.
+
+Every attack is a function `attack(model, images, labels, *, eps, norm, …)` that returns adversarial images of the same
+shape; `functools.partial` fixes its settings. The model is used in the mode it is in: `evaluation` and the training
+methods choose it. Random numbers come from PyTorch's global generator, which the caller seeds.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib.files import InputError
+
+Norm = Literal["linf", "l2"]
+Loss = Literal["ce", "kl", "margin", "dlr"]
+Attack = partial[Tensor]  # of an attack function: only model, images and labels are open
+BOX = (0.0, 1.0)  # where images live
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode, and back in each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# Losses: each image's own, to be made large ---------------------------------------------------------------------
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{j≠y} z_j − z_y, the loss of Carlini & Wagner (2017): positive where the image is misclassified. N from N×C."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return other - own
+
+
+def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """−(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), which no scaling of the logits changes (Croce & Hein 2020, eq. 6).
+
+    Raises InputError with fewer than three classes, where it is not defined.
+    """
+    if logits.shape[1] < 3:
+        raise InputError(f"loss 'dlr' needs three classes or more, this model has {logits.shape[1]}; use ce or margin")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
+def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None) -> Tensor:
+    """The named loss of each image, N from logits N×C; `clean` are the logits that kl departs from."""
+    if loss == "ce":
+        return F.cross_entropy(logits, labels, reduction="none")
+    if loss == "kl":
+        assert clean is not None
+        return F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
+    return margin(logits, labels) if loss == "margin" else difference_of_logits_ratio(logits, labels)
+
+
+# Geometry of the two balls --------------------------------------------------------------------------------------
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Euclidean norms N×1×…×1 that divide N×…, never zero."""
+    return vectors.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (vectors.ndim - 1))
+
+
+def project(perturbation: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest perturbation within the ball of radius `eps`."""
+    if norm == "linf":
+        return perturbation.clamp(-eps, eps)
+    return perturbation * (eps / _lengths(perturbation)).clamp_max(1)
+
+
+def ascent(gradient: Tensor, norm: Norm) -> Tensor:
+    """The step of size one that raises the loss most: its sign (linf) or its direction (l2); zero where it is zero.
+
+    What is not a number counts as zero, so a broken gradient leaves an image where it is.
+    """
+    gradient = gradient.nan_to_num(0, 0, 0)
+    return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
+
+
+def _into(images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None) -> Tensor:
+    # Clamping to the box moves every pixel toward the image, so it does not leave the ball.
+    adversarial = images + project(adversarial - images, eps, norm)
+    return adversarial if box is None else adversarial.clamp(*box)
+
+
+# Attacks of our own ---------------------------------------------------------------------------------------------
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    step_size: float,
+    loss: Loss = "ce",
+    targets: Tensor | None = None,
+    random_start: bool = True,
+    restarts: int = 1,
+    best: bool = False,
+    box: tuple[float, float] | None = BOX,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018; PAG, Algorithm 1) on images N×… in [0,1].
+
+    `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is
+    uniform in the cube of half-width `eps`, projected into the ball. Each restart keeps, image by image, the strongest
+    result so far. `best` is no longer paper-exact: an image leaves the batch with the first iterate that fools the
+    model, which is never weaker than the last iterate and several times as fast. `box` None leaves points unbounded.
+    """
+    if loss == "kl" and targets is not None:
+        raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
+    with torch.no_grad():
+        clean = model(images).detach() if loss == "kl" else None
+    aims = labels if targets is None else targets
+    sign = 1.0 if targets is None else -1.0
+
+    def fooled(logits: Tensor, members: Tensor) -> Tensor:
+        predictions = logits.argmax(1)
+        return predictions != labels[members] if targets is None else predictions == aims[members]
+
+    def run() -> Tensor:
+        adversarial = images.clone()
+        if random_start:
+            noise = torch.empty_like(images).uniform_(-eps, eps)
+            adversarial = _into(images, images + noise, eps, norm, box)
+        members = torch.arange(len(images), device=images.device)
+        for _ in range(steps):
+            current = adversarial[members].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(current)
+                reference = None if clean is None else clean[members]
+                total = sign * attack_loss(logits, aims[members], loss, reference).sum()
+                (gradient,) = torch.autograd.grad(total, current)
+            if best:
+                going = ~fooled(logits.detach(), members)
+                members, current, gradient = members[going], current[going], gradient[going]
+                if not len(members):
+                    break
+            moved = current.detach() + step_size * ascent(gradient, norm)
+            adversarial[members] = _into(images[members], moved, eps, norm, box)
+        return adversarial
+
+    kept = run()
+    if restarts == 1:
+        return kept
+
+    everyone = torch.arange(len(images), device=images.device)
+
+    def strength(candidates: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = model(candidates)
+        return fooled(logits, everyone), sign * attack_loss(logits, aims, loss, clean)
+
+    kept_fooled, kept_loss = strength(kept)
+    for _ in range(restarts - 1):
+        other = run()
+        other_fooled, other_loss = strength(other)
+        better = (other_fooled & ~kept_fooled) | ((other_fooled == kept_fooled) & (other_loss > kept_loss))
+        kept[better], kept_fooled[better], kept_loss[better] = other[better], other_fooled[better], other_loss[better]
+    return kept
+
+
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:
+    """One full step along the gradient from the clean image (Goodfellow et al. 2015)."""
+    return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random_start=False)
+
+
+# Attacks of libraries -------------------------------------------------------------------------------------------
+
+LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    loss: Literal["ce", "dlr"] = "ce",
+    steps: int = 100,
+    restarts: int = 1,
+) -> Tensor:
+    """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image where it does not succeed."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    seed = int(torch.randint(2**31, ()))  # drawn from the caller's generator; the library sets the global seed itself
+    with torch.random.fork_rng():
+        attack = APGDAttack(
+            model, n_iter=steps, norm=LIBRARY_NORMS[norm], n_restarts=restarts, eps=eps, seed=seed, loss=loss,
+            device=images.device,
+        )  # fmt: skip
+        return attack.perturb(images.clone(), labels.clone()).detach()
+
+
+def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Tensor:
+    """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
+
+    Runs the `autoattack` package where it can be imported, else its repackage `pyautoattack`. With fewer than four
+    classes the targeted losses are not defined, and untargeted APGD-CE, FAB and Square take their place. The warnings
+    about masked gradients are collected by `masking_flags`.
+    """
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    seed = int(torch.randint(2**31, ()))
+    trace = sys.gettrace()  # the library's check for dynamic models ends by switching every debugger off
+    with torch.random.fork_rng():
+        try:
+            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes)
+            return run(images.clone(), labels.clone()).detach()
+        finally:
+            sys.settrace(trace)
+
+
+def _autoattack(
+    model: nn.Module, eps: float, norm: str, seed: int, device: torch.device, classes: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    few = classes < 4
+    attacks = ["apgd-ce", "fab", "square"]
+    try:
+        from autoattack import AutoAttack, checks
+
+        adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device, verbose=False)
+        adversary.logger = _Relay()
+        if few:
+            adversary.attacks_to_run = attacks
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            return adversary.run_standard_evaluation(x, y, bs=len(x))
+    except ImportError:
+        from pyautoattack import AutoAttack, checks
+
+        adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device)
+        if few:
+            adversary.attacks_to_run = attacks
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            return adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
+
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # one dynamic model would flag every later one
+    if not few:  # the standard nine target classes, or as many as there are
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+    return run
+
+
+class _Relay:
+    """Hands what the original package logs on to the logger that its repackage uses."""
+
+    def log(self, message: str) -> None:
+        level = logging.WARNING if message.startswith("Warning") else logging.DEBUG
+        logging.getLogger("auto-attack").log(level, message.removeprefix("Warning: "))
+
+
+@contextmanager
+def masking_flags() -> Iterator[list[str]]:
+    """Collects, once each, the warnings that AutoAttack gives about a model whose gradients look masked."""
+    flags: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING and record.getMessage() not in flags:
+                flags.append(record.getMessage())
+
+    logger, collector = logging.getLogger("auto-attack"), Collector()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(collector)
+    try:
+        yield flags
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagate

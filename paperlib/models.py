@@ -1,0 +1,177 @@
+"""Architectures. Inputs are always in [0,1] (the toy's: raw coordinates); normalisation is the model's first layer."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib.batchnorm import BatchNorm2d
+from paperlib.files import InputError, read_tensors, write_tensors
+
+HALF = (0.5, 0.5)  # mean and deviation that bring [0,1] to [−1,1], as PAG's code does
+CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as the published robust ResNet-50s use
+
+
+class Normalise(nn.Module):
+    """(x − mean) / deviation, per channel or for all."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: float | Sequence[float], deviation: float | Sequence[float]) -> None:
+        super().__init__()
+        # Constants of the architecture, so they are not part of the weights.
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+def toy_net(hidden: int = 32) -> nn.Sequential:
+    """The 2 → 32 → 2 network of PAG, Appendix C.1."""
+    return nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+
+def small_cnn(classes: int, channels: int = 3, width: int = 32) -> nn.Sequential:
+    """Four 3×3 convolutions without batch norm, two of them strided, and mean pooling: fast on a laptop."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in (
+        (channels, width, 1),
+        (width, 2 * width, 2),
+        (2 * width, 2 * width, 1),
+        (2 * width, 4 * width, 2),
+    ):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)]
+    return nn.Sequential(Normalise(*HALF), *layers, *head)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (He et al. 2015)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.shortcut = _shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut (He et al. 2015)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = BatchNorm2d(4 * width)
+        self.shortcut = _shortcut(inputs, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    if inputs == outputs and stride == 1:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
+
+
+def resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    classes: int,
+    *,
+    width: int = 64,
+    channels: int = 3,
+    statistics: tuple[float | Sequence[float], float | Sequence[float]] = HALF,
+) -> nn.Sequential:
+    """A ResNet with the CIFAR stem (3×3, stride 1, no pooling), for images of any size."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        normalise=Normalise(*statistics),
+        conv1=nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        bn1=BatchNorm2d(width),
+        relu=nn.ReLU(),
+    )
+    inputs = width
+    for stage, depth in enumerate(depths):
+        blocks = []
+        for position in range(depth):
+            blocks.append(block(inputs, width * 2**stage, 2 if stage and position == 0 else 1))
+            inputs = width * 2**stage * block.expansion
+        layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(inputs, classes)}
+    return nn.Sequential(layers)
+
+
+def resnet18(classes: int, channels: int = 3, width: int = 64) -> nn.Sequential:
+    """ResNet-18 of BasicBlocks with the CIFAR stem: 11.17 M parameters at width 64."""
+    return resnet(BasicBlock, (2, 2, 2, 2), classes, width=width, channels=channels)
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_cnn": small_cnn, "resnet18": resnet18}
+
+
+def build(name: str, *, classes: int, channels: int, width: int, seed: int) -> nn.Module:
+    """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ARCHITECTURES[name](classes, channels, width)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the model's weights as safetensors."""
+    write_tensors(path, model.state_dict(), {})
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Fill `model` with the weights in `path`. Raises InputError when they belong to another architecture."""
+    try:
+        model.load_state_dict(read_tensors(path)[0])
+    except RuntimeError as error:
+        raise InputError(f"{path}: weights of another architecture ({str(error).splitlines()[1].strip()})") from error
+    return model
+
+
+def load_robust_resnet50(path: Path) -> nn.Module:
+    """The robust CIFAR-10 ResNet-50 of Engstrom et al. (2019) from `path`, safetensors or the published `.pt`.
+
+    The published file is a pickle: it is read with `weights_only=True`, so nothing in it can run. Raises InputError when
+    that refuses it, or when it holds another model.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; the checkpoints are cifar_linf_8.pt and cifar_l2_0_5.pt")
+    if path.suffix == ".safetensors":
+        stored = read_tensors(path)[0]
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler's errors are of many kinds
+            raise InputError(f"{path}: holds more than weights ({error}); save its tensors as safetensors") from error
+        stored = content.get("model", content)
+    prefix = "module.model." if any(name.startswith("module.model.") for name in stored) else ""
+    weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    model = resnet(Bottleneck, (3, 4, 6, 3), 10, statistics=CIFAR10_STATISTICS)
+    wanted = model.state_dict()
+    if missing := sorted(set(wanted) - set(weights)):
+        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {missing[0]} is missing")
+    model.load_state_dict({name: weights[name] for name in wanted})
+    return model.eval()

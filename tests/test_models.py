@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paperlib import models
+from paperlib.batchnorm import BatchNorm2d
+from paperlib.files import InputError, write_tensors
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def test_parameter_counts_are_those_published() -> None:
+    assert round(parameters(models.resnet18(10)) / 1e6, 2) == 11.17
+    assert parameters(models.toy_net()) == 2 * 32 + 32 + 32 * 2 + 2
+    # torchvision's ResNet-50 has the same blocks; stem (7×7 against 3×3) and head (1,000 classes against 10) differ.
+    from torchvision.models import resnet50
+
+    ours = parameters(models.resnet(models.Bottleneck, (3, 4, 6, 3), 10))
+    assert ours == parameters(resnet50()) - 3 * 64 * (49 - 9) - 2049 * 990
+
+
+def test_residual_blocks_compute_what_torchvisions_do() -> None:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    x = torch.randn(2, 8, 6, 6)
+    basic = models.BasicBlock(8, 16, 2)
+    theirs = BasicBlock(8, 16, 2, nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16)))
+    theirs.load_state_dict({key.replace("shortcut", "downsample"): value for key, value in basic.state_dict().items()})
+    torch.testing.assert_close(basic(x), theirs(x))
+    deep = models.Bottleneck(8, 4, 1)
+    theirs = Bottleneck(8, 4, 1, nn.Sequential(nn.Conv2d(8, 16, 1, 1, bias=False), nn.BatchNorm2d(16)))
+    theirs.load_state_dict({key.replace("shortcut", "downsample"): value for key, value in deep.state_dict().items()})
+    torch.testing.assert_close(deep(x), theirs(x))
+
+
+def test_inputs_in_the_unit_box_become_plus_minus_one() -> None:
+    first = models.small_cnn(10)[0]
+    torch.testing.assert_close(first(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)).flatten(), torch.tensor([-1.0, 0, 1]))
+
+
+def test_weights_follow_from_the_seed_alone_and_leave_the_generator() -> None:
+    before = torch.get_rng_state()
+    one, two, other = (models.build("small_cnn", classes=4, channels=1, width=4, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b, c in zip(one.parameters(), two.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_weights_come_back_and_those_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    model = models.resnet18(3, width=4)
+    models.save_weights(model, tmp_path / "w.safetensors")
+    back = models.load_weights(models.resnet18(3, width=4), tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True))
+    with pytest.raises(InputError, match=r"w\.safetensors: weights of another architecture"):
+        models.load_weights(models.resnet18(3, width=8), tmp_path / "w.safetensors")
+
+
+def test_published_robust_networks_are_read_and_pickled_code_is_not_run(tmp_path: Path) -> None:
+    model = models.resnet(models.Bottleneck, (3, 4, 6, 3), 10, statistics=models.CIFAR10_STATISTICS).eval()
+    stored = {f"module.model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"model": {**stored, "module.normalizer.new_mean": torch.zeros(3)}, "epoch": 3}, tmp_path / "linf.pt")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.pt")(images), model(images))
+        write_tensors(tmp_path / "linf.safetensors", model.state_dict(), {})
+        assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.safetensors")(images), model(images))
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="holds more than weights"):
+        models.load_robust_resnet50(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"model": {"conv1.weight": torch.ones(1)}}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="not a ResNet-50"):
+        models.load_robust_resnet50(tmp_path / "other.pt")
+
+
+# Batch norm's own second derivative --------------------------------------------
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_equals_pytorchs_to_the_second_derivative(memory_format: torch.memory_format) -> None:
+    ours, theirs = BatchNorm2d(4).double(), nn.BatchNorm2d(4).double()
+    nn.init.uniform_(ours.weight, 0.5, 2)
+    nn.init.normal_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    data = torch.randn(5, 4, 3, 2, dtype=torch.float64).contiguous(memory_format=memory_format)
+    probe, direction = torch.randn_like(data), torch.randn_like(data)
+    results = []
+    for layer in (ours, theirs):
+        x = data.clone().requires_grad_(True)
+        y = layer(x)
+        (gradient,) = torch.autograd.grad((y.sin() * probe).sum(), x, create_graph=True)
+        loss = (gradient * direction).cos().sum() + (y**3).sum()
+        results.append([y, gradient, *torch.autograd.grad(loss, [x, layer.weight, layer.bias])])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(data), theirs(data))
+
+
+def test_batch_norm_passes_finite_differences_twice() -> None:
+    layer = BatchNorm2d(2).double()
+
+    def normalise(x: Tensor) -> Tensor:
+        return layer(x)
+
+    data = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalise, data)
+    assert torch.autograd.gradgradcheck(normalise, data)
+
+
+def test_what_batch_norm_cannot_differentiate_is_an_error() -> None:
+    layer = BatchNorm2d(2)
+    loss = layer(torch.randn(4, 2, 3, 3)).pow(2).sum()
+    (gradient,) = torch.autograd.grad(loss, layer.weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="parameters' gradients"):
+        gradient.sum().backward()
