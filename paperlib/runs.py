@@ -1,0 +1,242 @@
+"""A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is true after a kill.
+
+`runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
+finished there is not computed again. A process holds the folder's lock while it works; the operating system lets go of it
+when the process dies, so a run that says "running" without a lock was killed.
+"""
+
+import ast
+import atexit
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from paperlib import __version__, methods
+from paperlib.files import InputError, read_json, root, write_json, write_text
+from paperlib.settings import PRESENTATION, Settings, check
+
+PRESETS = ("quick", "laptop", "gpu", "paper")
+
+
+# Studies: which notebooks there are, and what each can be told --------------------------------------------------
+
+
+def studies() -> dict[str, type[Settings]]:
+    """The settings of each notebook: the STUDIES of every module in `paperlib.methods`."""
+    found: dict[str, type[Settings]] = {}
+    for module in pkgutil.iter_modules(methods.__path__, "paperlib.methods."):
+        found |= getattr(importlib.import_module(module.name), "STUDIES", {})
+    return found
+
+
+def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
+    """The presets of `notebook` as written. Raises InputError when there is no such notebook."""
+    known = studies()
+    if notebook not in known:
+        raise InputError(f"no notebook {notebook!r}; there are {', '.join(sorted(known))}")
+    return yaml.safe_load((root() / "notebooks" / "presets" / f"{notebook}.yaml").read_text(encoding="utf-8"))
+
+
+def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a preset with `overrides` in place. Raises InputError when anything is wrong with them."""
+    presets = read_presets(notebook)
+    if preset not in presets:
+        raise InputError(f"preset = {preset!r}: {notebook} has {', '.join(presets)}")
+    return check(studies()[notebook], {**presets[preset], **(overrides or {})})
+
+
+def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
+    """Where the run with these settings lives: the same settings of the same version, the same folder."""
+    values = {"version": __version__, **settings.model_dump(exclude=PRESENTATION)}
+    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return root() / "runs" / notebook / f"{preset}-{key}"
+
+
+# A run -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook with its settings, at work in its folder."""
+
+    notebook: str
+    preset: str
+    settings: Any  # the study's own Settings
+    folder: Path
+    started: float = field(default_factory=time.time)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors go: the setting, or a GPU where there is one."""
+        name = self.settings.device
+        if name == "cuda" and not torch.cuda.is_available():
+            raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+        return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
+        return f"<p>{self.notebook}, preset {self.preset}, in {_shown(self.folder)}</p><table>{rows}</table>"
+
+    def finish(self) -> None:
+        """Write down that everything was computed, and let go of the folder."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        _say(self, "finished", peak_memory_bytes=peak)
+        _release(self.folder)
+
+
+def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
+    """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
+
+    A parameter that is None is as its preset says. Papermill hands misspelt parameters over without a word, so the cell
+    it injects is read as well. Raises InputError for parameters that are unknown or wrong, and when another process is at
+    work in the same folder.
+    """
+    known = studies()[notebook].model_fields
+    given = {name: namespace[name] for name in known if namespace.get(name) is not None}
+    for source in namespace.get("In", []):
+        if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
+            given |= {name: value for name, value in _assignments(source) if value is not None and name != "preset"}
+    preset = namespace.get("preset", "quick")
+    settings = resolve(notebook, preset, given)
+    run = Run(notebook, preset, settings, folder_of(notebook, preset, settings))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _hold(run.folder)
+    write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
+    write_json(run.folder / "environment.json", environment())
+    _say(run, "running")
+    _watch(run)
+    return run
+
+
+def _assignments(source: str) -> Iterator[tuple[str, Any]]:
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            yield statement.targets[0].id, ast.literal_eval(statement.value)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+
+# Status ------------------------------------------------------------------------------------------------------------
+
+_locks: dict[Path, FileLock] = {}  # held by this process
+
+
+def _hold(folder: Path) -> None:
+    if folder in _locks:
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{_shown(folder)}: another process is at work on this run; wait for it or end it") from None
+    _locks[folder] = lock
+
+
+def _release(folder: Path) -> None:
+    if lock := _locks.pop(folder, None):
+        lock.release()
+
+
+def _say(run: Run, state: str, **more: Any) -> None:
+    now = time.time()
+    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    write_json(run.folder / "status.json", {**content, "seconds": now - run.started, "process": os.getpid(), **more})
+
+
+def _watch(run: Run) -> None:
+    """Note the error of a failed cell, and a kernel that ends before the run is finished."""
+
+    def at_exit() -> None:
+        if run.folder in _locks and read_json(run.folder / "status.json")["state"] == "running":
+            _say(run, "stopped")
+
+    atexit.register(at_exit)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+
+    def after_cell(result: Any) -> None:
+        if run.folder not in _locks:
+            shell.events.unregister("post_run_cell", after_cell)
+        elif error := result.error_before_exec or result.error_in_exec:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
+
+    shell.events.register("post_run_cell", after_cell)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started."""
+    file = folder / "status.json"
+    if not file.exists():
+        return {"state": "not started"}
+    content = read_json(file)
+    if content["state"] == "running" and not _locked(folder):
+        content["state"] = "killed"
+    return content
+
+
+def _locked(folder: Path) -> bool:
+    if folder in _locks:
+        return True
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+# Environment -------------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit: what a reader needs to judge a number by."""
+    return {
+        "paperlib": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root(), capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,119 @@
+"""Settings: what can be set, of which type and in which range. Nothing runs before they are known to be right."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from paperlib import models
+from paperlib.data import check_name
+from paperlib.files import InputError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Radius = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Venue = Literal["neurips", "iclr", "icml", "cvpr", "aaai", "wide"]
+
+FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECASE)
+
+
+def read_value(value: Any) -> Any:
+    """A value as YAML and papermill hand it over, read: fractions such as "8/255", "1e-3" and lists are no strings."""
+    if isinstance(value, list):
+        return [read_value(member) for member in value]
+    if not isinstance(value, str):
+        return value
+    if match := FRACTION.fullmatch(value):
+        return float(match[1]) / float(match[2]) if float(match[2]) else value
+    try:
+        return float(value) if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE) else yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+class Settings(BaseModel):
+    """What every study has. Every field is required: a preset is complete and explicit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    seeds: Seeds  # one training and evaluation each
+    device: Literal["auto", "cpu", "cuda"]
+    venue: Venue  # whose column width the figures have; changes no number
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_strings(cls, values: dict[str, Any]) -> dict[str, Any]:
+        texts = {name for name, field in cls.model_fields.items() if field.annotation is str}
+        return {name: value if name in texts else read_value(value) for name, value in values.items()}
+
+
+class TrainingSettings(Settings):
+    """What `training.fit` needs to know."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["sgd", "adam", "adamw"]
+    learning_rate: Positive
+    momentum: Share  # of SGD
+    weight_decay: Radius
+    schedule: Literal["constant", "step", "cosine", "one_cycle"]
+    milestones: list[Share]  # of the step schedule: shares of the epochs after which the rate is multiplied …
+    decay: Share  # … by this
+    clip: Radius  # the gradient's norm at most; 0 for no limit
+    ema: Share  # decay of the weights' moving average per step; 0 for none
+    bf16: bool  # autocast to bfloat16 in training (evaluation is always in float32)
+    channels_last: bool
+    crop_padding: Annotated[int, Field(ge=0)]
+    crop_fill: Share  # value of the padding
+    flip: bool
+
+
+class ImageSettings(TrainingSettings):
+    """What a study of real images adds: which images, which network, which evaluation."""
+
+    data: Annotated[str, AfterValidator(check_name)]
+    train_images: Count | None
+    validation_images: Count
+    test_images: Count | None
+    image_size: Count | None
+    model: Literal[tuple(models.ARCHITECTURES)]  # type: ignore[valid-type]
+    width: Count
+    eps_linf: Radius
+    eps_l2: Radius
+    attack_steps: Count  # of the PGD that is reported
+    autoattack_images: Count
+    autoattack_norms: list[Literal["linf", "l2"]]  # [] where AutoAttack is not run
+    sweep_images: Count  # of the sweep over eps
+    audit_images: Count
+
+
+S = TypeVar("S", bound=Settings)
+
+PRESENTATION = {"venue"}  # fields that change no number, so the same run serves them all
+
+
+def check(kind: type[S], values: Mapping[str, Any]) -> S:
+    """`values` as settings of `kind`. Raises InputError naming each wrong value and what would be right."""
+    allowed = list(kind.model_fields)
+    for name in values:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"unknown parameter {name!r}; {hint}Allowed: {', '.join(allowed)}")
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            name = ".".join(map(str, fault["loc"]))
+            if fault["type"] == "missing":
+                faults.append(f"{name} is missing")
+            else:
+                reason = fault["msg"].removeprefix("Value error, ")
+                faults.append(f"{name} = {fault['input']!r}: {reason}")
+        raise InputError("; ".join(faults)) from None

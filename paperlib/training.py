@@ -1,0 +1,278 @@
+"""The only training loop. It knows no paper: a method gives it a loss, `Settings` say the rest."""
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib import models
+from paperlib.attacks import Attack, evaluating
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.data.augment import crop_and_flip
+from paperlib.files import read_json, read_tensors, write_json, write_tensors
+from paperlib.methods import Batch, Method, Step
+from paperlib.progress import bar, live
+from paperlib.runs import Run
+from paperlib.settings import TrainingSettings
+
+CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
+DIVERGED = 1e6  # a loss beyond this will not come back
+History = list[dict[str, float]]
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a number, or beyond all bounds."""
+
+
+def train_each(
+    run: Run, methods: Mapping[str, Method], data: Splits, attack: Attack | None = None, **changes: Any
+) -> dict[str, dict[int, nn.Module]]:
+    """Train a model with each method for each seed of the run: the models by method and seed.
+
+    The network is the one in the settings; `changes` replace settings for these trainings, say `epochs`. `attack` is for
+    validation. What was trained before is read back. See `fit` for the rest.
+    """
+    settings = run.settings.model_copy(update=changes)
+    trained: dict[str, dict[int, nn.Module]] = {name: {} for name in methods}
+    for name, method in methods.items():
+        for seed in settings.seeds:
+            folder = run.folder / "training" / f"{name}-seed{seed}"
+            model = build(settings, data, seed)
+            trained[name][seed] = fit(model, method, data, settings, folder, seed=seed, attack=attack, device=run.device)
+    return trained
+
+
+def build(settings: Any, data: Splits, seed: int) -> nn.Module:
+    """The untrained network that the settings name, for these images; points get the toy's network."""
+    if data.train.images.ndim == 2:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return models.toy_net()
+    channels, classes = data.train.images.shape[1], len(data.train.classes)
+    return models.build(settings.model, classes=classes, channels=channels, width=settings.width, seed=seed)
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    data: Splits,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    seed: int,
+    attack: Attack | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Train `model` and return it in evaluation mode with the weights of the best epoch.
+
+    The best epoch has the highest score on the validation images: their clean accuracy or, with an `attack`, the mean of
+    clean and robust accuracy. `folder` gets weights.safetensors and history.json, one entry an epoch. Order, augmentation
+    and attacks of a step follow from (seed, epoch, step) alone, and a checkpoint holds everything else: a run that was
+    killed at any moment goes on and, on a CPU, ends with the same bits. Raises DivergenceError when the loss
+    is not a number or beyond all bounds, naming the step, the terms and the last good checkpoint.
+    """
+    name = folder.name
+    model.to(device)
+    if (folder / "weights.safetensors").exists():
+        return models.load_weights(model, folder / "weights.safetensors").eval()
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
+    optimizer = _optimizer(model, settings)
+    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    augment = partial(crop_and_flip, padding=settings.crop_padding, fill=settings.crop_fill, flip=settings.flip)
+    starts = [start for start in range(0, len(labels), settings.batch_size) if len(labels) - start > 1]
+    total = settings.epochs * len(starts)
+
+    checkpoint = folder / "checkpoint.safetensors"
+    about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0}
+    best: dict[str, Tensor] = {}
+    if checkpoint.exists():
+        about, best = _restore(checkpoint, model, averaged, optimizer)
+    begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
+
+    def save() -> None:
+        nonlocal saved
+        about["seconds"] = time.monotonic() - begun
+        _store(checkpoint, model, averaged, optimizer, best, about)
+        saved = time.monotonic()
+
+    history: History = about["history"]
+    with bar(total, name, "step") as progress, torch.random.fork_rng(enabled=True):
+        progress.update(about["epoch"] * len(starts) + about["index"])
+        for epoch in range(about["epoch"], settings.epochs):
+            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
+            for index in range(about["index"], len(starts)):
+                members = order[starts[index] : starts[index] + settings.batch_size].to(device)
+                batch = Batch(as_float(images[members]), labels[members], augment)
+                step = Step(epoch * len(starts) + index, total, epoch)
+                _draw_from(_mix(seed, epoch, index))
+                rate = learning_rate(settings, step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                model.train()
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
+                    terms = method.loss(model, batch, step)
+                values = {term: float(value.detach()) for term, value in terms.items()}
+                if not abs(values["total"]) < DIVERGED:  # also where it is not a number
+                    raise DivergenceError(_divergence(name, step, values, checkpoint))
+                optimizer.zero_grad(set_to_none=True)
+                terms["total"].backward()
+                if settings.clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimizer.step()
+                if settings.ema:
+                    _average(averaged, model, settings.ema)
+                for term, value in values.items():
+                    about["sums"][term] = about["sums"].get(term, 0.0) + value
+                about["index"] = index + 1
+                progress.update()
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+            averages = {term: value / len(starts) for term, value in about["sums"].items()}
+            _draw_from(_mix(seed, epoch, -2))
+            history.append({"epoch": epoch + 1, **averages, **validate(averaged, data.validation, attack, device)})
+            if history[-1]["score"] >= max((past["score"] for past in history[:-1]), default=-1.0):
+                best = {key: value.detach().clone() for key, value in averaged.state_dict().items()}
+            about |= {"epoch": epoch + 1, "index": 0, "sums": {}}
+            line = "  ".join(f"{key} {value:.4g}" for key, value in history[-1].items())
+            progress.set_postfix_str(line)
+            last = epoch + 1 == settings.epochs
+            if last or time.monotonic() - saved > 1:  # an epoch of the toy takes less than writing it down
+                save()
+            if not live() and (last or time.monotonic() - printed > 1):
+                left = (time.monotonic() - begun) / (epoch + 1) * (settings.epochs - epoch - 1)
+                print(f"{name}: {line}  ({left:.0f} s left)", flush=True)
+                printed = time.monotonic()
+    averaged.load_state_dict(best)
+    write_json(folder / "history.json", {"seconds": time.monotonic() - begun, "epochs": history})
+    models.save_weights(averaged, folder / "weights.safetensors")
+    checkpoint.unlink()
+    return averaged.eval()
+
+
+def histories(run: Run) -> dict[str, dict[str, Any]]:
+    """The history of every finished training of a run, by its name: seconds, and epochs with losses and accuracies."""
+    return {file.parent.name: read_json(file) for file in sorted(run.folder.glob("training/*/history.json"))}
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: Any) -> dict[str, float]:
+    """Clean accuracy, robust accuracy under the attack if there is one, and the score: their mean; all in [0,1]."""
+    clean = robust = 0
+    with evaluating(model):
+        for start in range(0, len(data), 500):
+            images = as_float(data.images[start : start + 500].to(device))
+            labels = data.labels[start : start + 500].to(device)
+            clean += int((model(images).argmax(1) == labels).sum())
+            if attack is not None:
+                adversarial = attack(model, images, labels)
+                robust += int((model(adversarial).argmax(1) == labels).sum())
+    accuracy = {"clean_accuracy": clean / len(data)}
+    if attack is not None:
+        accuracy["robust_accuracy"] = robust / len(data)
+    return {**accuracy, "score": sum(accuracy.values()) / len(accuracy)}
+
+
+def learning_rate(settings: TrainingSettings, step: Step) -> float:
+    """The learning rate of a step under the settings' schedule.
+
+    step: × decay after each milestone, a share of the epochs. cosine: from the full rate to zero. one_cycle: linearly up
+    over the first 30 % of the steps, then as the cosine down to zero.
+    """
+    full = settings.learning_rate
+    if settings.schedule == "constant":
+        return full
+    if settings.schedule == "step":
+        passed = sum(step.epoch >= round(milestone * settings.epochs) for milestone in settings.milestones)
+        return full * settings.decay**passed
+    share = (step.index + 0.5) / step.total
+    if settings.schedule == "cosine":
+        return full * (1 + math.cos(math.pi * share)) / 2
+    return full * (share / 0.3 if share < 0.3 else (1 + math.cos(math.pi * (share - 0.3) / 0.7)) / 2)
+
+
+def _mix(seed: int, epoch: int, index: int) -> int:
+    """A seed of 63 bits for one step of one epoch: large odd factors keep the three apart."""
+    return (seed * 0x9E3779B97F4A7C15 + (epoch + 1) * 0xBF58476D1CE4E5B9 + (index + 3) * 0x94D049BB133111EB) % 2**63
+
+
+def _draw_from(seed: int) -> None:
+    """Seed the global generators; `torch.manual_seed` formats a stack trace each time where CUDA is not in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    weights = list(model.parameters())
+    decay, rate = settings.weight_decay, settings.learning_rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(weights, rate, settings.momentum, weight_decay=decay, fused=True)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[settings.optimizer](weights, rate, weight_decay=decay, fused=True)
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """averaged ← decay · averaged + (1 − decay) · model, batch-norm statistics too; counters are copied."""
+    for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
+
+
+def _divergence(name: str, step: Step, values: dict[str, float], checkpoint: Path) -> str:
+    terms = ", ".join(f"{term} = {value:g}" for term, value in values.items())
+    good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    return (
+        f"{name} diverged in step {step.index} (epoch {step.epoch + 1}): {terms}; {good}. "
+        "Try a lower learning_rate, or clip"
+    )
+
+
+def _store(
+    path: Path,
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    about: dict[str, Any],
+) -> None:
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    if averaged is not model:
+        tensors |= {f"averaged.{key}": value for key, value in averaged.state_dict().items()}
+    tensors |= {f"best.{key}": value for key, value in best.items()}
+    for position, weight in enumerate(optimizer.param_groups[0]["params"]):
+        for key, value in optimizer.state[weight].items():
+            if value is not None:
+                tensors[f"optimizer.{position}.{key}"] = value
+    write_tensors(path, tensors, about)
+
+
+def _restore(
+    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tensors, about = read_tensors(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    if averaged is not model:
+        averaged.load_state_dict(part("averaged."))
+    weights = optimizer.param_groups[0]["params"]
+    for key, value in part("optimizer.").items():
+        position, name = key.split(".")
+        weight = weights[int(position)]
+        # Laid out in memory as the weight is, so that the optimizer takes the same path as before the kill.
+        same = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+        optimizer.state[weight][name] = same
+    return about, part("best.")

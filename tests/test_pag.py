@@ -1,0 +1,311 @@
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib import models
+from paperlib.batchnorm import BatchNorm2d
+from paperlib.data import ImageSet
+from paperlib.geometry import class_gradients, cosine, distance_to_boundary, input_gradients, scores
+from paperlib.methods import Batch, Step, baselines, pag
+
+STEP = Step(0, 1, 0)
+
+
+def image_set(count: int = 30, classes: int = 3, side: int = 4) -> ImageSet:
+    pixels = torch.randint(0, 256, (count, 2, side, side), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % classes, tuple("abcdefgh"[:classes]))
+
+
+def smooth_net(classes: int = 3, norm: bool = False) -> nn.Module:
+    """Twice differentiable, so that finite differences mean something."""
+    layers: list[nn.Module] = [nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(64, classes)]
+    if norm:
+        layers.insert(1, BatchNorm2d(4))
+    return nn.Sequential(*layers).double()
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+# Equation 2 ------------------------------------------------------------------
+
+
+def test_cosine_is_equation_2() -> None:
+    v, u = torch.randn(9, 2, 3, dtype=torch.float64), torch.randn(9, 2, 3, dtype=torch.float64)
+    a, b = v.flatten(1).numpy(), u.flatten(1).numpy()
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(cosine(v, u), expected)
+    torch.testing.assert_close(cosine(v, 5 * v), torch.ones(9, dtype=torch.float64))
+    assert cosine(torch.zeros(1, 4), torch.ones(1, 4)).item() == 0
+    assert torch.isfinite(
+        torch.autograd.functional.jacobian(lambda x: cosine(x, torch.ones(1, 4)), torch.zeros(1, 4))
+    ).all()
+
+
+def test_class_gradients_are_finite_differences_of_the_log_softmax() -> None:
+    net = smooth_net()
+    images = torch.rand(2, 2, 4, 4, dtype=torch.float64)
+    for of in ("log_softmax", "logit"):
+        gradients = input_gradients(net, images, [0, 2], of)
+        for label, gradient in zip((0, 2), gradients, strict=True):
+            step = torch.zeros_like(images)
+            step[:, 1, 2, 3] = 1e-6
+
+            def value(x: Tensor, of: str = of, label: int = label) -> Tensor:
+                out = net(x).double()
+                return (out.log_softmax(1) if of == "log_softmax" else out)[:, label]
+
+            slope = (value(images + step) - value(images - step)) / 2e-6
+            torch.testing.assert_close(gradient[:, 1, 2, 3], slope, rtol=1e-3, atol=1e-6)
+
+
+# Equation 1 ------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(torch.rand(4, 2, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 1]), same)
+
+
+def equation_1(net: nn.Module, batch: Batch, targets: Tensor, weight: float) -> Tensor:
+    """Written anew with plain loops, one forward pass a class."""
+    ce = -sum(net(batch.images).log_softmax(1)[row, label] for row, label in enumerate(batch.labels)) / len(batch.labels)
+    total = ce
+    for label in range(3):
+        x = batch.images.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(net(x).log_softmax(1)[:, label].sum(), x, create_graph=True)
+        for row in range(len(x)):
+            v, u = gradient[row].flatten(), (targets[label] - batch.images[row]).flatten()
+            total = total + weight * (1 - v @ u / (v @ v).sqrt() / (u @ u).sqrt()) / len(x)
+    return total
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_loss_and_its_gradient_are_equation_1(batch: Batch, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pag, "scores", lambda logits, of: logits.log_softmax(1))  # in float64 to the end
+    monkeypatch.setattr(Tensor, "float", lambda self: self)
+    net, targets = smooth_net(norm=norm), torch.rand(3, 2, 4, 4, dtype=torch.float64)
+    method = pag.PAG(partial(pag.toward, targets.unsqueeze(1)), weight=0.7)
+    ours = method.loss(net, batch, STEP)["total"]
+    theirs = equation_1(net, batch, targets, 0.7)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad(ours, list(net.parameters())),
+        torch.autograd.grad(theirs, list(net.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+    # And the gradient against finite differences along a random direction.
+    directions = [torch.randn_like(weight) for weight in net.parameters()]
+    slopes = torch.autograd.grad(method.loss(net, batch, STEP)["total"], list(net.parameters()))
+    expected = sum((slope * direction).sum() for slope, direction in zip(slopes, directions, strict=True))
+    values = []
+    for sign in (1, -2):  # +h, then −h
+        with torch.no_grad():
+            for weight, direction in zip(net.parameters(), directions, strict=True):
+                weight += sign * 1e-6 * direction
+        values.append(method.loss(net, batch, STEP)["total"].detach())
+    torch.testing.assert_close((values[0] - values[1]) / 2e-6, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sampled_classes_are_unbiased_in_loss_and_gradient(
+    batch: Batch, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over every set of K classes that can be drawn is the sum over all C."""
+    torch.manual_seed(2)
+    net, pool = smooth_net(norm=True), torch.rand(3, 1, 2, 4, 4, dtype=torch.float64)
+    targets = partial(pag.toward, pool)
+
+    def outcome(classes: int | None) -> Tensor:
+        total = pag.PAG(targets, 0.5, classes).loss(net, batch, STEP)["total"]
+        slopes = torch.autograd.grad(total, list(net.parameters()))
+        return torch.cat([total.detach().view(1), *[slope.flatten() for slope in slopes]])
+
+    whole = outcome(None)
+    sets = {1: [(0,), (1,), (2,)], 2: [(0, 1), (0, 2), (1, 2)]}[count]
+    draws: Iterator[tuple[int, ...]] = iter(sets)
+
+    def drawn(_: int) -> Tensor:
+        chosen = next(draws)
+        return torch.tensor([*chosen, *(label for label in range(3) if label not in chosen)])
+
+    monkeypatch.setattr(torch, "randperm", drawn)
+    parts = torch.stack([outcome(count) for _ in sets])
+    assert not torch.allclose(parts[0], parts[1])
+    torch.testing.assert_close(parts.mean(0), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_every_class_is_drawn_as_often(batch: Batch) -> None:
+    seen: list[int] = []
+
+    def targets(images: Tensor, label: int) -> Tensor:
+        seen.append(label)
+        return torch.ones_like(images)
+
+    net = smooth_net()
+    for _ in range(600):
+        pag.PAG(targets, 1.0, 1).loss(net, batch, STEP)
+    counts = np.bincount(seen, minlength=3)
+    assert len(seen) == 600
+    assert (np.abs(counts - 200) < 60).all()  # five deviations
+
+
+def test_the_target_stays_in_the_frame_of_the_stored_image(batch: Batch) -> None:
+    """With a mirrored input the gradient is mirrored back before it meets r − x."""
+    net = smooth_net()
+    mirrored = Batch(batch.images, batch.labels, lambda images: images.flip(3))
+    direction = torch.rand(2, 4, 4, dtype=torch.float64)
+    ours = pag.PAG(lambda images, label: direction.expand_as(images), 1.0).loss(net, mirrored, STEP)["misalignment"]
+    images = batch.images.flip(3).requires_grad_(True)
+    out = scores(net(images), "log_softmax")
+    expected = sum(
+        (1 - cosine(gradient.flip(3), direction.expand_as(images))).mean()
+        for gradient in class_gradients(out, images, [0, 1, 2], create_graph=True)
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_training_raises_the_cosine() -> None:
+    data = image_set()
+    net, method = smooth_net().float(), pag.PAG(partial(pag.toward, pag.class_mean(data, 1.0)), 5.0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    values = []
+    for _ in range(100):
+        terms = method.loss(net, Batch(data.images.float() / 255, data.labels, same), STEP)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+        values.append(float(terms["misalignment"].detach()))
+    assert values[-1] < values[0] - 0.3
+
+
+# Section 4: sources ------------------------------------------------------------
+
+
+def test_class_means_and_samples_come_from_their_class() -> None:
+    data = image_set()
+    means = pag.class_mean(data, 1.2)
+    expected = np.stack([data.images[data.labels == label].numpy().mean(0) / 255 * 1.2 for label in range(3)])
+    np.testing.assert_allclose(means[:, 0], expected, rtol=1e-5)
+    for pool, count in ((pag.sample(data, 4, seed=1), 4), (pag.one_image(data, seed=1), 1)):
+        assert pool.shape == (3, count, 2, 4, 4)
+        for label in range(3):
+            members = data.images[data.labels == label].float() / 255
+            for one in pool[label]:
+                assert (members == one).flatten(1).all(1).any()
+    assert not torch.equal(pag.one_image(data, 1), pag.one_image(data, 2))
+
+
+def test_nearest_neighbor_is_equation_3() -> None:
+    data = image_set()
+    pool, images = pag.sample(data, 10, 0), data.images[:12].float() / 255
+    for label in range(3):
+        found = pag.toward(pool, images, label) + images
+        for image, neighbor in zip(images, found, strict=True):
+            distances = [(float((other - image).norm()), other) for other in pool[label] if not torch.equal(other, image)]
+            torch.testing.assert_close(neighbor, min(distances, key=lambda pair: pair[0])[1])
+    # Every image of class 0 is in the pool of class 0: it must not be its own neighbour.
+    own = data.images[data.labels == 0].float() / 255
+    assert (pag.toward(pool, own, 0).flatten(1).norm(dim=1) > 0).all()
+
+
+def test_centroids_find_separate_clusters() -> None:
+    centres = torch.tensor([20, 120, 230], dtype=torch.uint8)
+    pixels = centres.repeat(20).view(-1, 1, 1, 1).expand(60, 1, 2, 2) + torch.randint(
+        0, 5, (60, 1, 2, 2), dtype=torch.uint8
+    )
+    pool = pag.centroids(ImageSet(pixels, torch.zeros(60, dtype=torch.long), ("a",)), 3, seed=0)
+    np.testing.assert_allclose(np.sort(pool.mean((2, 3, 4))[0]) * 255, [22, 122, 232], atol=1)
+
+
+def test_distilled_gradients_are_the_teachers_in_evaluation_mode() -> None:
+    teacher = models.resnet18(3, channels=2, width=4).train()
+    images = torch.rand(3, 2, 8, 8)
+    found = pag.distilled(teacher, "log_softmax", images, 1)
+    assert all(module.training for module in teacher.modules())
+    teacher.eval()
+    x = images.clone().requires_grad_(True)
+    expected = torch.autograd.grad(teacher(x).log_softmax(1)[:, 1].sum(), x)[0]
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+def test_constants_are_those_of_table_3() -> None:
+    from paperlib.claims import rows
+
+    for source, row in rows("pag", "table3").items():
+        for data, weight in row.items():
+            assert pag.WEIGHTS[data][source] == weight  # type: ignore[index]
+
+
+# Measures ----------------------------------------------------------------------
+
+
+class Template(nn.Module):
+    """Logits are products with templates: its gradients are the templates themselves."""
+
+    def __init__(self, templates: Tensor) -> None:
+        super().__init__()
+        self.templates = nn.Parameter(templates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.templates.flatten(1).t()
+
+
+def test_alignment_of_a_model_whose_gradients_are_known() -> None:
+    data = image_set(8, 3)
+    templates, directions = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    found = pag.alignment(Template(templates), data, lambda images, label: directions[label].expand_as(images), "logit", 3)
+    assert found.shape == (8, 3)
+    torch.testing.assert_close(found, cosine(templates, directions).expand(8, 3))
+
+
+def test_pag_score_tells_shared_features_from_private_ones() -> None:
+    data, templates = image_set(60, 3), torch.randn(3, 2, 4, 4)
+    model, judge, stranger = Template(5 * templates), Template(5 * templates), Template(5 * torch.randn(3, 2, 4, 4))
+    same = pag.pag_score(model, judge, data, eps=2.0, steps=20).float().mean()
+    other = pag.pag_score(model, stranger, data, eps=2.0, steps=20).float().mean()
+    assert same > 0.95
+    assert other < 0.7
+
+
+def test_distance_to_a_straight_boundary_is_exact() -> None:
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        net.bias.copy_(torch.tensor([0.0, -3.0]))  # the boundary is x₁ = 3
+    points = torch.tensor([[0.0, 5.0], [4.5, 0.0], [40.0, 0.0]])
+    found = distance_to_boundary(net, points, torch.tensor([1.0, 0.0]), reach=10.0, step=0.1)
+    torch.testing.assert_close(found, torch.tensor([3.0, 1.5, 10.0]), rtol=0, atol=0.11)
+    along = distance_to_boundary(net, points, torch.tensor([0.0, 1.0]), reach=10.0, step=0.1)
+    assert along.tolist() == [10.0] * 3
+
+
+# Baselines ---------------------------------------------------------------------
+
+
+def test_adversarial_training_attacks_in_evaluation_mode_and_trains_in_its_own() -> None:
+    modes: list[bool] = []
+    model = models.resnet18(3, channels=2, width=4).train()
+
+    def attack(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        modes.append(net.training)
+        return images + 0.1
+
+    batch = Batch(torch.rand(6, 2, 8, 8), torch.arange(6) % 3, same)
+    before = model.bn1.running_mean.clone()
+    total = baselines.AdversarialTraining(attack).loss(model, batch, STEP)["total"]
+    assert modes == [False]
+    assert model.training
+    assert not torch.equal(model.bn1.running_mean, before)  # batch statistics, once
+    torch.testing.assert_close(total, F.cross_entropy(model(batch.images + 0.1), batch.labels))
+    plain = baselines.Standard().loss(model, batch, STEP)["total"]
+    torch.testing.assert_close(plain, F.cross_entropy(model(batch.images), batch.labels))

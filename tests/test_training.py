@@ -1,0 +1,197 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paperlib import models, training
+from paperlib.attacks import pgd
+from paperlib.data import ImageSet, Splits
+from paperlib.files import read_json, read_tensors
+from paperlib.methods import Batch, Step, baselines
+from paperlib.settings import TrainingSettings
+
+VALUES: dict[str, Any] = {
+    "seeds": [0], "device": "cpu", "venue": "neurips", "epochs": 3, "batch_size": 16, "optimizer": "sgd",
+    "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [], "decay": 1.0,
+    "clip": 1.0, "ema": 0.9, "bf16": False, "channels_last": True, "crop_padding": 1, "crop_fill": 0.5, "flip": True,
+}  # fmt: skip
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    return TrainingSettings.model_validate({**VALUES, **changes})
+
+
+def stripes(count: int, seed: int) -> ImageSet:
+    """Two classes of noisy 8×8 images, stripes across or along."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    wave = (torch.arange(8) % 2 * 90).float()
+    grids = torch.stack([wave.view(8, 1).expand(8, 8), wave.view(1, 8).expand(8, 8)])[labels].unsqueeze(1)
+    noise = torch.rand(count, 1, 8, 8, generator=generator) * 120
+    return ImageSet((grids + noise).to(torch.uint8), labels, ("across", "along"))
+
+
+def splits() -> Splits:
+    return Splits(stripes(120, 0), stripes(40, 1), stripes(40, 2))
+
+
+def net() -> nn.Module:
+    return models.build("resnet18", classes=2, channels=1, width=4, seed=0)
+
+
+ATTACK = partial(pgd, eps=0.03, norm="linf", steps=2, step_size=0.02)
+
+
+def test_it_learns_and_selects_the_best_epoch(tmp_path: Path) -> None:
+    model = training.fit(
+        net(), baselines.Standard(), splits(), settings(epochs=6, ema=0.0), tmp_path, seed=0, attack=ATTACK
+    )
+    history = read_json(tmp_path / "history.json")["epochs"]
+    assert [entry["epoch"] for entry in history] == list(range(1, 7))
+    best = max(entry["score"] for entry in history)
+    again = training.validate(model, splits().validation, None, "cpu")["clean_accuracy"]
+    assert again == [entry for entry in history if entry["score"] == best][-1]["clean_accuracy"]
+    assert best > 0.8
+    assert not model.training
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_what_is_trained_is_read_back_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = training.fit(net(), baselines.Standard(), splits(), settings(), tmp_path, seed=0)
+    monkeypatch.setattr(baselines.Standard, "loss", lambda *_: pytest.fail("trained again"))
+    second = training.fit(net(), baselines.Standard(), splits(), settings(), tmp_path, seed=0)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_seeds_differ_and_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    models_ = [
+        training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path / str(seed), seed=seed)
+        for seed in (0, 1)
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(models_[0].linear.weight, models_[1].linear.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    """A real process, SIGKILLed again and again, against one left in peace."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch, test_training as t\n"
+        "from pathlib import Path\n"
+        "t.training.CHECKPOINT_SECONDS = 0.05\n"
+        "print('ready', flush=True)\n"
+        "t.training.fit(t.net(), t.baselines.AdversarialTraining(t.ATTACK), t.splits(),\n"
+        f"    t.settings(epochs=8, optimizer={optimizer!r}), Path(sys.argv[2]), seed=3, attack=t.ATTACK)\n"
+    )
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    peace = start(tmp_path / "peace")
+    peace.communicate()
+    assert peace.returncode == 0
+    moments, kills, resumed = random.Random(0), 0, False
+    while not (tmp_path / "killed" / "weights.safetensors").exists():
+        process = start(tmp_path / "killed")
+        assert process.stdout is not None
+        process.stdout.readline()  # training begins
+        if kills < 4:
+            time.sleep(moments.uniform(0.2, 1.0))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            resumed |= (tmp_path / "killed" / "checkpoint.safetensors").exists()
+        else:
+            assert process.wait() == 0
+    assert resumed  # something was there to go on from
+    one, two = (read_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("peace", "killed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    histories = [read_json(tmp_path / name / "history.json")["epochs"] for name in ("peace", "killed")]
+    assert histories[0] == histories[1]
+
+
+class Exploding:
+    """A loss that is no number from some step on."""
+
+    def __init__(self, after: int, value: float) -> None:
+        self.after, self.value = after, value
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        ce = model(batch.images).mean() ** 2
+        return {"ce": ce, "total": ce * (self.value if step.index >= self.after else 1.0)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e12])
+def test_divergence_stops_and_says_where(tmp_path: Path, value: float) -> None:
+    per_epoch = 8  # ⌈120 / 16⌉
+    with pytest.raises(training.DivergenceError) as caught:
+        training.fit(net(), Exploding(per_epoch + 2, value), splits(), settings(ema=0.0), tmp_path / "boom", seed=0)
+    message = str(caught.value)
+    assert f"step {per_epoch + 2} (epoch 2)" in message
+    assert "ce = " in message
+    checkpoint = tmp_path / "boom" / "checkpoint.safetensors"
+    if checkpoint.exists():  # an epoch that took less than a second is not written down
+        assert str(checkpoint) in message
+        assert read_tensors(checkpoint)[1]["epoch"] == 1
+    else:
+        assert "no checkpoint yet" in message
+
+
+def test_schedules_are_pytorchs_and_their_formulas() -> None:
+    weights = [nn.Parameter(torch.zeros(1))]
+    total, per_epoch = 40, 4
+
+    def rates(**changes: Any) -> list[float]:
+        chosen = settings(epochs=10, learning_rate=0.1, **changes)
+        return [training.learning_rate(chosen, Step(index, total, index // per_epoch)) for index in range(total)]
+
+    optimizer = torch.optim.SGD(weights, 0.1)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 7], 0.1)
+    expected = []
+    for _ in range(10):
+        expected += [reference.get_last_lr()[0]] * per_epoch
+        optimizer.step()
+        reference.step()
+    assert rates(schedule="step", milestones=[0.5, 0.7], decay=0.1) == pytest.approx(expected)
+    assert rates(schedule="constant") == [0.1] * total
+    cosine = rates(schedule="cosine")
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[0] + cosine[-1] == pytest.approx(0.1)
+    assert sum(cosine) / total == pytest.approx(0.05)
+    cycle = rates(schedule="one_cycle")
+    assert max(cycle) == pytest.approx(0.1, rel=0.05)
+    assert cycle.index(max(cycle)) in (11, 12)
+    assert cycle[-1] < 0.001
+
+
+def test_moving_average_is_its_formula() -> None:
+    torch.manual_seed(0)
+    model, averaged = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    expected = averaged.running_mean.clone()
+    for _ in range(3):
+        model(torch.randn(8, 3))
+        training._average(averaged, model, 0.8)
+        expected = 0.8 * expected + 0.2 * model.running_mean
+    torch.testing.assert_close(averaged.running_mean, expected)
+    assert averaged.num_batches_tracked == model.num_batches_tracked
+
+
+def test_bfloat16_trains_about_as_well(tmp_path: Path) -> None:
+    chosen = settings(epochs=6, bf16=True, ema=0.0)
+    model = training.fit(net(), baselines.Standard(), splits(), chosen, tmp_path, seed=0)
+    assert training.validate(model, splits().test, None, "cpu")["clean_accuracy"] > 0.8
+    assert next(model.parameters()).dtype == torch.float32
