@@ -1,0 +1,206 @@
+"""Accuracy under every attack, image by image, with the checks that an honest evaluation passes."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.stats import beta, t
+from torch import Tensor, nn
+
+from paperlib.attacks import BOX, Attack, evaluating, masking_flags
+from paperlib.data import ImageSet, as_float
+from paperlib.files import read_tensors, write_tensors
+from paperlib.progress import bar, live
+from paperlib.runs import Run
+
+CHUNK = 250  # images attacked together, and lost at most when the process is killed
+MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck
+
+
+class AttackError(RuntimeError):
+    """An attack returned what it must not."""
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    file: Path | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    box: tuple[float, float] | None = BOX,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Which images the model classifies correctly, clean and under each attack: bool N by name, and masking flags.
+
+    Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
+    leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
+    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. With a `file`
+    outcomes are saved after each chunk, and what the file holds is not computed again.
+    """
+    recipe = _recipe(model, data, attacks, seed)
+    outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
+    flags: list[str] = []
+    if file is not None and file.exists():
+        stored, about = read_tensors(file)
+        if about["recipe"] == recipe:
+            outcomes, flags = stored, about["flags"]
+    done = len(outcomes["clean"])
+    model.to(device)
+    with evaluating(model), bar(len(data), "evaluating", "img") as progress, torch.random.fork_rng():
+        progress.update(done)
+        for start in range(done, len(data), CHUNK):
+            images = as_float(data.images[start : start + CHUNK].to(device))
+            labels = data.labels[start : start + CHUNK].to(device)
+            found = {"clean": _correct(model, images, labels)}
+            for name, attack in attacks.items():
+                torch.manual_seed(seed * 1_000_003 + start)
+                with masking_flags() as warnings:
+                    adversarial = attack(model, images, labels).detach()
+                flags += [f"{name}: {warning}" for warning in warnings if f"{name}: {warning}" not in flags]
+                found[name] = _correct(model, adversarial, labels)
+                _assert_allowed(name, attack, images, adversarial, found, box)
+            outcomes = {name: torch.cat([outcomes[name], part.cpu()]) for name, part in found.items()}
+            if file is not None:
+                write_tensors(file, outcomes, {"recipe": recipe, "flags": flags})
+            progress.update(len(images))
+    clean = float(outcomes["clean"].float().mean())
+    for name in attacks:
+        if (accuracy := float(outcomes[name].float().mean())) > clean:
+            flags = [*flags, f"{name}: accuracy under attack ({accuracy:.1%}) is above clean accuracy ({clean:.1%})"]
+    return outcomes, flags
+
+
+def evaluate_each(
+    run: Run,
+    trained: Mapping[str, Mapping[int, nn.Module]],
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    label: str = "test",
+    *,
+    box: tuple[float, float] | None = BOX,
+) -> pd.DataFrame:
+    """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
+
+    Columns: method, seed, measure, n, correct, accuracy and its binomial interval low … high, all in [0,1], and flags.
+    """
+    rows = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            file = run.folder / "evaluation" / f"{label}-{method}-seed{seed}.safetensors"
+            outcomes, flags = evaluate(model, data, attacks, file, seed=seed, device=run.device, box=box)
+            for attack, correct in outcomes.items():
+                hits, count = int(correct.sum()), len(correct)
+                low, high = binomial_interval(hits, count)
+                own = "; ".join(flag for flag in flags if flag.startswith(f"{attack}:"))
+                rows.append((method, seed, attack, count, hits, hits / count, low, high, own))
+            if not live():
+                accuracies = "  ".join(f"{row[2]} {row[5]:.1%}" for row in rows[-len(outcomes) :])
+                print(f"{label} {method} seed {seed}: {accuracies}", flush=True)
+    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sweep(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, attack: Attack, factors: Sequence[float]
+) -> pd.DataFrame:
+    """Accuracy against eps: `attack` at its own eps times each factor, its step size scaled alike.
+
+    Columns as of `evaluate_each`, and eps. A rise of accuracy with eps is flagged.
+    """
+    settings = attack.keywords
+    scaled = {
+        f"eps={factor:g}x": partial(attack, eps=settings["eps"] * factor, step_size=settings["step_size"] * factor)
+        for factor in factors
+    }
+    table = evaluate_each(run, trained, data, scaled, f"sweep_{settings['norm']}")
+    table["eps"] = table["measure"].map({"clean": 0.0} | {name: one.keywords["eps"] for name, one in scaled.items()})
+    for (_, _), rows in table.groupby(["method", "seed"]):
+        ordered = rows.sort_values("eps")
+        rises = ordered["accuracy"].diff() > MONOTONE
+        table.loc[ordered.index[rises], "flags"] += "accuracy rises with eps"
+    return table
+
+
+def combine(table: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
+    """Several tables as one; clean accuracy is that of the first, which has the most images."""
+    return pd.concat([table, *(other[other["measure"] != "clean"] for other in others)], ignore_index=True)
+
+
+def flags(*tables: pd.DataFrame) -> pd.DataFrame:
+    """What was odd about an attack's outcome: one row a method, seed, measure and flag; empty is good."""
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.loc[rows["flags"] != "", ["method", "seed", "measure", "flags"]]
+
+
+def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of Clopper & Pearson (1934) for a share of `hits` among `count`."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a method and measure: mean and deviation over seeds, and the 95 % uncertainty of the mean.
+
+    Columns mean, deviation (of seeds; NaN for one seed), uncertainty, seeds, n. The uncertainty is the larger of the test
+    set's (binomial) and, where there are several seeds, the seeds' (Student's t).
+    """
+    rows = []
+    for (method, measure), part in table.groupby(["method", "measure"], sort=False):
+        mean, seeds, count = part["accuracy"].mean(), len(part), int(part["n"].iloc[0])
+        deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
+        low, high = binomial_interval(round(mean * count), count)
+        uncertainty = (high - low) / 2
+        if seeds > 1:
+            uncertainty = max(uncertainty, float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds))
+        rows.append((method, measure, mean, deviation, uncertainty, seeds, count))
+    columns = ["method", "measure", "mean", "deviation", "uncertainty", "seeds", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    logits = model(images)
+    # Outputs that are not numbers are no correct prediction, whatever argmax makes of them.
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
+def _assert_allowed(
+    name: str,
+    attack: Attack,
+    images: Tensor,
+    adversarial: Tensor,
+    found: dict[str, Tensor],
+    box: tuple[float, float] | None,
+) -> None:
+    settings = attack.keywords
+    eps, kind = settings["eps"], settings["norm"]
+    change = (adversarial - images).double().flatten(1)
+    size = float((change.abs().amax(1) if kind == "linf" else change.norm(dim=1)).max())
+    if not size <= eps * (1 + 1e-4) + 1e-6:  # single precision; also where it is not a number
+        raise AttackError(f"{name}: a perturbation of {kind} size {size:g} leaves the ball of radius {eps:g}")
+    if box is not None and not (box[0] <= float(adversarial.min()) and float(adversarial.max()) <= box[1]):
+        low, high = float(adversarial.min()), float(adversarial.max())
+        raise AttackError(f"{name}: adversarial images reach from {low:g} to {high:g}, outside {box}")
+    if eps == 0 and not torch.equal(found[name], found["clean"]):
+        raise AttackError(f"{name}: eps = 0 changes the accuracy; the model gives different answers to one input")
+
+
+def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
+    """A digest of all that the outcomes depend on: weights, images, labels, attacks, seed."""
+    digest = hashlib.sha256()
+    described: list[Any] = [
+        [name, one.func.__name__, {key: str(value) for key, value in one.keywords.items()}] for name, one in attacks.items()
+    ]
+    digest.update(json.dumps([described, seed, CHUNK], sort_keys=True).encode())
+    for tensor in (*model.state_dict().values(), data.images, data.labels):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

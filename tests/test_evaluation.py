@@ -1,0 +1,189 @@
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from paperlib import audit, evaluation
+from paperlib.attacks import fgsm, pgd
+from paperlib.data import ImageSet
+from paperlib.evaluation import AttackError, evaluate
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean is above a half."""
+
+    def __init__(self, scale: float = 10.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess = (x.flatten(1).mean(1) - 0.5) * self.scale
+        return torch.stack([-excess, excess], 1)
+
+
+def images(count: int = 40) -> ImageSet:
+    """Grey images of every level, labelled by the threshold."""
+    levels = torch.linspace(0, 255, count).round().to(torch.uint8)
+    return ImageSet(levels.view(-1, 1, 1, 1).expand(count, 3, 4, 4).clone(), (levels > 127).long(), ("dark", "bright"))
+
+
+PGD = partial(pgd, eps=0.1, norm="linf", steps=5, step_size=0.05)
+
+
+def test_robust_accuracy_of_a_model_where_it_is_known() -> None:
+    data = images()
+    outcomes, flags = evaluate(Threshold(), data, {"pgd": PGD, "fgsm": partial(fgsm, eps=0.1, norm="linf")})
+    distance = (data.images[:, 0, 0, 0].float() / 255 - 0.5).abs()
+    assert outcomes["clean"].all()
+    assert torch.equal(outcomes["pgd"], distance > 0.1)
+    assert torch.equal(outcomes["fgsm"], distance > 0.1)
+    assert flags == []
+
+
+def test_no_perturbation_changes_nothing() -> None:
+    outcomes, _ = evaluate(Threshold(), images(), {"none": partial(pgd, eps=0.0, norm="l2", steps=3, step_size=0.1)})
+    assert torch.equal(outcomes["none"], outcomes["clean"])
+
+
+def bad_ball(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str) -> Tensor:
+    return (x + 2 * eps).clamp(0, 1)
+
+
+def bad_box(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str) -> Tensor:
+    return x - eps
+
+
+def bad_number(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str) -> Tensor:
+    return x * torch.nan
+
+
+def test_attacks_that_break_the_rules_are_refused() -> None:
+    with pytest.raises(AttackError, match=r"leaves the ball of radius 0\.1"):
+        evaluate(Threshold(), images(), {"bad": partial(bad_ball, eps=0.1, norm="linf")})
+    with pytest.raises(AttackError, match="outside"):
+        evaluate(Threshold(), images(), {"bad": partial(bad_box, eps=0.1, norm="linf")})
+    with pytest.raises(AttackError, match="ball"):
+        evaluate(Threshold(), images(), {"bad": partial(bad_number, eps=0.1, norm="l2")})
+
+    class Random(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 9 * torch.randn(len(x), 2)
+
+    with pytest.raises(AttackError, match="different answers"):
+        evaluate(Random(), images(), {"none": partial(pgd, eps=0.0, norm="linf", steps=1, step_size=0.1)})
+
+
+def helpful(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str) -> Tensor:
+    return (x + eps * (2 * y.view(-1, 1, 1, 1).float() - 1)).clamp(0, 1)
+
+
+def test_an_attack_that_helps_is_flagged() -> None:
+    data = images()
+    wrong = ImageSet(data.images, torch.where(torch.arange(40) == 19, 1, data.labels), data.classes)
+    _, flags = evaluate(Threshold(), wrong, {"odd": partial(helpful, eps=0.1, norm="linf")})
+    assert "odd: accuracy under attack (100.0%) is above clean accuracy" in flags[0]
+
+
+def test_outputs_that_are_no_numbers_are_wrong() -> None:
+    class Broken(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.nan
+
+    outcomes, _ = evaluate(Broken(), images(), {})
+    assert not outcomes["clean"].any()
+
+
+def test_a_killed_evaluation_goes_on_by_chunk_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CHUNK", 10)
+    model, data, calls = Threshold(), images(), []
+
+    def counted(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str, dies: int) -> Tensor:
+        calls.append(len(x))
+        if len(calls) == dies:
+            raise KeyboardInterrupt
+        return pgd(model, x, y, eps=eps, norm="linf", steps=1, step_size=eps)
+
+    attack = partial(counted, eps=0.1, norm="linf")
+    whole, _ = evaluate(model, data, {"pgd": partial(attack, dies=0)}, tmp_path / "whole.safetensors")
+    calls.clear()
+    dying = partial(attack, dies=3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, {"pgd": dying}, tmp_path / "killed.safetensors")
+    outcomes, _ = evaluate(model, data, {"pgd": dying}, tmp_path / "killed.safetensors")
+    assert calls == [10] * 5  # three, one of them lost, and the two that were left
+    assert torch.equal(outcomes["pgd"], whole["pgd"])
+    evaluate(model, data, {"pgd": dying}, tmp_path / "killed.safetensors")
+    assert len(calls) == 5
+    evaluate(Threshold(3.0), data, {"pgd": dying}, tmp_path / "killed.safetensors")
+    assert len(calls) == 9  # other weights: all of it anew
+
+
+@given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_the_binomial_interval_is_scipys(pair: tuple[int, int]) -> None:
+    hits, count = pair
+    expected = binomtest(hits, count).proportion_ci(0.95, "exact")
+    assert evaluation.binomial_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_the_summary_has_mean_deviation_and_the_larger_uncertainty() -> None:
+    rows = [("a", seed, "clean", 10000, round(10000 * share), share) for seed, share in enumerate((0.7, 0.8, 0.9))]
+    rows.append(("b", 0, "clean", 100, 50, 0.5))
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
+    found = evaluation.summary(table).set_index("method")
+    assert found.loc["a", "mean"] == pytest.approx(0.8)
+    assert found.loc["a", "deviation"] == pytest.approx(0.1)
+    assert found.loc["a", "uncertainty"] == pytest.approx(4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(0.975, 2)
+    low, high = evaluation.binomial_interval(50, 100)
+    assert found.loc["b", "uncertainty"] == pytest.approx((high - low) / 2)
+    assert np.isnan(found.loc["b", "deviation"])
+
+
+# Audit ---------------------------------------------------------------------------
+
+
+def signs(model: nn.Module) -> set[str]:
+    torch.manual_seed(0)
+    pixels = torch.rand(60, 3, 8, 8)
+    pixels[:, 0] += torch.linspace(-0.6, 0.6, 60).view(-1, 1, 1)
+    data = ImageSet(pixels.clamp(0, 1), (torch.arange(60) >= 30).long(), ("low", "high"))
+    table = audit.audit(model, data, eps=0.05, norm="linf")
+    assert list(table["check"]) == list(audit.CHECKS)
+    return set(table.loc[table["sign"], "check"])
+
+
+class Honest(nn.Module):
+    """Compares the first channel with the others, smoothly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, 0].mean((1, 2)) - x[:, 1:].mean((1, 2, 3))
+        return torch.stack([-first, first], 1) * self.scale
+
+
+def test_the_audit_finds_planted_defects_and_clears_an_honest_model() -> None:
+    class Random(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.05 * torch.randn_like(x))
+
+    class Quantised(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x * 4).round() / 4)
+
+    class Shattered(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0.3 * torch.sin(4000 * x).mean((1, 2, 3)).unsqueeze(1) * torch.tensor([1.0, -1.0])
+
+    assert signs(Honest()) == set()
+    assert "logits differ between calls" in signs(Random())
+    assert {"images without gradient", "accuracy at eps = 0.5"} <= signs(Quantised())
+    assert "gradient turns within the ball" in signs(Shattered())
