@@ -1,0 +1,177 @@
+"""The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paperlib.files import InputError, root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
+Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, in place of the preset's")]
+VenueOption = Annotated[str | None, typer.Option(help="column width of the figures: neurips, iclr, icml, cvpr, aaai, wide")]
+
+
+def main() -> None:
+    """The entry point: what the user got wrong becomes a message and exit code 2, not a traceback."""
+    try:
+        app()
+    except InputError as error:
+        print(f"paperlib: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command("list")
+def list_() -> None:
+    """The notebooks, their presets and the data sets."""
+    from paperlib import runs
+    from paperlib.data import DESCRIPTIONS
+
+    print("notebooks")
+    for notebook in sorted(runs.studies()):
+        print(f"  {notebook:16} {_headline(notebook)}\n  {'':16} presets: {', '.join(runs.read_presets(notebook))}")
+    print("data sets")
+    for name, words in DESCRIPTIONS.items():
+        print(f"  {name:16} {words}")
+
+
+@app.command()
+def run(
+    notebook: str,
+    preset: Preset = "quick",
+    parameter: Parameters = None,
+    venue: VenueOption = None,
+) -> None:
+    """Run one notebook headless, into runs/, with its page beside it."""
+    from paperlib.report import index_page
+
+    code = _execute(notebook, preset, _parse(parameter or [], venue))
+    print(f"report: {index_page()}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def reproduce(
+    preset: Preset = "quick",
+    jobs: Annotated[int, typer.Option(min=1, help="notebooks at a time")] = 1,
+    venue: VenueOption = None,
+) -> None:
+    """Run every notebook at a preset and end with a table of what held."""
+    from paperlib import report, runs
+
+    given = _parse([], venue)
+    chosen = sorted(runs.studies())
+    plans = {name: runs.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+
+    def one(name: str) -> tuple[int, float]:
+        begun = time.monotonic()
+        options = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
+        command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *options]
+        environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
+        return subprocess.run(command, env=environment).returncode, time.monotonic() - begun
+
+    with ThreadPoolExecutor(jobs) as pool:
+        ended = dict(zip(chosen, pool.map(one, chosen), strict=True))
+    print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
+    for name, (_, seconds) in ended.items():
+        folder = runs.folder_of(name, preset, plans[name])
+        file = folder / "claims.json"
+        counts = report.tally(report.read_json(file)) if file.exists() else ("–", "–", "–")
+        state = runs.status(folder)["state"]
+        print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}")
+    print(f"report: {report.index_page()}")
+    raise typer.Exit(max(code for code, _ in ended.values()))
+
+
+@app.command()
+def status() -> None:
+    """Every run and how it stands."""
+    from paperlib import report
+
+    for entry in report.runs():
+        held, missed, untested = report.tally(entry["claims"])
+        about = entry["status"]
+        name = f"{about['notebook']}/{entry['folder'].name}"
+        counts = f"held {held}, not held {missed}, not tested {untested}"
+        print(f"{name:32} {about['state']:9} {about['seconds']:6.0f} s  {counts}  {about.get('error', '')}")
+
+
+@app.command()
+def data(name: str, size: Annotated[int | None, typer.Option(help="pixels to bring a folder's images to")] = None) -> None:
+    """Fetch, read or render a data set once, so that runs find it ready."""
+    from paperlib.data import load
+
+    begun = time.monotonic()
+    splits = load(name, image_size=size)
+    shape = "×".join(map(str, splits.train.images.shape[1:]))
+    print(f"{name}: {len(splits.train)} training and {len(splits.test)} test samples of {shape}, "
+          f"{len(splits.train.classes)} classes, in {time.monotonic() - begun:.1f} s")  # fmt: skip
+
+
+def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for parameter in parameters:
+        name, sign, value = parameter.partition("=")
+        if not sign:
+            raise InputError(f"-p {parameter}: should be name=value")
+        given[name] = value
+    return given | ({"venue": venue} if venue else {})
+
+
+def _headline(notebook: str) -> str:
+    lines = (root() / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8").splitlines()
+    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), "")
+
+
+def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
+    """Run a notebook through papermill into its run's folder. Returns the exit code."""
+    from paperlib import runs
+
+    settings = runs.resolve(notebook, preset, given)  # refused here, before anything starts
+    folder = runs.folder_of(notebook, preset, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    # As read and checked: a notebook's own cell would see the text "8/255".
+    checked = {name: getattr(settings, name) for name in given}
+
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    from paperlib.report import notebook_page
+
+    print(f"{notebook}, preset {preset}, into {folder}", flush=True)
+    target = folder / f"{notebook}.ipynb"
+    temporary = folder / f".{notebook}.running.ipynb"  # papermill saves as it goes, not atomically
+    code = 0
+    try:
+        papermill.execute_notebook(
+            root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
+            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=root(), kernel_name="python3",
+            config=Config({"KernelManager": {"transport": "ipc"}}),  # TCP ports collide where notebooks run side by side
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        code = 1
+    os.replace(temporary, target)
+    page = notebook_page(target)
+    state = runs.status(folder)["state"]
+    if code == 0 and state != "finished":  # all cells ran, so the last one must have said so
+        print(f"paperlib: {notebook} ran, but its status is {state}", file=sys.stderr)
+        code = 1
+    print(f"{notebook}: {state}, {_relative(page)}", flush=True)
+    return code
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Venue styles, plots, and figures and tables written with the data and settings behind them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from cycler import cycler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from paperlib.data import ImageSet, as_float
+from paperlib.files import write_atomically, write_text
+from paperlib.runs import Run
+
+# Full text width in inches, and the width of a column where there are two.
+WIDTHS = {
+    "neurips": (5.5, 5.5),
+    "iclr": (5.5, 5.5),
+    "icml": (6.75, 3.25),
+    "cvpr": (6.875, 3.25),
+    "aaai": (6.975, 3.3),
+    "wide": (10.0, 10.0),
+}
+# Okabe & Ito's colours, told apart by colour-blind readers.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+MARKERS = "osD^vPX*"
+NAMES = {
+    "vanilla": "Vanilla",
+    "pag": "PAG (NN)",
+    "one_image": "One Image",
+    "class_mean": "Class Mean",
+    "nearest_neighbor": "Nearest Neighbor",
+    "kmeans": "k-means centroid",
+    "rigd_linf": "RIGD ℓ∞",
+    "rigd_l2": "RIGD ℓ2",
+    "teacher_linf": "PGD-AT ℓ∞ (teacher)",
+    "teacher_l2": "PGD-AT ℓ2 (teacher)",
+    "clean": "No attack",
+    "pgd_linf": "PGD ℓ∞",
+    "pgd_l2": "PGD ℓ2",
+    "autoattack_linf": "AutoAttack ℓ∞",
+    "autoattack_l2": "AutoAttack ℓ2",
+    "pag_score": "PAG score",
+    "margin_across": "margin across > ε",
+    "margin_along": "margin along > ε",
+}
+
+
+def title(name: str) -> str:
+    """The words for a method or measure."""
+    return NAMES.get(name, name.replace("lambda_", "λ = ").replace("_", " "))
+
+
+def style(venue: str) -> dict[str, Any]:
+    """Matplotlib settings for a venue: its text width, TrueType fonts, and a layout that keeps that width."""
+    return {
+        "figure.figsize": (WIDTHS[venue][0], WIDTHS[venue][0] * 0.42),
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 150,
+        "savefig.dpi": 300,
+        "savefig.bbox": "standard",  # "tight" would change the width
+        "font.family": "STIXGeneral",
+        "mathtext.fontset": "stix",
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "legend.frameon": False,
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+        "svg.hashsalt": "paperlib",
+    }
+
+
+def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, **more: Any) -> tuple[Figure, Any]:
+    """An empty figure in the run's venue style, `height` inches tall, and its axes as `plt.subplots` gives them."""
+    plt.rcParams.update(cast(Any, style(run.settings.venue)))  # notebooks draw when the cell ends, so no context manager
+    width = WIDTHS[run.settings.venue][0]
+    return plt.subplots(rows, columns, figsize=(width, height or width * 0.42), **more)
+
+
+def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) -> Figure:
+    """Write the figure as PDF, SVG and PNG under figures/, its data as CSV and its settings as JSON beside it.
+
+    The same data give the same bytes: the files carry no dates. Returns the figure, so that a notebook shows it.
+    """
+    folder = run.folder / "figures"
+    provenance = {"notebook": run.notebook, "preset": run.preset, "run": run.folder.name}
+    undated: dict[str, dict[str, Any]] = {
+        "pdf": {"CreationDate": None, "ModDate": None, "Keywords": json.dumps(provenance)},
+        "svg": {"Date": None, "Description": json.dumps(provenance)},
+        "png": {"Description": json.dumps(provenance)},
+    }
+    for kind, metadata in undated.items():
+        write_atomically(
+            folder / f"{name}.{kind}",
+            lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),  # type: ignore[misc]
+        )
+    write_text(folder / f"{name}.json", json.dumps({**provenance, "settings": run.settings.model_dump()}, indent=1))
+    if data is not None:
+        write_text(folder / f"{name}.csv", data.to_csv(index=False))
+    plt.close(figure)
+    return figure
+
+
+def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
+    """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown."""
+    shown = data.rename(index=title, columns=title)
+    latex = shown.rename(columns=_latex, index=_latex).to_latex(
+        float_format=f"%.{digits}f", na_rep="--", caption=_latex(caption), label=f"tab:{name}", multicolumn_format="c"
+    )
+    write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
+    write_text(run.folder / "tables" / f"{name}.tex", latex)
+    return shown.style.format(precision=digits, na_rep="–")
+
+
+LATEX = {
+    "%": r"\%", "_": r"\_",  # before the signs, whose code has underscores
+    "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    for sign, code in LATEX.items():
+        text = text.replace(sign, code)
+    return text
+
+
+# Plots -------------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(run: Run, data: ImageSet, name: str = "images", per_class: int = 10) -> Figure:
+    """The first images of each class (at most ten classes), one class a column."""
+    labels = range(min(10, len(data.classes)))
+    columns = [as_float(data.images[data.labels == label][:per_class]) for label in labels]
+    rows = min(map(len, columns))
+    figure, axes = new(run, 1, len(columns), height=WIDTHS[run.settings.venue][0] / len(columns) * (rows + 0.6))
+    for label, axis in zip(labels, axes, strict=True):
+        _draw(axis, columns[label][:rows])
+        axis.set_title(data.classes[label], fontsize=7)
+    return save(run, figure, name)
+
+
+def _stacked(images: Tensor) -> np.ndarray:
+    """Images N×C×H×W one above the other, as matplotlib draws them."""
+    tall = torch.cat(list(images.cpu()), dim=1).permute(1, 2, 0).numpy()
+    return tall[..., 0] if tall.shape[2] == 1 else tall
+
+
+def decision_boundaries(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet) -> Figure:
+    """The paper's Figure 3: test points over the predicted class of the plane, one panel a method, its first seed."""
+    figure, axes = new(run, 1, len(trained), sharey=True)
+    reach = data.images.abs().amax(0) * 1.25
+    grids = [torch.linspace(-float(half), float(half), 400) for half in reach]
+    plane = torch.cartesian_prod(*grids)
+    for axis, (method, members) in zip(np.atleast_1d(axes), trained.items(), strict=True):
+        with torch.no_grad():
+            predicted = next(iter(members.values()))(plane).argmax(1).view(400, 400).T
+        colours = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
+        axis.pcolormesh(*grids, predicted, cmap=colours, vmin=0, vmax=1, rasterized=True)
+        for label, (colour, marker) in enumerate(zip(COLOURS[1:3], "ox", strict=True)):
+            points = data.images[data.labels == label]
+            axis.scatter(*points.T, s=5, c=colour, marker=marker, linewidths=0.6, label=data.classes[label])
+        axis.set(title=title(method), xlabel="$x_1$")
+    np.atleast_1d(axes)[0].set_ylabel("$x_2$")
+    np.atleast_1d(axes)[-1].legend(loc="lower right")
+    return save(run, figure, "decision_boundaries")
+
+
+def margins(run: Run, distances: pd.DataFrame) -> Figure:
+    """How far samples lie from the decision boundary: columns method, direction, distance; all seeds together."""
+    directions = list(dict.fromkeys(distances["direction"]))
+    figure, axes = new(run, 1, len(directions), sharey=True)
+    for axis, direction in zip(axes, directions, strict=True):
+        for method, part in distances[distances["direction"] == direction].groupby("method", sort=False):
+            values = np.sort(part["distance"])
+            axis.step(values, 1 - np.arange(len(values)) / len(values), where="post", label=title(str(method)))
+        axis.axvline(run.settings.eps, color="0.6", linestyle=":", linewidth=1)
+        axis.set(title=f"{direction} the manifold", xlabel="distance to the boundary (dotted: ε of the attack)")
+    axes[0].set_ylabel("share of samples beyond")
+    axes[0].legend()
+    return save(run, figure, "margins", distances)
+
+
+def per_seed(run: Run, table: pd.DataFrame) -> Figure:
+    """Accuracy of every single training, one point a seed."""
+    measures, methods = list(dict.fromkeys(table["measure"])), list(dict.fromkeys(table["method"]))
+    figure, axes = new(run, 1, len(measures), sharey=True)
+    for axis, measure in zip(np.atleast_1d(axes), measures, strict=True):
+        for number, method in enumerate(methods):
+            part = table[(table["measure"] == measure) & (table["method"] == method)]
+            spread = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
+            axis.plot(number + spread, 100 * part["accuracy"], MARKERS[number], markersize=3, color=COLOURS[number + 1])
+        axis.set_xticks(range(len(methods)), [title(method) for method in methods])
+        axis.set(title=title(measure), xlim=(-0.5, len(methods) - 0.5), ylim=(-2, 102))
+    np.atleast_1d(axes)[0].set_ylabel("accuracy (%), a point a seed")
+    return save(run, figure, "seeds", table)
+
+
+def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Mean accuracy of each method under each measure with 95 % intervals; the paper's numbers as open diamonds."""
+    measures = list(dict.fromkeys(summary["measure"]))
+    methods = list(dict.fromkeys(summary["method"]))
+    figure, axis = new(run)
+    width = 0.8 / len(measures)
+    for number, measure in enumerate(measures):
+        part = summary[summary["measure"] == measure].set_index("method")
+        places = [methods.index(method) + (number - (len(measures) - 1) / 2) * width for method in part.index]
+        axis.bar(places, 100 * part["mean"], width, yerr=100 * part["uncertainty"], color=COLOURS[number + 1],
+                 error_kw={"linewidth": 0.8}, label=title(measure))  # fmt: skip
+        known = [(place, reported[method][measure]) for place, method in zip(places, part.index, strict=True)
+                 if measure in reported.get(method, {})]  # fmt: skip
+        if known:
+            axis.scatter(*zip(*known, strict=True), marker="D", s=12, facecolors="none", edgecolors="black",
+                         linewidths=0.8, zorder=3, label="paper" if number == 0 else None)  # fmt: skip
+    axis.set_xticks(range(len(methods)), [title(method).replace(" (", "\n(") for method in methods], rotation=20)
+    axis.set(ylabel="accuracy (%)", ylim=(0, 100))
+    axis.legend(ncols=2)
+    return save(run, figure, "accuracies", summary)
+
+
+def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, int], Tensor]]) -> Figure:
+    """The paper's Figure 2: where the image of a set of one is pointed to, g(x, t) of each class, a row a source."""
+    image, classes = as_float(example.images).to(run.device), example.classes[:10]
+    figure, axes = new(run, len(sources), len(classes) + 1, height=0.56 * len(sources) + 0.2, squeeze=False)
+    for row, (source, target) in enumerate(sources.items()):
+        directions = [target(image, label) for label in range(len(classes))]
+        largest = max(float(direction.abs().max()) for direction in directions)  # becomes black or white on mid-grey
+        panels = [image, *(0.5 + direction / (2 * largest) for direction in directions)]
+        names = [f"x: {classes[int(example.labels)]}", *classes]
+        for axis, panel, name in zip(axes[row], panels, names, strict=True):
+            _draw(axis, panel)
+            axis.set_title(name if row == 0 else "", fontsize=6)
+        axes[row][0].set_ylabel(title(source), rotation=0, ha="right", va="center", fontsize=7)
+    return save(run, figure, "targets")
+
+
+def _draw(axis: Any, images: Tensor) -> None:
+    """Images N×C×H×W one above the other, without a frame."""
+    axis.imshow(_stacked(images), cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def targeted(run: Run, original: Tensor, changed: Mapping[str, Tensor], classes: Sequence[str]) -> Figure:
+    """The paper's Figure 4: images changed toward each class, N×C×… a method in order of the target class."""
+    figure, axes = new(run, 1 + len(changed), len(classes), height=0.58 * (1 + len(changed)) + 0.2)
+    for row, (method, images) in enumerate({"original": original, **changed}.items()):
+        for column, axis in enumerate(axes[row]):
+            _draw(axis, images[column : column + 1])
+            if row == 0:
+                axis.set_title(classes[column], fontsize=7)
+        axes[row][0].set_ylabel(title(method), rotation=0, ha="right", va="center", fontsize=7)
+    return save(run, figure, "targeted_images")
+
+
+def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed)."""
+    rows = summary[summary["method"].str.startswith("lambda_")].copy()
+    rows["weight"] = rows["method"].str.removeprefix("lambda_").astype(float)
+    paper = {float(name.removeprefix("lambda_")): row for name, row in reported.items()}
+    figure, axis = new(run)
+    for number, (measure, part) in enumerate(rows.groupby("measure", sort=False)):
+        part, colour = part.sort_values("weight"), COLOURS[number + 1]
+        axis.errorbar(part["weight"], 100 * part["mean"], 100 * part["uncertainty"], marker=MARKERS[number],
+                      markersize=4, linewidth=1, capsize=2, color=colour, label=title(str(measure)))  # fmt: skip
+        axis.plot(list(paper), [row[str(measure)] for row in paper.values()], "--", color=colour, linewidth=0.8,
+                  marker=MARKERS[number], markersize=3, markerfacecolor="none")  # fmt: skip
+    axis.set(xscale="log", xlabel="λ (dashed: the paper, at its own scale)", ylabel="accuracy (%)", ylim=(-2, 102))
+    axis.legend()
+    return save(run, figure, "tradeoff", rows)
+
+
+def epsilon_curves(run: Run, table: pd.DataFrame) -> Figure:
+    """Accuracy against eps, a line a method, mean over seeds."""
+    means = table.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    figure, axis = new(run)
+    for number, (method, part) in enumerate(means.groupby("method", sort=False)):
+        part = part.sort_values("eps")
+        axis.plot(part["eps"], 100 * part["accuracy"], marker=MARKERS[number], markersize=4, linewidth=1,
+                  color=COLOURS[number], label=title(str(method)))  # fmt: skip
+    axis.set(xlabel=f"ε (n = {int(table['n'].iloc[0])} images)", ylabel="accuracy (%)", ylim=(-2, 102))
+    axis.legend()
+    return save(run, figure, "epsilon", means)
+
+
+def training_curves(run: Run, histories: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> Figure:
+    """A panel a column of the training histories, against the epoch; one line a training."""
+    figure, axes = new(run, 1, len(columns))
+    frames = []
+    for number, (name, history) in enumerate(histories.items()):
+        frame = pd.DataFrame(history["epochs"]).assign(training=name)
+        frames.append(frame)
+        for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+            if column in frame:
+                axis.plot(frame["epoch"], frame[column], linewidth=1, color=COLOURS[number % len(COLOURS)],
+                          linestyle=("-", "--", ":")[number // len(COLOURS) % 3], label=name)  # fmt: skip
+            axis.set(title=column.replace("_", " "), xlabel="epoch")
+    np.atleast_1d(axes)[0].legend(fontsize=5)
+    return save(run, figure, "training", pd.concat(frames))

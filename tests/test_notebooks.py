@@ -1,0 +1,130 @@
+"""Notebooks as files, and both of them run from top to bottom on the smallest settings."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from conftest import REPOSITORY
+
+from paperlib import runs
+from paperlib.files import read_json
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+TINY = {
+    "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
+    "cifar_pag": {
+        "sources": "[class_mean, rigd_l2]", "weights": "{class_mean: 0.1, rigd_l2: 0.1}", "epochs": "1",
+        "teacher_epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
+        "sweep_weights": "[0.01]", "score_images": "10", "score_steps": "2", "attack_steps": "2", "sweep_images": "10",
+        "audit_images": "10", "autoattack_images": "2", "sweep_epsilons": "[1, 2]", "eps_l2": "1/2",
+    },
+}  # fmt: skip
+
+
+def test_every_study_has_its_notebook() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(runs.studies()) == sorted(TINY)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_is_its_script_and_holds_no_outputs(path: Path) -> None:
+    notebook, script = nbformat.read(path, 4), jupytext.read(path.with_suffix(".py"))
+    assert [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in script.cells
+    ]
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_parameters_are_the_settings(path: Path) -> None:
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    (parameters,) = (cell for cell in code if cell.metadata.get("tags") == ["parameters"])
+    statements = ast.parse(parameters.source).body
+    assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
+    names = [statement.target.id for statement in statements]  # type: ignore[attr-defined]
+    assert names[0] == "preset"
+    assert set(names[1:]) == set(runs.studies()[path.stem].model_fields)
+    for cell in code:
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
+        if cell is not parameters:
+            lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith(("from", "import"))]
+            assert len(lines) <= 6, cell.source
+
+
+@pytest.mark.parametrize("notebook", sorted(TINY))
+def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str, home: Path) -> None:
+    options = [part for name, value in TINY[notebook].items() for part in ("-p", f"{name}={value}")]
+    command = [sys.executable, "-m", "paperlib.cli", "run", notebook, *options, "--venue", "icml"]
+    environment = {**os.environ, "PAPERLIB_ROOT": str(home)}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "epoch 1" in first.stdout  # progress, live
+
+    (folder,) = (home / "runs" / notebook).iterdir()
+    assert runs.status(folder)["state"] == "finished"
+    outcomes = [claim["outcome"] for claim in read_json(folder / "claims.json")]
+    assert set(outcomes) <= {"reproduced", "direction only", "not reproduced", "not tested here"}
+    assert any(outcome != "not tested here" for outcome in outcomes)
+    figures = {file.stem for file in (folder / "figures").glob("*.png")}
+    assert len(figures) >= 3
+    for name in figures:
+        for kind in ("pdf", "svg", "json"):
+            assert (folder / "figures" / f"{name}.{kind}").exists()
+    for table in (folder / "tables").glob("*.tex"):
+        assert r"\toprule" in table.read_text()
+        assert table.with_suffix(".csv").exists()
+
+    for page in (folder / f"{notebook}.html", home / "runs" / "index.html"):
+        text = page.read_text()
+        assert not re.search(r"<(script|img|iframe)[^>]*\ssrc=[\"']?https?:", text)
+        assert not re.search(r"<link[^>]*\shref=[\"']?https?:", text)
+        assert not re.search(r"(@import|url\()\s*[\"']?https?:", text)
+    assert "<math" in (folder / f"{notebook}.html").read_text()
+
+    kept = {
+        file: file.stat().st_mtime_ns
+        for kind in ("training", "evaluation")
+        for file in folder.glob(f"{kind}/**/*.safetensors")
+    }
+    assert kept
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "epoch 1" not in second.stdout
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+
+
+def test_it_runs_under_plain_papermill_and_a_misspelt_parameter_stops_it(home: Path) -> None:
+    path = REPOSITORY / "notebooks" / "toy_pag.ipynb"
+    command = [sys.executable, "-m", "papermill", str(path), str(home / "out.ipynb"), "-k", "python3"]
+    environment = {**os.environ, "PAPERLIB_ROOT": str(home)}
+    good = subprocess.run(
+        [*command, "-p", "epochs", "1", "-y", "{seeds: [0]}"], env=environment, capture_output=True, text=True
+    )
+    assert good.returncode == 0, good.stderr
+    (folder,) = (home / "runs" / "toy_pag").iterdir()
+    assert runs.status(folder)["state"] == "finished"
+    bad = subprocess.run([*command, "-p", "epoch", "1"], env=environment, capture_output=True, text=True)
+    assert bad.returncode != 0
+    assert "unknown parameter 'epoch'; did you mean 'epochs'" in bad.stderr
+    assert len(list((home / "runs" / "toy_pag").iterdir())) == 1
+
+
+def test_a_failed_cell_is_a_failed_run(home: Path) -> None:
+    """The toy diverges at an absurd learning rate: exit code 1, status failed, the reason in both."""
+    options = ["-p", "learning_rate=1e30", "-p", "seeds=[0]", "-p", "epochs=1"]
+    command = [sys.executable, "-m", "paperlib.cli", "run", "toy_pag", *options]
+    done = subprocess.run(command, env={**os.environ, "PAPERLIB_ROOT": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    (folder,) = (home / "runs" / "toy_pag").iterdir()
+    found = runs.status(folder)
+    assert found["state"] == "failed"
+    assert "diverged in step" in found["error"]
+    assert json.loads((folder / "toy_pag.ipynb").read_text())["cells"]

@@ -1,0 +1,153 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from paperlib import runs
+from paperlib.files import InputError, read_json
+from paperlib.settings import read_value
+
+# Settings ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        (" 1.5 / 3 ", 0.5),
+        ("1e-3", 0.001),
+        ("2E2", 200.0),
+        ("[0, 1]", [0, 1]),
+        (["1/4", 2], [0.25, 2]),
+        ("true", True),
+        ("null", None),
+        ("adam", "adam"),
+        ("1/0", "1/0"),
+        (7, 7),
+    ],
+)
+def test_values_are_read_as_meant(text: Any, value: Any) -> None:
+    assert read_value(text) == value
+
+
+@pytest.mark.parametrize("notebook", sorted(runs.studies()))
+def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
+    presets = runs.read_presets(notebook)
+    assert tuple(presets) == runs.PRESETS
+    for name, values in presets.items():
+        assert set(values) == set(runs.studies()[notebook].model_fields), name
+        runs.resolve(notebook, name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, r"unknown parameter 'epoch'; did you mean 'epochs'\? Allowed: seeds"),
+        ({"epochs": "many"}, "epochs = 'many': Input should be a valid integer"),
+        ({"epochs": 0}, "epochs = 0: Input should be greater than or equal to 1"),
+        ({"epochs": 2.5}, "epochs = 2.5"),
+        ({"epochs": True}, "epochs = True"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"learning_rate": -0.1}, "greater than 0"),
+        ({"optimizer": "lion"}, "optimizer = 'lion': Input should be 'sgd', 'adam' or 'adamw'"),
+        ({"data": "cifar"}, "'cifar' is not a data set; choose one of toy, scenes"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [0, "x"]}, r"seeds.1 = 'x'"),
+        ({"sources": ["one_image", "two_images"]}, "two_images"),
+        ({"weights": {"one_image": 1.0}}, "weights has no λ for"),
+        ({"sources": ["one_image"], "sweep_weights": [0.1]}, "sweep_weights needs class_mean"),
+        ({"model": "vgg"}, "model = 'vgg': Input should be 'small_cnn' or 'resnet18'"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        runs.resolve("cifar_pag", "quick", overrides)
+
+
+def test_unknown_notebooks_and_presets_are_refused() -> None:
+    with pytest.raises(InputError, match="no notebook 'cifar'; there are cifar_pag, toy_pag"):
+        runs.resolve("cifar")
+    with pytest.raises(InputError, match="preset = 'tiny': toy_pag has quick, laptop, gpu, paper"):
+        runs.resolve("toy_pag", "tiny")
+
+
+def test_fractions_are_read_and_the_same_settings_find_the_same_folder() -> None:
+    text = runs.resolve("cifar_pag", "quick", {"eps_linf": "8/255"})
+    number = runs.resolve("cifar_pag", "quick", {"eps_linf": 8 / 255})
+    assert text == number
+    assert runs.folder_of("cifar_pag", "quick", text) == runs.folder_of("cifar_pag", "quick", number)
+    assert runs.folder_of("cifar_pag", "quick", text) != runs.folder_of("cifar_pag", "quick", runs.resolve("cifar_pag"))
+    venue = runs.resolve("cifar_pag", "quick", {"venue": "icml"})
+    assert runs.folder_of("cifar_pag", "quick", venue) == runs.folder_of("cifar_pag", "quick", runs.resolve("cifar_pag"))
+
+
+# Runs ------------------------------------------------------------------------------
+
+
+def test_a_run_writes_settings_environment_and_status(home: Path) -> None:
+    run = runs.start("toy_pag", {"preset": "quick", "epochs": 7, "seeds": None})
+    assert run.settings.epochs == 7
+    assert yaml.safe_load((run.folder / "settings.yaml").read_text())["epochs"] == 7
+    about = read_json(run.folder / "environment.json")
+    assert {"commit", "python", "torch", "processor"} <= set(about)
+    assert runs.status(run.folder)["state"] == "running"
+    run.finish()
+    found = runs.status(run.folder)
+    assert found["state"] == "finished"
+    assert found["peak_memory_bytes"] > 10_000_000
+    assert runs.status(home / "runs" / "none") == {"state": "not started"}
+
+
+def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: Path) -> None:
+    namespace = {
+        "preset": "quick",
+        "epochs": None,
+        "epoch": 3,
+        "In": ["", "epochs = None", "# Parameters\nepoch = 3\n"],
+    }
+    with pytest.raises(InputError, match="unknown parameter 'epoch'"):
+        runs.start("toy_pag", namespace)
+    assert not (home / "runs").exists()
+    namespace = {"preset": "quick", "epochs": 3, "epoch": 3, "In": ["", "# Parameters\nepochs = 3\n", "epoch = 3"]}
+    run = runs.start("toy_pag", namespace)  # a user's own variable is his own business
+    assert run.settings.epochs == 3
+    run.finish()
+
+
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [("os.kill(os.getpid(), 9)", "killed"), ("sys.exit(1)", "stopped"), ("run.finish()", "finished")],
+)
+def test_status_is_true_whatever_ended_the_process(home: Path, ending: str, state: str) -> None:
+    script = f"import os, sys\nfrom paperlib import runs\nrun = runs.start('toy_pag', {{}})\n{ending}\n"
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PAPERLIB_ROOT": str(home)}, check=False)
+    folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag"))
+    assert runs.status(folder)["state"] == state
+
+
+def test_two_processes_do_not_share_a_run(home: Path) -> None:
+    script = (
+        "import time\nfrom paperlib import runs\nrun = runs.start('toy_pag', {})\nprint('up', flush=True)\ntime.sleep(60)\n"
+    )
+    environment = {**os.environ, "PAPERLIB_ROOT": str(home)}
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "up\n"
+        with pytest.raises(InputError, match="another process is at work"):
+            runs.start("toy_pag", {})
+        folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag"))
+        assert runs.status(folder)["state"] == "running"
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        other.stdout.close()
+    time.sleep(0.1)
+    assert runs.status(folder)["state"] == "killed"
+    runs.start("toy_pag", {}).finish()
