@@ -15,7 +15,7 @@
 # The paper says that aligning the input gradients with the direction toward the other class removes that freedom, and
 # reports 75.5 % accuracy under attack where plain training has 0.0 %.
 #
-# One difference from the paper: it shows one seed, here there are ten.
+# One difference from the paper: it shows one seed, here there are ten, of weights and batches; the samples stay the same.
 
 # %% [markdown]
 # ## Settings
@@ -47,7 +47,7 @@ channels_last: bool = None
 crop_padding: int = None
 crop_fill: float = None
 flip: bool = None
-device: str = None  # auto · cpu · cuda
+device: str = None  # cpu
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%

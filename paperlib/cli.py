@@ -25,6 +25,9 @@ def main() -> None:
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("paperlib: interrupted; what was computed is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command("list")
@@ -141,6 +144,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
     checked = {name: getattr(settings, name) for name in given}
 
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -158,6 +162,13 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
         )  # fmt: skip
     except PapermillExecutionError as error:
         print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        code = 1
+    except DeadKernelError:
+        print(
+            f"paperlib: the kernel of {notebook} was killed, perhaps for lack of memory; what it computed is kept in "
+            f"{folder}, and the same command goes on from there",
+            file=sys.stderr,
+        )
         code = 1
     os.replace(temporary, target)
     page = notebook_page(target)

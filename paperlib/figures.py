@@ -265,10 +265,15 @@ def targeted(run: Run, original: Tensor, changed: Mapping[str, Tensor], classes:
     return save(run, figure, "targeted_images")
 
 
-def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed)."""
-    rows = summary[summary["method"].str.startswith("lambda_")].copy()
-    rows["weight"] = rows["method"].str.removeprefix("lambda_").astype(float)
+def tradeoff(run: Run, summary: pd.DataFrame, own: float, reported: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed).
+
+    `own` is the λ of the method class_mean, which is one of the points.
+    """
+    names = summary["method"].replace("class_mean", f"lambda_{own:g}")
+    rows = summary[names.str.startswith("lambda_") & summary["measure"].isin(["clean", "pgd_linf", "pgd_l2"])].copy()
+    rows["weight"] = names[rows.index].str.removeprefix("lambda_").astype(float)
+    rows = rows.drop_duplicates(["weight", "measure"])
     paper = {float(name.removeprefix("lambda_")): row for name, row in reported.items()}
     figure, axis = new(run)
     for number, (measure, part) in enumerate(rows.groupby("measure", sort=False)):

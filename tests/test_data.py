@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +251,40 @@ def test_torchvision_sets_are_read_from_their_own_files(home: Path) -> None:
     assert train.images.shape == (2, 1, 28, 28)
     assert np.array_equal(test.images[:, 0].numpy(), pixels)
     assert train.labels.tolist() == [9, 0]
+
+
+def test_cifar_and_stl_are_read_from_their_own_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their layouts with a few images in them; only the published checksums are passed over."""
+    random = np.random.default_rng(0)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for name, folder, batches, key, classes in (
+        ("cifar10", "cifar-10-batches-py", [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"], "labels", 10),
+        ("cifar100", "cifar-100-python", ["train", "test"], "fine_labels", 100),
+    ):
+        place = home / "data" / name / folder
+        place.mkdir(parents=True)
+        for batch in batches:
+            rows = random.integers(0, 256, (2, 3072), dtype=np.uint8)
+            (place / batch).write_bytes(pickle.dumps({"data": rows, key: [3, 7]}))
+        names = {"label_names": ["x"] * classes, "fine_label_names": ["x"] * classes}
+        (place / ("batches.meta" if classes == 10 else "meta")).write_bytes(pickle.dumps(names))
+        train, test = data.vision.load(name)
+        assert train.images.shape == (2 * (len(batches) - 1), 3, 32, 32)
+        assert len(train.classes) == classes
+        assert np.array_equal(test.images.flatten(1).numpy(), rows)  # the last batch written is the test set
+        assert test.labels.tolist() == [3, 7]
+
+    monkeypatch.setattr("torchvision.datasets.STL10._check_integrity", lambda _: True)
+    place = home / "data" / "stl10" / "stl10_binary"
+    place.mkdir(parents=True)
+    (place / "class_names.txt").write_text("\n".join("abcdefghij"))
+    for part in ("train", "test"):
+        columns = random.integers(0, 256, (3, 3, 96, 96), dtype=np.uint8)  # stored column by column
+        (place / f"{part}_X.bin").write_bytes(columns.tobytes())
+        (place / f"{part}_y.bin").write_bytes(bytes([1, 10, 2]))
+    train, test = data.vision.load("stl10")
+    assert np.array_equal(test.images.numpy(), columns.transpose(0, 1, 3, 2))
+    assert train.labels.tolist() == [0, 9, 1]
 
 
 # Augmentation ----------------------------------------------------------------

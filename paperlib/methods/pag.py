@@ -174,6 +174,7 @@ def pag_score(model: nn.Module, judge: nn.Module, data: ImageSet, *, eps: float,
 class ToySettings(TrainingSettings):
     """Appendix C.1."""
 
+    device: Literal["cpu"]  # too small for anything else
     weight: Radius  # λ; not published
     neighbors: Count  # sample size of Nearest Neighbor, per class; not published
     gradient: Literal["log_softmax", "logit"]
@@ -348,7 +349,7 @@ def _attacks(settings: CifarSettings, steps: int, total: float) -> dict[Norm, At
 def toward_every_class(
     run: Run, trained: Mapping[str, Mapping[int, nn.Module]], image: Tensor, classes: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Figure 4: one image C×H×W, and what each method's first model makes of it on the way to every class."""
+    """Figure 4: one image C×H×W, and what each method's first model makes of it on the way to the first classes."""
     repeated = as_float(image).to(run.device).expand(classes, *image.shape)
     aims = torch.arange(classes, device=run.device)
     settings = run.settings
@@ -385,7 +386,8 @@ def alignment_each(
 ) -> pd.DataFrame:
     """Mean cosine of every PAG model's class gradients with its targets, on as many training as test images.
 
-    Vanilla's gradients are held against every source's targets. Columns: targets, and vanilla | own by train | test.
+    Vanilla's gradients are held against every source's targets. The last column is the baseline that a cosine has to be
+    read against: how alike the targets of different classes are, which is what one direction for all classes would reach.
     """
     count = run.settings.score_images
     parts = {"train": subset(data.train, count, 0), "test": subset(data.test, count, 0)}
@@ -398,4 +400,14 @@ def alignment_each(
                     for model in trained[method].values()
                 ]
                 rows.setdefault(source, {})[column, part] = sum(cosines) / len(cosines)
+        shown = as_float(parts["test"].images).to(run.device)
+        rows[source]["target to target", "test"] = _likeness(
+            [target(shown, label) for label in range(len(data.test.classes))]
+        )
     return pd.DataFrame(rows).T
+
+
+def _likeness(directions: list[Tensor]) -> float:
+    """The mean cosine between the directions of two different classes at the same image."""
+    pairs = [cosine(one, other).mean() for number, one in enumerate(directions) for other in directions[:number]]
+    return float(torch.stack(pairs).mean())
