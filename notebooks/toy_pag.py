@@ -114,10 +114,10 @@ figures.per_seed(run, table)
 
 # %% [markdown]
 # ## Verdicts
-# Each claim is judged from the measured difference and its uncertainty over seeds. *Reproduced* means that the difference is
-# beyond its uncertainty and may be half of the paper's; *direction only*, that it is real but smaller.
+# Each claim is judged from the measured difference and its interval over seeds. *Reproduced* means that the 95 % interval is
+# above zero and the difference at least half of the paper's; *direction only*, that it is real but smaller.
 
 # %%
-verdicts = claims.judge("pag", run, summary)
+verdicts = claims.judge("pag", run, summary, classes=2)
 run.finish()
 claims.show(verdicts)

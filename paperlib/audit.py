@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import Norm, evaluating, fgsm, pgd
+from paperlib.attacks import Attack, Norm, evaluating, fgsm, pgd
 from paperlib.data import ImageSet, as_float
-from paperlib.files import read_json, write_json
+from paperlib.evaluation import CHUNK
+from paperlib.files import digest, read_json, write_json
 from paperlib.geometry import cosine
 from paperlib.runs import Run
 
@@ -40,9 +41,38 @@ def audit(
     60 degrees). `transfer_from` is another model whose adversarial images are tried.
     """
     device = next(model.parameters()).device
-    images, labels = as_float(data.images).to(device), data.labels.to(device)
+    parts = []
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(data), CHUNK):
+            images = as_float(data.images[start : start + CHUNK]).to(device)
+            labels = data.labels[start : start + CHUNK].to(device)
+            parts.append(_tried(model, images, labels, eps, norm, transfer_from))
+    tried = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    white = tried["pgd20"] | tried["pgd100"] | tried["margin"]
+    figures = [
+        float(tried["difference"].max()),
+        share(tried["flat"]),
+        1 - float(tried["cosine"].mean()),
+        share(tried["single"] & ~white),
+        share(tried["pgd100"]) - share(tried["pgd20"]),
+        share(tried["margin"]) - share(tried["pgd20"]),
+        share(tried["blind"] & ~white),
+        share(tried["survived"] & ~white),
+    ]
+    rows = [
+        (name, figure, threshold, not figure <= threshold, meaning)
+        for (name, (threshold, meaning)), figure in zip(CHECKS.items(), figures, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["check", "figure", "threshold", "sign", "meaning"])
 
-    def strong(steps: int, **more: object) -> partial[Tensor]:
+
+def _tried(
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm, transfer_from: nn.Module | None
+) -> dict[str, Tensor]:
+    """What becomes of each image, by name: N each. Fooled by which attack, and how its gradient lies."""
+
+    def strong(steps: int, **more: object) -> Attack:
         return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=2.5 * eps / max(steps, 1), **more)  # type: ignore[arg-type]
 
     def fooled(adversarial: Tensor) -> Tensor:
@@ -54,43 +84,26 @@ def audit(
         top = model(leaf).topk(2, dim=1).values
         return torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), leaf)[0]
 
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            again = float((model(images) - model(images)).abs().max())
-        noise = strong(0)(model, images, labels)  # the random start alone
-        here, there = margin_gradient(images), margin_gradient(noise)
-        pgd20 = fooled(strong(20, best=True)(model, images, labels))
-        pgd100 = fooled(strong(100, best=True)(model, images, labels))
-        by_margin = fooled(strong(20, best=True, loss="margin")(model, images, labels))
-        white = pgd20 | pgd100 | by_margin
-        blind = fooled(noise)
-        if transfer_from is not None:
-            with evaluating(transfer_from):
-                blind |= fooled(strong(20)(transfer_from, images, labels))
-        single = fooled(fgsm(model, images, labels, eps=eps, norm=norm))
-        huge = partial(pgd, eps=0.5, norm="linf", steps=100, step_size=0.02, best=True)
-        left = ~white  # fooled within eps is fooled within more
-        survive = torch.zeros_like(white)
-        if left.any():
-            adversarial = huge(model, images[left], labels[left])
-            with torch.no_grad():
-                survive[left] = model(adversarial).argmax(1) == labels[left]
-    figures = [
-        again,
-        share(here.flatten(1).abs().amax(1) == 0),
-        1 - float(cosine(here, there, eps=1e-30).mean()),
-        share(single & ~white),
-        share(pgd100) - share(pgd20),
-        share(by_margin) - share(pgd20),
-        share(blind & ~white),
-        share(survive),
-    ]
-    rows = [
-        (name, figure, threshold, not figure <= threshold, meaning)
-        for (name, (threshold, meaning)), figure in zip(CHECKS.items(), figures, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["check", "figure", "threshold", "sign", "meaning"])
+    with torch.no_grad():
+        difference = (model(images) - model(images)).abs().amax(1)
+    noise = strong(0)(model, images, labels)  # the random start alone
+    here, there = margin_gradient(images), margin_gradient(noise)
+    blind = fooled(noise)
+    if transfer_from is not None:
+        with evaluating(transfer_from):
+            blind |= fooled(strong(20)(transfer_from, images, labels))
+    huge = partial(pgd, eps=0.5, norm="linf", steps=100, step_size=0.02, best=True)
+    return {
+        "difference": difference,
+        "flat": here.flatten(1).abs().amax(1) == 0,
+        "cosine": cosine(here, there, eps=1e-30),
+        "single": fooled(fgsm(model, images, labels, eps=eps, norm=norm)),
+        "pgd20": fooled(strong(20, best=True)(model, images, labels)),
+        "pgd100": fooled(strong(100, best=True)(model, images, labels)),
+        "margin": fooled(strong(20, best=True, loss="margin")(model, images, labels)),
+        "blind": blind,
+        "survived": ~fooled(huge(model, images, labels)),
+    }
 
 
 def share(members: Tensor) -> float:
@@ -110,12 +123,20 @@ def audit_each(
     """The audit of each method's first model, figures by check and method; signs of masking are marked with a !."""
     columns = {}
     for method, members in trained.items():
-        file = run.folder / "audit" / f"{method}.json"
-        if not file.exists():
-            model = next(iter(members.values())).to(run.device)
-            table = audit(model, data, eps=eps, norm=norm, transfer_from=transfer_from)
-            write_json(file, table.to_dict("records"))
-        rows = read_json(file)
+        file, model = run.folder / "audit" / f"{method}.json", next(iter(members.values())).to(run.device)
+        recipe = digest(model, data, [eps, norm, digest(transfer_from, data, None)])
+        if not file.exists() or read_json(file)["recipe"] != recipe:
+            found = audit(model, data, eps=eps, norm=norm, transfer_from=transfer_from)
+            write_json(file, {"recipe": recipe, "checks": found.to_dict("records")})
+        rows = read_json(file)["checks"]
         columns[method] = [f"{row['figure']:.3g}{' !' if row['sign'] else ''}" for row in rows]
     thresholds = [str(threshold) for threshold, _ in CHECKS.values()]
     return pd.DataFrame({"threshold": thresholds, **columns}, index=pd.Index(list(CHECKS), name="check"))
+
+
+def signs(run: Run) -> dict[str, list[str]]:
+    """The checks of the run's audit that speak against each method; none for most."""
+    return {
+        file.stem: [row["check"] for row in read_json(file)["checks"] if row["sign"]]
+        for file in sorted((run.folder / "audit").glob("*.json"))
+    }

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +26,6 @@ def main() -> None:
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("paperlib: interrupted; what was computed is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command("list")
@@ -88,9 +86,10 @@ def reproduce(
         file = folder / "claims.json"
         counts = report.tally(report.read_json(file)) if file.exists() else ("–", "–", "–")
         state = runs.status(folder)["state"]
-        print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}")
+        scale = "" if file.exists() and not report.read_json(file)[0]["scale"] else ", not as the paper in all settings"
+        print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
     print(f"report: {report.index_page()}")
-    raise typer.Exit(max(code for code, _ in ended.values()))
+    raise typer.Exit(int(any(code for code, _ in ended.values())))
 
 
 @app.command()
@@ -141,7 +140,9 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
     # As read and checked: a notebook's own cell would see the text "8/255".
-    checked = {name: getattr(settings, name) for name in given}
+    checked = {name: "null" if getattr(settings, name) is None else getattr(settings, name) for name in given}
+    if runs.status(folder)["state"] == "running":
+        raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
 
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -152,13 +153,16 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
 
     print(f"{notebook}, preset {preset}, into {folder}", flush=True)
     target = folder / f"{notebook}.ipynb"
-    temporary = folder / f".{notebook}.running.ipynb"  # papermill saves as it goes, not atomically
+    temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
+    # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
+    sockets = tempfile.TemporaryDirectory(prefix="paperlib-")
+    transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
     code = 0
     try:
         papermill.execute_notebook(
             root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
             progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=root(), kernel_name="python3",
-            config=Config({"KernelManager": {"transport": "ipc"}}),  # TCP ports collide where notebooks run side by side
+            config=transport,
         )  # fmt: skip
     except PapermillExecutionError as error:
         print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
@@ -170,6 +174,14 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
             file=sys.stderr,
         )
         code = 1
+    except KeyboardInterrupt:
+        print(
+            f"paperlib: interrupted; {folder} keeps what was computed, the same command goes on from there", file=sys.stderr
+        )
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        sockets.cleanup()
     os.replace(temporary, target)
     page = notebook_page(target)
     state = runs.status(folder)["state"]

@@ -1,7 +1,5 @@
 """Accuracy under every attack, image by image, with the checks that an honest evaluation passes."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, masking_flags
 from paperlib.data import ImageSet, as_float
-from paperlib.files import read_tensors, write_tensors
+from paperlib.files import digest, read_tensors, write_tensors
 from paperlib.progress import bar, live
 from paperlib.runs import Run
 
@@ -148,21 +146,21 @@ def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and measure: mean and deviation over seeds, and the 95 % uncertainty of the mean.
+    """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
 
-    Columns mean, deviation (of seeds; NaN for one seed), uncertainty, seeds, n. The uncertainty is the larger of the test
-    set's (binomial) and, where there are several seeds, the seeds' (Student's t).
+    Columns mean, deviation (of seeds; NaN for one seed), low, high, seeds, n. The interval is the wider of the test set's
+    (binomial) and, where there are several seeds, the seeds' (Student's t), within [0,1].
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
         mean, seeds, count = part["accuracy"].mean(), len(part), int(part["n"].iloc[0])
         deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
         low, high = binomial_interval(round(mean * count), count)
-        uncertainty = (high - low) / 2
         if seeds > 1:
-            uncertainty = max(uncertainty, float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds))
-        rows.append((method, measure, mean, deviation, uncertainty, seeds, count))
-    columns = ["method", "measure", "mean", "deviation", "uncertainty", "seeds", "n"]
+            half = float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
+            low, high = max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half))
+        rows.append((method, measure, mean, deviation, low, high, seeds, count))
+    columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -195,12 +193,7 @@ def _assert_allowed(
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    """A digest of all that the outcomes depend on: weights, images, labels, attacks, seed."""
-    digest = hashlib.sha256()
     described: list[Any] = [
         [name, one.func.__name__, {key: str(value) for key, value in one.keywords.items()}] for name, one in attacks.items()
     ]
-    digest.update(json.dumps([described, seed, CHUNK], sort_keys=True).encode())
-    for tensor in (*model.state_dict().values(), data.images, data.labels):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest(model, data, [described, seed, CHUNK])

@@ -216,7 +216,7 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
     for number, measure in enumerate(measures):
         part = summary[summary["measure"] == measure].set_index("method")
         places = [methods.index(method) + (number - (len(measures) - 1) / 2) * width for method in part.index]
-        axis.bar(places, 100 * part["mean"], width, yerr=100 * part["uncertainty"], color=COLOURS[number + 1],
+        axis.bar(places, 100 * part["mean"], width, yerr=_arms(part), color=COLOURS[number + 1],
                  error_kw={"linewidth": 0.8}, label=title(measure))  # fmt: skip
         known = [(place, reported[method][measure]) for place, method in zip(places, part.index, strict=True)
                  if measure in reported.get(method, {})]  # fmt: skip
@@ -229,15 +229,15 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
     return save(run, figure, "accuracies", summary)
 
 
-def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, int], Tensor]]) -> Figure:
+def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, Sequence[int]], list[Tensor]]]) -> Figure:
     """The paper's Figure 2: where the image of a set of one is pointed to, g(x, t) of each class, a row a source."""
     image, classes = as_float(example.images).to(run.device), example.classes[:10]
     figure, axes = new(run, len(sources), len(classes) + 1, height=0.56 * len(sources) + 0.2, squeeze=False)
     for row, (source, target) in enumerate(sources.items()):
-        directions = [target(image, label) for label in range(len(classes))]
+        directions = target(image, range(len(classes)))
         largest = max(float(direction.abs().max()) for direction in directions)  # becomes black or white on mid-grey
         panels = [image, *(0.5 + direction / (2 * largest) for direction in directions)]
-        names = [f"x: {classes[int(example.labels)]}", *classes]
+        names = [f"x: {example.classes[int(example.labels)]}", *classes]
         for axis, panel, name in zip(axes[row], panels, names, strict=True):
             _draw(axis, panel)
             axis.set_title(name if row == 0 else "", fontsize=6)
@@ -265,26 +265,27 @@ def targeted(run: Run, original: Tensor, changed: Mapping[str, Tensor], classes:
     return save(run, figure, "targeted_images")
 
 
-def tradeoff(run: Run, summary: pd.DataFrame, own: float, reported: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed).
-
-    `own` is the λ of the method class_mean, which is one of the points.
-    """
-    names = summary["method"].replace("class_mean", f"lambda_{own:g}")
-    rows = summary[names.str.startswith("lambda_") & summary["measure"].isin(["clean", "pgd_linf", "pgd_l2"])].copy()
-    rows["weight"] = names[rows.index].str.removeprefix("lambda_").astype(float)
-    rows = rows.drop_duplicates(["weight", "measure"])
+def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed)."""
+    measured = summary["measure"].isin(["clean", "pgd_linf", "pgd_l2"])
+    rows = summary[summary["method"].str.startswith("lambda_") & measured].copy()
+    rows["weight"] = rows["method"].str.removeprefix("lambda_").astype(float)
     paper = {float(name.removeprefix("lambda_")): row for name, row in reported.items()}
     figure, axis = new(run)
     for number, (measure, part) in enumerate(rows.groupby("measure", sort=False)):
         part, colour = part.sort_values("weight"), COLOURS[number + 1]
-        axis.errorbar(part["weight"], 100 * part["mean"], 100 * part["uncertainty"], marker=MARKERS[number],
+        axis.errorbar(part["weight"], 100 * part["mean"], _arms(part), marker=MARKERS[number],
                       markersize=4, linewidth=1, capsize=2, color=colour, label=title(str(measure)))  # fmt: skip
         axis.plot(list(paper), [row[str(measure)] for row in paper.values()], "--", color=colour, linewidth=0.8,
                   marker=MARKERS[number], markersize=3, markerfacecolor="none")  # fmt: skip
     axis.set(xscale="log", xlabel="λ (dashed: the paper, at its own scale)", ylabel="accuracy (%)", ylim=(-2, 102))
     axis.legend()
     return save(run, figure, "tradeoff", rows)
+
+
+def _arms(summary: pd.DataFrame) -> np.ndarray:
+    """How far the intervals reach below and above the means, in percent, 2×N."""
+    return 100 * np.stack([summary["mean"] - summary["low"], summary["high"] - summary["mean"]]).clip(min=0)
 
 
 def epsilon_curves(run: Run, table: pd.DataFrame) -> Figure:

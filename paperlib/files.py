@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class InputError(ValueError):
@@ -99,4 +99,13 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest(model: nn.Module, data: Any, description: Any) -> str:
+    """SHA-256 over a model's weights, an image set's images and labels, and whatever else an outcome depends on."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    for tensor in (*model.state_dict().values(), data.images, data.labels):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

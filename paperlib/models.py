@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paperlib.batchnorm import BatchNorm2d
@@ -160,7 +162,10 @@ def load_robust_resnet50(path: Path) -> nn.Module:
     if not path.exists():
         raise InputError(f"{path}: no such file; the checkpoints are cifar_linf_8.pt and cifar_l2_0_5.pt")
     if path.suffix == ".safetensors":
-        stored = read_tensors(path)[0]
+        try:
+            stored = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -173,5 +178,7 @@ def load_robust_resnet50(path: Path) -> nn.Module:
     wanted = model.state_dict()
     if missing := sorted(set(wanted) - set(weights)):
         raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {missing[0]} is missing")
+    if odd := [name for name in wanted if weights[name].shape != wanted[name].shape]:
+        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {odd[0]} has shape {tuple(weights[odd[0]].shape)}")
     model.load_state_dict({name: weights[name] for name in wanted})
     return model.eval()

@@ -51,7 +51,7 @@ def runs() -> list[dict[str, Any]]:
                 "folder": folder,
                 "status": status(folder),
                 "claims": read_json(claims) if claims.exists() else [],
-                "environment": read_json(about) if about.exists() else {},
+                "environment": read_json(about)[-1] if about.exists() else {},
                 "figures": sorted((folder / "figures").glob("*.png")),
             }
         )
@@ -103,11 +103,11 @@ INDEX = """<!doctype html>
 <tr><th>Claim</th><th>Place</th><th class="number">Paper</th><th class="number">Measured</th><th>Verdict</th></tr>
 {% for claim in run.claims %}<tr><td>{{ claim.statement }}</td><td>{{ claim.place }}</td>
 <td class="number">{% if claim.claimed is not none %}{{ "%+.1f"|format(claim.claimed) }}{% else %}–{% endif %}</td>
-<td class="number">{% if claim.measured is not none %}{{ "%+.1f"|format(claim.measured) }} ±
-{{ "%.1f"|format(claim.uncertainty) }}{% else %}–{% endif %}</td>
+<td class="number">{% if claim.measured is not none %}{{ "%+.1f"|format(claim.measured) }}<br>
+<small>{{ "%+.1f"|format(claim.low) }} to {{ "%+.1f"|format(claim.high) }}</small>{% else %}–{% endif %}</td>
 <td><strong>{{ claim.outcome }}</strong>: {{ claim.reason }}</td></tr>{% endfor %}
 </table></div>
-{% if run.claims[0].scale %}<p><small>Not at the paper's scale: {{ run.claims[0].scale }}.</small></p>{% endif %}
+{% if run.claims[0].scale %}<p><small>Not as the paper: {{ run.claims[0].scale }}.</small></p>{% endif %}
 {% endif %}
 {% for figure in run.figures %}<details><summary>{{ figure.stem.replace("_", " ") }}</summary>
 <img src="{{ embed(figure) }}" alt="{{ figure.stem.replace("_", " ") }}"></details>{% endfor %}

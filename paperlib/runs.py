@@ -102,9 +102,9 @@ class Run:
 def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
 
-    A parameter that is None is as its preset says. Papermill hands misspelt parameters over without a word, so the cell
-    it injects is read as well. Raises InputError for parameters that are unknown or wrong, and when another process is at
-    work in the same folder.
+    A parameter that is None is as its preset says; the text "null" stands for the value None. Papermill hands misspelt
+    parameters over without a word, so the cell it injects is read as well. Raises InputError for parameters that are
+    unknown or wrong, and when another process is at work in the same folder.
     """
     known = studies()[notebook].model_fields
     given = {name: namespace[name] for name in known if namespace.get(name) is not None}
@@ -117,7 +117,8 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     run.folder.mkdir(parents=True, exist_ok=True)
     _hold(run.folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
-    write_json(run.folder / "environment.json", environment())
+    sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
+    write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
     _say(run, "running")
     _watch(run)
     return run
@@ -143,7 +144,7 @@ def _hold(folder: Path) -> None:
         return
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
     except Timeout:
         raise InputError(f"{_shown(folder)}: another process is at work on this run; wait for it or end it") from None
     _locks[folder] = lock
@@ -155,9 +156,9 @@ def _release(folder: Path) -> None:
 
 
 def _say(run: Run, state: str, **more: Any) -> None:
-    now = time.time()
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
-    write_json(run.folder / "status.json", {**content, "seconds": now - run.started, "process": os.getpid(), **more})
+    seconds = time.time() - run.started  # of this session; trainings keep their own
+    write_json(run.folder / "status.json", {**content, "seconds": seconds, "process": os.getpid(), **more})
 
 
 def _watch(run: Run) -> None:
@@ -172,6 +173,12 @@ def _watch(run: Run) -> None:
     if shell is None:
         return
 
+    def before_cell(_: Any) -> None:
+        if run.folder not in _locks:
+            shell.events.unregister("pre_run_cell", before_cell)
+        elif read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
+            _say(run, "running")
+
     def after_cell(result: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("post_run_cell", after_cell)
@@ -179,6 +186,7 @@ def _watch(run: Run) -> None:
             interrupted = isinstance(error, KeyboardInterrupt)
             _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
 
+    shell.events.register("pre_run_cell", before_cell)
     shell.events.register("post_run_cell", after_cell)
 
 
@@ -187,10 +195,10 @@ def status(folder: Path) -> dict[str, Any]:
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
-    content = read_json(file)
-    if content["state"] == "running" and not _locked(folder):
-        content["state"] = "killed"
-    return content
+    if read_json(file)["state"] != "running" or _locked(folder):
+        return read_json(file)
+    content = read_json(file)  # it may have ended well between the two looks
+    return {**content, "state": "killed"} if content["state"] == "running" else content
 
 
 def _locked(folder: Path) -> bool:

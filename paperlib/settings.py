@@ -26,14 +26,19 @@ def read_value(value: Any) -> Any:
     """A value as YAML and papermill hand it over, read: fractions such as "8/255", "1e-3" and lists are no strings."""
     if isinstance(value, list):
         return [read_value(member) for member in value]
+    if isinstance(value, dict):
+        return {name: read_value(member) for name, member in value.items()}
     if not isinstance(value, str):
         return value
     if match := FRACTION.fullmatch(value):
         return float(match[1]) / float(match[2]) if float(match[2]) else value
+    if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE):
+        return float(value)
     try:
-        return float(value) if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE) else yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
+    return read if isinstance(read, str) else read_value(read)
 
 
 class Settings(BaseModel):

@@ -18,7 +18,7 @@ from paperlib.data.augment import crop_and_flip
 from paperlib.files import read_json, read_tensors, write_json, write_tensors
 from paperlib.methods import Batch, Method, Step
 from paperlib.progress import bar, live
-from paperlib.runs import Run
+from paperlib.runs import Run, environment
 from paperlib.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
@@ -79,10 +79,10 @@ def fit(
     """
     name = folder.name
     model.to(device)
-    if (folder / "weights.safetensors").exists():
-        return models.load_weights(model, folder / "weights.safetensors").eval()
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
+    if (folder / "weights.safetensors").exists():
+        return models.load_weights(model, folder / "weights.safetensors").eval()
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
@@ -151,7 +151,8 @@ def fit(
                 print(f"{name}: {line}  ({left:.0f} s left)", flush=True)
                 printed = time.monotonic()
     averaged.load_state_dict(best)
-    write_json(folder / "history.json", {"seconds": time.monotonic() - begun, "epochs": history})
+    seconds = time.monotonic() - begun
+    write_json(folder / "history.json", {"seconds": seconds, "environment": environment(), "epochs": history})
     models.save_weights(averaged, folder / "weights.safetensors")
     checkpoint.unlink()
     return averaged.eval()
@@ -273,6 +274,6 @@ def _restore(
         position, name = key.split(".")
         weight = weights[int(position)]
         # Laid out in memory as the weight is, so that the optimizer takes the same path as before the kill.
-        same = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+        same = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value.to(weight.device)
         optimizer.state[weight][name] = same
     return about, part("best.")

@@ -211,6 +211,8 @@ def test_validation_is_held_out_by_seed_and_class() -> None:
     assert splits.validation.labels.bincount().tolist() == [4] * 5
     assert torch.equal(splits.validation.images, images.hold_out(whole, whole, 20, seed=1).validation.images)
     assert not torch.equal(splits.validation.images, images.hold_out(whole, whole, 20, seed=2).validation.images)
+    with pytest.raises(InputError, match="validation_images = 3: there are 5 classes"):
+        images.hold_out(whole, whole, 3, seed=0)
     with pytest.raises(InputError, match="has only 20"):
         images.hold_out(whole, whole, 100, seed=0)
 

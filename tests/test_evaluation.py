@@ -139,9 +139,9 @@ def test_the_summary_has_mean_deviation_and_the_larger_uncertainty() -> None:
     found = evaluation.summary(table).set_index("method")
     assert found.loc["a", "mean"] == pytest.approx(0.8)
     assert found.loc["a", "deviation"] == pytest.approx(0.1)
-    assert found.loc["a", "uncertainty"] == pytest.approx(4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(0.975, 2)
-    low, high = evaluation.binomial_interval(50, 100)
-    assert found.loc["b", "uncertainty"] == pytest.approx((high - low) / 2)
+    assert found.loc["a", "low"] == pytest.approx(0.8 - 4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(0.975, 2)
+    assert found.loc["a", "high"] == 1.0
+    assert (found.loc["b", "low"], found.loc["b", "high"]) == pytest.approx(evaluation.binomial_interval(50, 100))
     assert np.isnan(found.loc["b", "deviation"])
 
 

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib import models
 from paperlib.batchnorm import BatchNorm2d
-from paperlib.files import InputError, write_tensors
+from paperlib.files import InputError
 
 
 def parameters(model: nn.Module) -> int:
@@ -48,7 +49,7 @@ def test_weights_follow_from_the_seed_alone_and_leave_the_generator() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     for a, b, c in zip(one.parameters(), two.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-        assert not torch.equal(a, c)
+        assert a.ndim == 1 or not torch.equal(a, c)  # batch norm begins with ones and zeros
 
 
 def test_weights_come_back_and_those_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_published_robust_networks_are_read_and_pickled_code_is_not_run(tmp_path
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.pt")(images), model(images))
-        write_tensors(tmp_path / "linf.safetensors", model.state_dict(), {})
+        save_file(model.state_dict(), tmp_path / "linf.safetensors")  # as anyone would
         assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.safetensors")(images), model(images))
 
     class Evil:

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from paperlib import models
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import ImageSet
+from paperlib.files import InputError
 from paperlib.geometry import class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Step, baselines, pag
 
@@ -146,9 +147,9 @@ def test_sampled_classes_are_unbiased_in_loss_and_gradient(
 def test_every_class_is_drawn_as_often(batch: Batch) -> None:
     seen: list[int] = []
 
-    def targets(images: Tensor, label: int) -> Tensor:
-        seen.append(label)
-        return torch.ones_like(images)
+    def targets(images: Tensor, classes: Sequence[int]) -> list[Tensor]:
+        seen.extend(classes)
+        return [torch.ones_like(images) for _ in classes]
 
     net = smooth_net()
     for _ in range(600):
@@ -163,7 +164,9 @@ def test_the_target_stays_in_the_frame_of_the_stored_image(batch: Batch) -> None
     net = smooth_net()
     mirrored = Batch(batch.images, batch.labels, lambda images: images.flip(3))
     direction = torch.rand(2, 4, 4, dtype=torch.float64)
-    ours = pag.PAG(lambda images, label: direction.expand_as(images), 1.0).loss(net, mirrored, STEP)["misalignment"]
+    ours = pag.PAG(lambda images, classes: [direction.expand_as(images) for _ in classes], 1.0).loss(net, mirrored, STEP)[
+        "misalignment"
+    ]
     images = batch.images.flip(3).requires_grad_(True)
     out = scores(net(images), "log_softmax")
     expected = sum(
@@ -208,13 +211,13 @@ def test_nearest_neighbor_is_equation_3() -> None:
     data = image_set()
     pool, images = pag.sample(data, 10, 0), data.images[:12].float() / 255
     for label in range(3):
-        found = pag.toward(pool, images, label) + images
+        found = pag.toward(pool, images, [label])[0] + images
         for image, neighbor in zip(images, found, strict=True):
             distances = [(float((other - image).norm()), other) for other in pool[label] if not torch.equal(other, image)]
             torch.testing.assert_close(neighbor, min(distances, key=lambda pair: pair[0])[1])
     # Every image of class 0 is in the pool of class 0: it must not be its own neighbour.
     own = data.images[data.labels == 0].float() / 255
-    assert (pag.toward(pool, own, 0).flatten(1).norm(dim=1) > 0).all()
+    assert (pag.toward(pool, own, [0])[0].flatten(1).norm(dim=1) > 0).all()
 
 
 def test_centroids_find_separate_clusters() -> None:
@@ -229,7 +232,7 @@ def test_centroids_find_separate_clusters() -> None:
 def test_distilled_gradients_are_the_teachers_in_evaluation_mode() -> None:
     teacher = models.resnet18(3, channels=2, width=4).train()
     images = torch.rand(3, 2, 8, 8)
-    found = pag.distilled(teacher, "log_softmax", images, 1)
+    _, found = pag.distilled(teacher, "log_softmax", images, [0, 1])
     assert all(module.training for module in teacher.modules())
     teacher.eval()
     x = images.clone().requires_grad_(True)
@@ -244,6 +247,11 @@ def test_constants_are_those_of_table_3() -> None:
     for source, row in rows("pag", "table3").items():
         for data, weight in row.items():
             assert pag.WEIGHTS[data][source] == weight  # type: ignore[index]
+
+
+def test_more_neighbors_than_images_are_refused() -> None:
+    with pytest.raises(InputError, match="neighbors = 11, but the smallest class has 10"):
+        pag.sample(image_set(), 11, 0)
 
 
 # Measures ----------------------------------------------------------------------
@@ -263,9 +271,26 @@ class Template(nn.Module):
 def test_alignment_of_a_model_whose_gradients_are_known() -> None:
     data = image_set(8, 3)
     templates, directions = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    found = pag.alignment(Template(templates), data, lambda images, label: directions[label].expand_as(images), "logit", 3)
+    found = pag.alignment(
+        Template(templates),
+        data,
+        lambda images, classes: [directions[label].expand_as(images) for label in classes],
+        "logit",
+        3,
+    )
     assert found.shape == (8, 3)
     torch.testing.assert_close(found, cosine(templates, directions).expand(8, 3))
+
+
+def test_one_direction_for_all_is_the_best_by_search() -> None:
+    data, directions = image_set(4, 3), torch.randn(3, 2, 4, 4)
+    found = pag._one_direction(
+        lambda x, classes: [directions[k].expand_as(x) for k in classes], data, torch.device("cpu"), 3
+    )
+    tried = torch.randn(20000, 1, 32) * 0.05 + torch.nn.functional.normalize(directions.flatten(1), dim=1).mean(0)
+    reached = torch.nn.functional.cosine_similarity(tried, directions.flatten(1)[None], dim=2).mean(1)
+    assert reached.max() <= found + 1e-6
+    assert reached.max() > 0.95 * found
 
 
 def test_pag_score_tells_shared_features_from_private_ones() -> None:

@@ -29,6 +29,7 @@ from paperlib.settings import read_value
         ("null", None),
         ("adam", "adam"),
         ("1/0", "1/0"),
+        ("{a: 1/4, b: [1e-2]}", {"a": 0.25, "b": [0.01]}),
         (7, 7),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_run_writes_settings_environment_and_status(home: Path) -> None:
     run = runs.start("toy_pag", {"preset": "quick", "epochs": 7, "seeds": None})
     assert run.settings.epochs == 7
     assert yaml.safe_load((run.folder / "settings.yaml").read_text())["epochs"] == 7
-    about = read_json(run.folder / "environment.json")
+    (about,) = read_json(run.folder / "environment.json")  # one session so far
     assert {"commit", "python", "torch", "processor"} <= set(about)
     assert runs.status(run.folder)["state"] == "running"
     run.finish()
@@ -117,6 +118,13 @@ def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: 
     namespace = {"preset": "quick", "epochs": 3, "epoch": 3, "In": ["", "# Parameters\nepochs = 3\n", "epoch = 3"]}
     run = runs.start("toy_pag", namespace)  # a user's own variable is his own business
     assert run.settings.epochs == 3
+    run.finish()
+
+
+def test_null_is_a_value_and_none_is_the_presets(home: Path) -> None:
+    run = runs.start("cifar_pag", {"preset": "laptop", "classes_per_step": "null", "weights": None})
+    assert run.settings.classes_per_step is None
+    assert run.settings.weights["one_image"] == 0.1
     run.finish()
 
 

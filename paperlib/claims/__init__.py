@@ -1,6 +1,7 @@
 """What the papers report, as data, and the verdict on what was measured."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +13,7 @@ from paperlib.runs import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
-SIZE = 0.5  # of the claimed difference that a reproduction must be able to reach
+SIZE = 0.5  # of the claimed difference that a reproduction must reach
 
 
 def load(paper: str) -> dict[str, Any]:
@@ -42,72 +43,101 @@ def rows(paper: str, table: str) -> dict[str, dict[str, float]]:
     return cast(dict[str, dict[str, float]], load(paper)["tables"][table]["rows"])
 
 
-def judge(paper: str, run: Run, measured: pd.DataFrame) -> pd.DataFrame:
+def judge(
+    paper: str,
+    run: Run,
+    measured: pd.DataFrame,
+    classes: int,
+    doubts: Mapping[str, Sequence[str]] | None = None,
+) -> pd.DataFrame:
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
-    `measured` is an `evaluation.summary`: means and 95 % uncertainties in [0,1] by method and measure. Columns: id,
-    place, statement, claimed and measured difference and its uncertainty in points, outcome, reason, and `scale`: where the
-    run differs from the paper's settings. No verdict stands without it.
+    `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure. `classes` is how many
+    there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method; they are added to the
+    reason. Columns: id, place, statement, claimed and measured difference and its interval low … high in points, outcome,
+    reason, and `scale`: where the run is not as the paper. No verdict stands without it.
     """
     ledger = load(paper)
-    scale = "; ".join(differences(run, ledger["scale"][run.notebook]))
-    columns = measured[["method", "measure", "mean", "uncertainty"]].itertuples(index=False)
-    values = {(method, measure): (100 * mean, 100 * spread) for method, measure, mean, spread in columns}
+    scale = "; ".join([*differences(run, ledger["scale"][run.notebook]), *ledger["scale"][run.notebook]["always"]])
+    columns = measured[["method", "measure", "mean", "low", "high"]].itertuples(index=False)
+    values = {(method, measure): tuple(100 * number for number in numbers) for method, measure, *numbers in columns}
     judged = []
     for claim in ledger["claims"]:
         if claim["notebook"] != run.notebook:
             continue
         claimed = reported(paper, claim, getattr(run.settings, "data", ""))
-        pair = [values.get((claim[side], claim["measure"])) for side in ("method", "than")]
-        difference = uncertainty = None
-        if pair[0] is None or pair[1] is None:
-            absent = claim["method"] if pair[0] is None else claim["than"]
-            outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent}"
+        sides = (claim["method"], claim["than"])
+        absent = [side for side in sides if (side, claim["measure"]) not in values]
+        chance = [side for side in sides if (side, "clean") in values and values[side, "clean"][1] <= 100 / classes]
+        difference = low = high = None
+        if absent:
+            outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
+        elif chance:
+            outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is not above chance"
         else:
-            difference = pair[0][0] - pair[1][0]
-            uncertainty = math.hypot(pair[0][1], pair[1][1])
-            outcome, reason = verdict(claim["kind"], difference, uncertainty, claimed, claim.get("floor", 0.0))
+            difference, low, high = difference_interval(*(values[side, claim["measure"]] for side in sides))
+            outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
+            if claim["kind"] == "gain" and (signs := (doubts or {}).get(claim["method"])):
+                reason += f"; signs of masked gradients: {', '.join(signs)}"
         judged.append(
             {
                 "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "claimed": claimed,
-                "measured": difference, "uncertainty": uncertainty, "outcome": outcome, "reason": reason, "scale": scale,
+                "measured": difference, "low": low, "high": high, "outcome": outcome, "reason": reason, "scale": scale,
             }
         )  # fmt: skip
     write_json(run.folder / "claims.json", judged)
     return pd.DataFrame(judged)
 
 
-def verdict(
-    kind: Literal["gain", "keep"], difference: float, uncertainty: float, claimed: float | None, floor: float = 0.0
-) -> tuple[Outcome, str]:
-    """The outcome for a measured difference in points and the reason in words.
+Interval = tuple[float, ...]  # a value and its 95 % interval: value, low, high
 
-    gain: not reproduced unless the difference is above zero by more than its 95 % uncertainty; reproduced if it then may be
-    half of what is claimed, or nothing is; direction only otherwise. keep: reproduced if the difference is not below
-    `floor` by more than its uncertainty.
+
+def difference_interval(first: Interval, second: Interval) -> Interval:
+    """first − second of independent values with the interval of Newcombe (1998), which combines the arms that matter."""
+    low = math.hypot(first[0] - first[1], second[2] - second[0])
+    high = math.hypot(first[2] - first[0], second[0] - second[1])
+    difference = first[0] - second[0]
+    return difference, difference - low, difference + high
+
+
+def verdict(
+    kind: Literal["gain", "keep"], difference: float, low: float, high: float, claimed: float | None, floor: float = 0.0
+) -> tuple[Outcome, str]:
+    """The outcome for a measured difference in points with its 95 % interval, and the reason in words.
+
+    gain: not reproduced unless the whole interval is above zero; then reproduced if the difference is at least half of what
+    is claimed, or nothing is, else direction only. keep: reproduced if the whole interval is at or above `floor`, direction
+    only if the difference alone is.
     """
-    found = f"measured {difference:+.1f} ± {uncertainty:.1f} points"
+    found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if kind == "keep":
-        if difference + uncertainty >= floor:
+        if low >= floor:
             return "reproduced", f"{found}, not below {floor:+g}"
+        if difference >= floor:
+            return "direction only", f"{found}, perhaps below {floor:+g}"
         return "not reproduced", f"{found}, below {floor:+g}"
-    if difference - uncertainty <= 0:
-        side = "below zero" if difference + uncertainty < 0 else "not told from zero"
-        return "not reproduced", f"{found}, {side}"
+    if low <= 0:
+        return "not reproduced", f"{found}, {'below zero' if high < 0 else 'not told from zero'}"
     if claimed is None:
         return "reproduced", f"{found}; the paper gives no number"
-    if difference + uncertainty >= SIZE * claimed:
+    if difference >= SIZE * claimed:
         return "reproduced", f"{found}, the paper {claimed:+.1f}"
     return "direction only", f"{found}, less than half of the paper's {claimed:+.1f}"
 
 
-def differences(run: Run, names: list[str]) -> list[str]:
-    """Where the run's settings differ from those of the preset `paper`, in words; empty where they do not."""
+def differences(run: Run, scale: Mapping[str, Any]) -> list[str]:
+    """Where the run's settings differ from those of the preset `paper`, in words; empty where they do not.
+
+    `scale` says which settings do not matter, and what the paper had for a data set other than the preset's.
+    """
     paper = read_presets(run.notebook)["paper"]
+    paper |= scale["by_data"].get(getattr(run.settings, "data", None), {})
+    settings = run.settings.model_dump()
+    wanted = type(run.settings).model_validate(paper).model_dump()  # as the settings are read, 1 and 1.0 alike
     return [
-        f"{name} {_words(getattr(run.settings, name))} (paper: {_words(paper[name])})"
-        for name in names
-        if getattr(run.settings, name) != paper[name]
+        f"{name} {_words(value)} (paper: {_words(wanted[name])})"
+        for name, value in settings.items()
+        if name not in scale["besides"] and value != wanted[name]
     ]
 
 
@@ -116,7 +146,10 @@ def _words(value: Any) -> str:
 
 
 def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table of the paper beside what was measured, in percent: one row a method, columns (measure, paper | here | ±)."""
+    """A table of the paper beside what was measured, in percent.
+
+    One row a method; columns (measure, paper | here | low | high).
+    """
     known = rows(paper, table)
     here = measured.set_index(["method", "measure"])
     methods = [method for method in known if (method, "clean") in here.index]
@@ -128,14 +161,33 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
         if any(measure in row for row in known.values()):
             columns[measure, "paper"] = [known.get(method, {}).get(measure, math.nan) for method, _ in pairs]
         columns[measure, "here"] = [math.nan if row is None else 100 * row["mean"] for row in found]
-        columns[measure, "±"] = [math.nan if row is None else 100 * row["uncertainty"] for row in found]
+        columns[measure, "low"] = [math.nan if row is None else 100 * row["low"] for row in found]
+        columns[measure, "high"] = [math.nan if row is None else 100 * row["high"] for row in found]
     return pd.DataFrame(columns, index=pd.Index(methods + extra, name="method"))
+
+
+def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
+    """A table of means and deviations over seeds beside what was measured, in percent: one row a method and measure."""
+    ledger = load(paper)["tables"][table]
+    here = measured.set_index(["method", "measure"])
+    lines = {}
+    for method, row in ledger["rows"].items():
+        for measure in row:
+            found = here.loc[(method, measure)] if (method, measure) in here.index else {}
+            lines[f"{method}, {measure}"] = {
+                ("paper", "mean"): row[measure],
+                ("paper", "deviation"): ledger["deviation"][method][measure],
+                ("here", "mean"): 100 * found.get("mean", math.nan),
+                ("here", "deviation"): 100 * found.get("deviation", math.nan),
+                ("here", "seeds"): found.get("seeds", 0),
+            }
+    return pd.DataFrame(lines).T
 
 
 def show(verdicts: pd.DataFrame) -> Any:
     """The verdicts as a notebook shows them, the scale they hold for in the caption."""
     scale = next(iter(verdicts["scale"]), "")
-    caption = f"Not at the paper's scale: {scale}." if scale else "At the paper's settings."
-    shown = verdicts[["statement", "place", "claimed", "measured", "uncertainty", "outcome", "reason"]]
-    numbers = dict.fromkeys(("claimed", "measured"), "{:+.1f}") | {"uncertainty": "{:.1f}"}
-    return shown.style.format(numbers, na_rep="–").hide(axis="index").set_caption(caption)
+    caption = f"Not as the paper: {scale}." if scale else "At the paper's settings."
+    shown = verdicts[["statement", "place", "claimed", "measured", "low", "high", "outcome", "reason"]]
+    numbers = dict.fromkeys(("claimed", "measured", "low", "high"), "{:+.1f}")
+    return shown.style.format(cast(Any, numbers), na_rep="–").hide(axis="index").set_caption(caption)

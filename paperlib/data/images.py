@@ -52,6 +52,8 @@ def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Spl
     Raises InputError when a class has too few images for that.
     """
     per_class = validation // len(train.classes)
+    if validation and not per_class:
+        raise InputError(f"validation_images = {validation}: there are {len(train.classes)} classes, so as many at least")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=generator)
     held = torch.zeros(len(train), dtype=torch.bool)

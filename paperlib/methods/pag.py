@@ -10,7 +10,7 @@ What the text leaves open, and what is done here, after the authors' code where 
   and the sample size of Nearest Neighbor (settings), and that RIGD distils the same kind of gradient as it trains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
 from paperlib.data import ImageSet, Splits, as_float, subset
-from paperlib.files import read_tensors, write_tensors
+from paperlib.files import InputError, digest, read_tensors, write_tensors
 from paperlib.geometry import Output, class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import AdversarialTraining, Standard
@@ -35,7 +35,7 @@ from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, TrainingSettings
 
 Source = Literal["one_image", "class_mean", "nearest_neighbor", "kmeans", "rigd_linf", "rigd_l2"]
-Targets = Callable[[Tensor, int], Tensor]  # g(x, y_t) of images N×… for one class: N×…
+Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]  # g(x, y_t) of images N×… for each of some classes: N×… each
 
 
 # Section 4: where the target gradients come from -------------------------------------------------------------------
@@ -55,6 +55,9 @@ def class_mean(train: ImageSet, constant: float) -> Tensor:
 def sample(train: ImageSet, count: int, seed: int) -> Tensor:
     """Section 4.2, Nearest Neighbor: D_y, `count` training images of each class drawn by `seed`, C×count×…."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    smallest = int(train.labels.bincount(minlength=len(train.classes)).min())
+    if count > smallest:
+        raise InputError(f"neighbors = {count}, but the smallest class has {smallest} training images")
     return torch.stack(
         [as_float(train.images[order[train.labels[order] == label][:count]]) for label in range(len(train.classes))]
     )
@@ -71,21 +74,23 @@ def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
     return torch.stack(clusters)
 
 
-def toward(pool: Tensor, images: Tensor, label: int) -> Tensor:
+def toward(pool: Tensor, images: Tensor, classes: Sequence[int]) -> list[Tensor]:
     """g(x, y_t) = r − x with r the nearest to x in the pool C×n×… of class y_t, x itself excepted (Equation 3)."""
-    members = pool[label]
-    if len(members) == 1:
-        return members[0] - images
     exact = "donot_use_mm_for_euclid_dist"  # the fast way does not give zero for equal images
-    distances = torch.cdist(images.flatten(1), members.flatten(1), compute_mode=exact)
-    nearest = distances.masked_fill(distances == 0, torch.inf).argmin(1)
-    return members[nearest] - images
+    directions = []
+    for label in classes:
+        nearest = pool[label][0]
+        if pool.shape[1] > 1:
+            distances = torch.cdist(images.flatten(1), pool[label].flatten(1), compute_mode=exact)
+            nearest = pool[label][distances.masked_fill(distances == 0, torch.inf).argmin(1)]
+        directions.append(nearest - images)
+    return directions
 
 
-def distilled(teacher: nn.Module, of: Output, images: Tensor, label: int) -> Tensor:
+def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Sequence[int]) -> list[Tensor]:
     """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode."""
     with evaluating(teacher):
-        return input_gradients(teacher, images, [label], of)[0]
+        return input_gradients(teacher, images, classes, of)
 
 
 # Equation 1 --------------------------------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ class PAG:
         # L_CE(f(x), y)
         ce = F.cross_entropy(logits, batch.labels)
         # Σ_t L_cos(∇ₓ f(x)_t, g(x, t)), with L_cos = 1 − cosine (Equation 2)
-        targets = [self.targets(batch.images, label) for label in classes]
+        targets = self.targets(batch.images, classes)
         misalignment = sum(
             (1 - cosine(gradient, target)).mean() for gradient, target in zip(gradients, targets, strict=True)
         ) * (count / len(classes))
@@ -134,7 +139,7 @@ def alignment(model: nn.Module, data: ImageSet, targets: Targets, of: Output = "
             images = as_float(data.images[start : start + chunk]).to(device)
             labels = list(range(len(data.classes)))
             gradients = input_gradients(model, images, labels, of)
-            pairs = [cosine(gradient, targets(images, label)) for gradient, label in zip(gradients, labels, strict=True)]
+            pairs = [cosine(gradient, target) for gradient, target in zip(gradients, targets(images, labels), strict=True)]
             rows.append(torch.stack(pairs, 1).cpu())
     return torch.cat(rows)
 
@@ -306,7 +311,7 @@ def target_sources(
 
 def methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
     """Vanilla training and PAG with each source."""
-    weights = settings.weights or WEIGHTS.get(settings.data, WEIGHTS["cifar10"])
+    weights = _weights(settings)
     aligned: dict[str, Method] = {
         source: PAG(targets[source], weights[source], settings.classes_per_step, settings.gradient)
         for source in settings.sources
@@ -315,11 +320,23 @@ def methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str
 
 
 def sweep_methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
-    """Figure 5: PAG with Class Mean at each λ of the sweep."""
+    """Figure 5: PAG with Class Mean at each λ of the sweep but the one that `methods` trains anyway."""
     return {
         f"lambda_{weight:g}": PAG(targets["class_mean"], weight, settings.classes_per_step, settings.gradient)
         for weight in settings.sweep_weights
+        if weight != _weights(settings)["class_mean"]
     }
+
+
+def with_sweep(settings: CifarSettings, summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary with Class Mean's own rows once more under the name of its λ, as the sweep's other points have."""
+    own = summary[summary["method"] == "class_mean"]
+    named = own.assign(method=f"lambda_{_weights(settings).get('class_mean', 0):g}")
+    return pd.concat([summary, named], ignore_index=True)
+
+
+def _weights(settings: CifarSettings) -> dict[Source, float]:
+    return settings.weights or WEIGHTS.get(settings.data, WEIGHTS["cifar10"])
 
 
 def attacks(settings: CifarSettings) -> dict[str, Attack]:
@@ -373,9 +390,10 @@ def scores_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], judge:
     for method, members in trained.items():
         for seed, model in members.items():
             file = run.folder / "scores" / f"{method}-seed{seed}.safetensors"
-            if not file.exists():
+            recipe = digest(model, data, [settings.score_eps, settings.score_steps, digest(judge, data, None)])
+            if not file.exists() or read_tensors(file)[1].get("recipe") != recipe:
                 seen = pag_score(model.to(run.device), judge, data, eps=settings.score_eps, steps=settings.score_steps)
-                write_tensors(file, {"seen": seen}, {})
+                write_tensors(file, {"seen": seen}, {"recipe": recipe})
             seen = read_tensors(file)[0]["seen"]
             rows.append((method, seed, "pag_score", len(seen), int(seen.sum()), float(seen.float().mean())))
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
@@ -387,7 +405,7 @@ def alignment_each(
     """Mean cosine of every PAG model's class gradients with its targets, on as many training as test images.
 
     Vanilla's gradients are held against every source's targets. The last column is the baseline that a cosine has to be
-    read against: how alike the targets of different classes are, which is what one direction for all classes would reach.
+    read against: the highest mean cosine that one direction for all classes could reach at each image.
     """
     count = run.settings.score_images
     parts = {"train": subset(data.train, count, 0), "test": subset(data.test, count, 0)}
@@ -400,14 +418,18 @@ def alignment_each(
                     for model in trained[method].values()
                 ]
                 rows.setdefault(source, {})[column, part] = sum(cosines) / len(cosines)
-        shown = as_float(parts["test"].images).to(run.device)
-        rows[source]["target to target", "test"] = _likeness(
-            [target(shown, label) for label in range(len(data.test.classes))]
-        )
+        rows[source]["one direction for all", "test"] = _one_direction(target, parts["test"], run.device)
     return pd.DataFrame(rows).T
 
 
-def _likeness(directions: list[Tensor]) -> float:
-    """The mean cosine between the directions of two different classes at the same image."""
-    pairs = [cosine(one, other).mean() for number, one in enumerate(directions) for other in directions[:number]]
-    return float(torch.stack(pairs).mean())
+def _one_direction(targets: Targets, data: ImageSet, device: torch.device, chunk: int = 250) -> float:
+    """The mean over images of the best mean cosine with all classes' targets that a single direction can have.
+
+    That is the length of the mean of the unit targets, and the direction is that mean.
+    """
+    lengths = []
+    for start in range(0, len(data), chunk):
+        images = as_float(data.images[start : start + chunk]).to(device)
+        units = [F.normalize(target.flatten(1), dim=1) for target in targets(images, range(len(data.classes)))]
+        lengths.append(torch.stack(units).mean(0).norm(dim=1))
+    return float(torch.cat(lengths).mean())
