@@ -152,7 +152,9 @@ judge = training.train_each(run, {"judge": baselines.Standard()}, images, seeds=
 scores = pag.scores_each(run, trained | teachers, judge.to(run.device), subset(images.test, s.score_images, 0))
 
 # %% [markdown]
-# And how well the gradients are aligned, on images that were trained on and on others: the mean cosine over all classes.
+# And how well the gradients are aligned: the mean cosine over all classes, of the model as it is attacked (evaluation mode) and
+# *through batch statistics*, as the loss sees it in training mode, where an image's gradient also goes through the mean and
+# deviation of its batch. If only the latter is high, batch norm satisfies Equation 1 and not the network that is attacked.
 # Beside it, the highest mean cosine that a single direction for all classes could reach at each image. Where that is high, the
 # targets say little about the classes.
 

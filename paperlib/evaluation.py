@@ -48,7 +48,7 @@ def evaluate(
     if file is not None and file.exists():
         stored, about = read_tensors(file)
         if about["recipe"] == recipe:
-            outcomes, flags = stored, about["flags"]
+            outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
     done = len(outcomes["clean"])
     model.to(device)
     with evaluating(model), bar(len(data), "evaluating", "img") as progress, torch.random.fork_rng():

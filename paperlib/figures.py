@@ -313,5 +313,6 @@ def training_curves(run: Run, histories: Mapping[str, Mapping[str, Any]], column
                 axis.plot(frame["epoch"], frame[column], linewidth=1, color=COLOURS[number % len(COLOURS)],
                           linestyle=("-", "--", ":")[number // len(COLOURS) % 3], label=name)  # fmt: skip
             axis.set(title=column.replace("_", " "), xlabel="epoch")
-    np.atleast_1d(axes)[0].legend(fontsize=5)
+    lines, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=6)
     return save(run, figure, "training", pd.concat(frames))

@@ -121,6 +121,9 @@ def test_a_killed_evaluation_goes_on_by_chunk_with_the_same_result(tmp_path: Pat
     assert torch.equal(outcomes["pgd"], whole["pgd"])
     evaluate(model, data, {"pgd": dying}, tmp_path / "killed.safetensors")
     assert len(calls) == 5
+    two = {"z": partial(fgsm, eps=0.1, norm="linf"), "a": partial(fgsm, eps=0.2, norm="linf")}
+    orders = [list(evaluate(model, data, two, tmp_path / "two.safetensors")[0]) for _ in range(2)]
+    assert orders == [["clean", "z", "a"]] * 2  # computed or read back
     evaluate(Threshold(3.0), data, {"pgd": dying}, tmp_path / "killed.safetensors")
     assert len(calls) == 9  # other weights: all of it anew
 

@@ -20,7 +20,8 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 TINY = {
     "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
     "cifar_pag": {
-        "sources": "[class_mean, rigd_l2]", "weights": "{class_mean: 0.1, rigd_l2: 0.1}", "epochs": "1",
+        "sources": "[class_mean, kmeans, rigd_l2]", "weights": "{class_mean: 0.1, kmeans: 0.1, rigd_l2: 0.1}",
+        "clusters": "2", "epochs": "1",
         "teacher_epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
         "sweep_weights": "[0.01]", "score_images": "10", "score_steps": "2", "attack_steps": "2", "sweep_images": "10",
         "audit_images": "10", "autoattack_images": "2", "sweep_epsilons": "[1, 2]", "eps_l2": "1/2",

@@ -276,10 +276,27 @@ def test_alignment_of_a_model_whose_gradients_are_known() -> None:
         data,
         lambda images, classes: [directions[label].expand_as(images) for label in classes],
         "logit",
-        3,
+        chunk=3,
     )
     assert found.shape == (8, 3)
     torch.testing.assert_close(found, cosine(templates, directions).expand(8, 3))
+
+
+def test_alignment_through_batch_statistics_is_that_of_training_mode() -> None:
+    model, data = models.resnet18(3, channels=2, width=4).eval(), image_set(8, 3)
+    before, directions = model.bn1.running_mean.clone(), torch.randn(3, 2, 4, 4)
+
+    def targets(images: Tensor, classes: Sequence[int]) -> list[Tensor]:
+        return [directions[label].expand_as(images) for label in classes]
+
+    evaluated = pag.alignment(model, data, targets)
+    found = pag.alignment(model, data, targets, batch_statistics=True)
+    assert torch.equal(model.bn1.running_mean, before)
+    assert not model.training
+    assert not torch.allclose(found, evaluated, atol=1e-3)
+    x = (data.images.float() / 255).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model.train()(x).log_softmax(1)[:, 1].sum(), x)
+    torch.testing.assert_close(found[:, 1], cosine(gradient, directions[1].expand_as(x)), rtol=1e-3, atol=1e-4)
 
 
 def test_one_direction_for_all_is_the_best_by_search() -> None:

@@ -10,6 +10,7 @@ What the text leaves open, and what is done here, after the authors' code where 
   and the sample size of Nearest Neighbor (settings), and that RIGD distils the same kind of gradient as it trains.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -130,17 +131,29 @@ class PAG:
 # What is measured about it -----------------------------------------------------------------------------------------
 
 
-def alignment(model: nn.Module, data: ImageSet, targets: Targets, of: Output = "log_softmax", chunk: int = 250) -> Tensor:
-    """The cosine of each image's class gradients with their targets, N×C; the model in evaluation mode."""
+def alignment(
+    model: nn.Module,
+    data: ImageSet,
+    targets: Targets,
+    of: Output = "log_softmax",
+    *,
+    batch_statistics: bool = False,
+    chunk: int = 64,
+) -> Tensor:
+    """The cosine of each image's class gradients with their targets, N×C; the model in evaluation mode.
+
+    With `batch_statistics` batch norm is in training mode, as the loss sees it, on batches of `chunk` images: a gradient
+    then also goes through the statistics of the batch. An attack meets the model in evaluation mode.
+    """
     device = next(model.parameters()).device
+    probe = copy.deepcopy(model).train(batch_statistics)  # whose running statistics may change
+    labels = list(range(len(data.classes)))
     rows = []
-    with evaluating(model):
-        for start in range(0, len(data), chunk):
-            images = as_float(data.images[start : start + chunk]).to(device)
-            labels = list(range(len(data.classes)))
-            gradients = input_gradients(model, images, labels, of)
-            pairs = [cosine(gradient, target) for gradient, target in zip(gradients, targets(images, labels), strict=True)]
-            rows.append(torch.stack(pairs, 1).cpu())
+    for start in range(0, len(data), chunk):
+        images = as_float(data.images[start : start + chunk]).to(device)
+        gradients = input_gradients(probe, images, labels, of)
+        pairs = [cosine(gradient, target) for gradient, target in zip(gradients, targets(images, labels), strict=True)]
+        rows.append(torch.stack(pairs, 1).cpu())
     return torch.cat(rows)
 
 
@@ -402,23 +415,31 @@ def scores_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], judge:
 def alignment_each(
     run: Run, trained: Mapping[str, Mapping[int, nn.Module]], targets: Mapping[str, Targets], data: Splits
 ) -> pd.DataFrame:
-    """Mean cosine of every PAG model's class gradients with its targets, on as many training as test images.
+    """Mean cosine of class gradients with each source's targets, mean over seeds: one row a source.
 
-    Vanilla's gradients are held against every source's targets. The last column is the baseline that a cosine has to be
-    read against: the highest mean cosine that one direction for all classes could reach at each image.
+    Columns: vanilla's on test images; the trained model's on test and on as many training images; on test images through
+    the statistics of the batch, as the loss sees it (see `alignment`); and what a cosine has to be read against, the
+    highest mean cosine that one direction for all classes could reach at each image.
     """
-    count = run.settings.score_images
-    parts = {"train": subset(data.train, count, 0), "test": subset(data.test, count, 0)}
-    rows: dict[str, dict[tuple[str, str], float]] = {}
+    settings, device = run.settings, run.device
+    train, test = (subset(part, settings.score_images, 0) for part in (data.train, data.test))
+    rows = {}
     for source, target in targets.items():
-        for method, column in (("vanilla", "vanilla"), (source, "trained on them")):
-            for part, images in parts.items():
-                cosines = [
-                    float(alignment(model.to(run.device), images, target, run.settings.gradient).mean())
-                    for model in trained[method].values()
-                ]
-                rows.setdefault(source, {})[column, part] = sum(cosines) / len(cosines)
-        rows[source]["one direction for all", "test"] = _one_direction(target, parts["test"], run.device)
+
+        def mean(method: str, images: ImageSet, target: Targets = target, batch_statistics: bool = False) -> float:
+            cosines = [
+                alignment(model.to(device), images, target, settings.gradient, batch_statistics=batch_statistics).mean()
+                for model in trained[method].values()
+            ]
+            return float(torch.stack(cosines).mean())
+
+        rows[source] = {
+            "vanilla": mean("vanilla", test),
+            "trained on them": mean(source, test),
+            "on training images": mean(source, train),
+            "through batch statistics": mean(source, test, batch_statistics=True),
+            "one direction for all": _one_direction(target, test, device),
+        }
     return pd.DataFrame(rows).T
 
 
