@@ -133,13 +133,13 @@ def test_a_network_at_chance_tests_nothing(home: Path) -> None:
     values = {
         ("vanilla", "clean"): 0.9,
         ("vanilla", "pgd_l2"): 0.0,
-        ("one_image", "clean"): 0.11,
+        ("one_image", "clean"): 0.15,
         ("one_image", "pgd_l2"): 0.1,
     }
     verdicts = claims.judge("pag", run, summary(values), 10).set_index("id")
     for claim in ("l2-one-image", "clean-one-image"):
         assert verdicts.loc[claim, "outcome"] == "not tested here"
-        assert "not above chance" in verdicts.loc[claim, "reason"]
+        assert "close to chance" in verdicts.loc[claim, "reason"]
 
 
 def test_error_bars_stand_beside_table_4() -> None:

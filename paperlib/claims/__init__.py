@@ -13,6 +13,7 @@ from paperlib.runs import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
+LEARNT = 0.1  # of the way from chance to perfect that a network's clean accuracy must surely have gone to count
 SIZE = 0.5  # of the claimed difference that a reproduction must reach
 
 
@@ -68,12 +69,13 @@ def judge(
         claimed = reported(paper, claim, getattr(run.settings, "data", ""))
         sides = (claim["method"], claim["than"])
         absent = [side for side in sides if (side, claim["measure"]) not in values]
-        chance = [side for side in sides if (side, "clean") in values and values[side, "clean"][1] <= 100 / classes]
+        least = 100 * (1 / classes + LEARNT * (1 - 1 / classes))
+        chance = [side for side in sides if (side, "clean") in values and values[side, "clean"][1] <= least]
         difference = low = high = None
         if absent:
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
         elif chance:
-            outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is not above chance"
+            outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
         else:
             difference, low, high = difference_interval(*(values[side, claim["measure"]] for side in sides))
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
