@@ -225,7 +225,7 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
                          linewidths=0.8, zorder=3, label="paper" if number == 0 else None)  # fmt: skip
     axis.set_xticks(range(len(methods)), [title(method).replace(" (", "\n(") for method in methods], rotation=20)
     axis.set(ylabel="accuracy (%)", ylim=(0, 100))
-    axis.legend(ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(measures) + 1)
     return save(run, figure, "accuracies", summary)
 
 
@@ -279,7 +279,7 @@ def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str
         axis.plot(list(paper), [row[str(measure)] for row in paper.values()], "--", color=colour, linewidth=0.8,
                   marker=MARKERS[number], markersize=3, markerfacecolor="none")  # fmt: skip
     axis.set(xscale="log", xlabel="λ (dashed: the paper, at its own scale)", ylabel="accuracy (%)", ylim=(-2, 102))
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return save(run, figure, "tradeoff", rows)
 
 

@@ -142,6 +142,18 @@ def test_a_network_at_chance_tests_nothing(home: Path) -> None:
         assert "close to chance" in verdicts.loc[claim, "reason"]
 
 
+def test_claims_need_their_seeds_and_room_for_a_gain(home: Path) -> None:
+    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    values = {("vanilla", "pag_score"): 0.97, ("one_image", "pag_score"): 0.99}
+    values |= {("vanilla", "pgd_linf"): 0.0, ("one_image", "pgd_linf"): 0.2}
+    verdicts = claims.judge("pag", run, summary(values), 10).set_index("id")
+    assert "97.0 %, which leaves no room" in verdicts.loc["visual-one-image", "reason"]
+    assert "needs 2 seeds or more, this run has 1" in verdicts.loc["error-bars", "reason"]
+    assert verdicts.loc["linf-one-image", "outcome"] == "reproduced"
+    several = summary(values).assign(seeds=3)
+    assert claims.judge("pag", run, several, 10).set_index("id").loc["error-bars", "outcome"] == "reproduced"
+
+
 def test_error_bars_stand_beside_table_4() -> None:
     table = claims.error_bars("pag", "table4", summary({("one_image", "clean"): 0.5}))
     assert table.loc["one_image, clean", ("paper", "deviation")] == 0.74

@@ -14,6 +14,7 @@ from paperlib.runs import Run, read_presets
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
 LEARNT = 0.1  # of the way from chance to perfect that a network's clean accuracy must surely have gone to count
+ROOM = 10  # points below 100 that a gain needs to show
 SIZE = 0.5  # of the claimed difference that a reproduction must reach
 
 
@@ -62,6 +63,7 @@ def judge(
     scale = "; ".join([*differences(run, ledger["scale"][run.notebook]), *ledger["scale"][run.notebook]["always"]])
     columns = measured[["method", "measure", "mean", "low", "high"]].itertuples(index=False)
     values = {(method, measure): tuple(100 * number for number in numbers) for method, measure, *numbers in columns}
+    trained = {(row[0], row[1]): row[2] for row in measured[["method", "measure", "seeds"]].itertuples(index=False)}
     judged = []
     for claim in ledger["claims"]:
         if claim["notebook"] != run.notebook:
@@ -74,6 +76,10 @@ def judge(
         difference = low = high = None
         if absent:
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
+        elif (seeds := min(trained[side, claim["measure"]] for side in sides)) < claim.get("seeds", 1):
+            outcome, reason = "not tested here", f"needs {claim['seeds']} seeds or more, this run has {seeds}"
+        elif claim["kind"] == "gain" and (ceiling := values[sides[1], claim["measure"]][0]) > 100 - ROOM:
+            outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
         elif chance:
             outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
         else:

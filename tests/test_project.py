@@ -1,0 +1,65 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+
+import yaml
+from conftest import REPOSITORY
+
+import paperlib
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line).groups()  # type: ignore[union-attr]
+        found[name.lower()] = bounds
+    return found
+
+
+def test_conda_and_pip_ask_for_the_same() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    listed = requirements(
+        [entry for entry in conda if isinstance(entry, str)] + [entry for entry in pip if entry[0] != "-"]
+    )
+    listed["torch"] = listed.pop("pytorch")  # its name on conda-forge
+    assert listed.pop("python") == project["requires-python"]
+    assert listed.pop("pip") == ""
+    assert listed == requirements(project["dependencies"])
+
+
+def test_the_version_is_one() -> None:
+    assert tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"] == paperlib.__version__
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", (REPOSITORY / "README.md").read_text()))
+    assert {"reproduce", "test"} <= named <= targets
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_imports_go_one_way() -> None:
+    """The way of the data: nothing imports what comes after it."""
+    order = [
+        "files", "progress", "data", "batchnorm", "models", "attacks", "geometry", "methods", "settings", "runs",
+        "training", "evaluation", "audit", "claims", "figures", "source", "report", "cli",
+    ]  # fmt: skip
+    allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
+    for file in (REPOSITORY / "paperlib").rglob("*.py"):
+        parts = file.relative_to(REPOSITORY / "paperlib").with_suffix("").parts
+        own = parts[0]
+        if own == "__init__":
+            continue
+        for module in re.findall(r"^\s*from paperlib\.?(\w*)[\w.]* import (.+)$", file.read_text(), re.MULTILINE):
+            for name in [module[0]] if module[0] else re.findall(r"\w+", module[1]):
+                if name == own or name.startswith("_") or (own, name) in allowed:
+                    continue
+                assert order.index(name) < order.index(own), f"{file.name} imports {name}"
