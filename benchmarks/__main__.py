@@ -1,0 +1,316 @@
+"""What things cost, as ratios within one run: `make bench`, about ten minutes on two cores.
+
+Writes docs/results/benchmarks.json and benchmarks.md. Timings are medians of interleaved repeats, so that a machine that
+slows down slows all of them.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from paperlib import models, training
+from paperlib.attacks import pgd
+from paperlib.batchnorm import BatchNorm2d
+from paperlib.data import Splits, folder, load, scenes
+from paperlib.evaluation import evaluate
+from paperlib.files import root, write_json, write_text
+from paperlib.geometry import cosine
+from paperlib.methods import Batch, Step, pag
+from paperlib.methods.baselines import AdversarialTraining, Standard
+from paperlib.runs import environment
+from paperlib.settings import TrainingSettings
+
+BATCH, WIDTH, REPEATS = 64, 16, 5
+Row = dict[str, Any]
+
+
+def compare(work: dict[str, Callable[[], object]], images: int, repeats: int = REPEATS) -> list[Row]:
+    """Images a second of each piece of work and its ratio to the first, timed turn and turn about after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, call in work.items():
+            begun = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(rates.values()))
+    return [{"what": name, "img/s": round(rate, 1), "ratio": round(rate / first, 2)} for name, rate in rates.items()]
+
+
+def network(seed: int = 0) -> nn.Module:
+    return models.build("resnet18", classes=10, channels=3, width=WIDTH, seed=seed)
+
+
+def with_pytorchs_batch_norm(model: nn.Module) -> nn.Module:
+    """The same network with `torch.nn.BatchNorm2d` in place of ours."""
+    for name, child in list(model.named_children()):
+        if isinstance(child, BatchNorm2d):
+            plain = nn.BatchNorm2d(child.num_features)
+            plain.load_state_dict(child.state_dict())
+            setattr(model, name, plain)
+        else:
+            with_pytorchs_batch_norm(child)
+    return model
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(BATCH, 3, 32, 32, generator=generator)
+    return Batch(images, torch.arange(BATCH) % 10, lambda x: x)
+
+
+def step(method: Any, model: nn.Module, data: Batch, bf16: bool) -> Callable[[], None]:
+    """One training step without the optimizer's."""
+
+    def run() -> None:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            total = method.loss(model, data, Step(0, 1, 0))["total"]
+        total.backward()
+
+    return run
+
+
+def means() -> Tensor:
+    return torch.rand(10, 1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def pag_of(classes: int | None) -> pag.PAG:
+    return pag.PAG(partial(pag.toward, means()), 0.4, classes)
+
+
+# PGD-20 ------------------------------------------------------------------------
+
+
+def attack() -> list[Row]:
+    """PGD-20 on 64 images of 32 px: a loop with nothing but the arithmetic, foolbox, ours."""
+    os.environ["GIT_PYTHON_REFRESH"] = "quiet"  # foolbox looks for a git binary when it is imported
+    import foolbox
+
+    model, data = network().eval(), batch()
+    eps, size = 8 / 255, 2 / 255
+
+    def plain() -> Tensor:
+        x = (data.images + torch.empty_like(data.images).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(20):
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), data.labels), x)
+            x = x.detach() + size * gradient.sign()
+            x = torch.min(torch.max(x, data.images - eps), data.images + eps).clamp(0, 1)
+        return x
+
+    theirs = foolbox.attacks.LinfPGD(steps=20, abs_stepsize=size)
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    ours = partial(pgd, eps=eps, norm="linf", steps=20, step_size=size)
+    work: dict[str, Callable[[], object]] = {
+        "plain loop": plain,
+        "foolbox LinfPGD": lambda: theirs(wrapped, data.images, data.labels, epsilons=eps),
+        "pgd, last iterate": lambda: ours(model, data.images, data.labels),
+        "pgd, best iterate (fooled images dropped)": lambda: ours(model, data.images, data.labels, best=True),
+    }
+    return compare(work, BATCH)
+
+
+# Training steps ----------------------------------------------------------------
+
+
+def methods() -> list[Row]:
+    """A training step of each method: single precision, with channels last, and bfloat16 with channels last."""
+    trained = partial(pgd, eps=8 / 255, norm="linf", steps=7, step_size=2 / 255)
+    kinds = {
+        "plain": Standard(),
+        "PGD-7 AT": AdversarialTraining(trained),
+        "PAG, K = 1": pag_of(1),
+        "PAG, K = 10": pag_of(None),
+    }
+    work: dict[str, Callable[[], object]] = {}
+    for name, method in kinds.items():
+        for label, last, bf16 in (
+            ("fp32", False, False),
+            ("fp32 channels-last", True, False),
+            ("bf16 channels-last", True, True),
+        ):
+            model = network()
+            if last:
+                model = model.to(memory_format=torch.channels_last)
+            work[f"{name}, {label}"] = step(method, model, batch(), bf16)
+    return compare(work, BATCH, 3)
+
+
+class PlainWay(pag.PAG):
+    """Equation 1 as one would write it down: a forward pass for each class."""
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        total = F.cross_entropy(model(batch.images).float(), batch.labels)
+        targets = self.targets(batch.images, range(10))
+        for label in range(10):
+            x = batch.images.detach().requires_grad_(True)
+            out = model(x).float().log_softmax(1)[:, label].sum()
+            (gradient,) = torch.autograd.grad(out, x, create_graph=True)
+            total = total + self.weight * (1 - cosine(gradient, targets[label])).mean()
+        return {"total": total}
+
+
+class Batched(pag.PAG):
+    """All ten vector-Jacobian products in one call, vectorised by torch.vmap."""
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        x = batch.images.detach().requires_grad_(True)
+        logits = model(x).float()
+        picks = torch.eye(10)[:, None, :].expand(10, len(x), 10)
+        (gradients,) = torch.autograd.grad(logits.log_softmax(1), x, picks, create_graph=True, is_grads_batched=True)
+        total = F.cross_entropy(logits, batch.labels)
+        targets = self.targets(batch.images, range(10))
+        for label in range(10):
+            total = total + self.weight * (1 - cosine(gradients[label], targets[label])).mean()
+        return {"total": total}
+
+
+def ten_gradients() -> list[Row]:
+    """PAG with all ten classes: ways to the same gradients. Every way is held against the first before it is timed."""
+    targets = partial(pag.toward, means())
+    ways: dict[str, tuple[pag.PAG, nn.Module, bool]] = {
+        "a forward pass a class, PyTorch's batch norm": (
+            PlainWay(targets, 0.4),
+            with_pytorchs_batch_norm(network()),
+            False,
+        ),
+        "one shared forward pass, PyTorch's batch norm": (
+            pag.PAG(targets, 0.4),
+            with_pytorchs_batch_norm(network()),
+            False,
+        ),
+        "batched products (vmap), PyTorch's batch norm": (
+            Batched(targets, 0.4),
+            with_pytorchs_batch_norm(network()),
+            False,
+        ),
+        "one shared forward pass, our batch norm": (pag.PAG(targets, 0.4), network(), False),
+        "the same, channels last": (pag.PAG(targets, 0.4), network().to(memory_format=torch.channels_last), False),
+        "the same, channels last, bfloat16": (pag.PAG(targets, 0.4), network().to(memory_format=torch.channels_last), True),
+    }
+    reference: Tensor | None = None
+    for name, (method, model, bf16) in ways.items():
+        step(method, model, batch(), bf16)()
+        slope = torch.cat([weight.grad.flatten() for weight in model.parameters()])  # type: ignore[union-attr]
+        reference = slope if reference is None else reference
+        error = float((slope - reference).norm() / reference.norm())
+        assert error < (0.2 if bf16 else 1e-3), f"{name}: the gradient is off by {error:.2g}"
+    work: dict[str, Callable[[], object]] = {name: step(*parts[:2], batch(), parts[2]) for name, parts in ways.items()}
+    return compare(work, BATCH, 2)
+
+
+def one_gradient() -> list[Row]:
+    """PAG with one class a step, bfloat16 and channels last: what our batch norm brings there."""
+    theirs = with_pytorchs_batch_norm(network()).to(memory_format=torch.channels_last)
+    ours = network().to(memory_format=torch.channels_last)
+    return compare(
+        {
+            "PyTorch's batch norm": step(pag_of(1), theirs, batch(), True),
+            "our batch norm": step(pag_of(1), ours, batch(), True),
+        },
+        BATCH,
+    )
+
+
+def sampled_classes() -> list[Row]:
+    """What K does to the result: Class Mean on 2,000 scenes, ResNet-18 of width 8, six epochs; one seed each."""
+    data = load("scenes", train_images=2000, validation_images=200, test_images=500)
+    settings = TrainingSettings.model_validate(
+        {
+            "seeds": [0], "device": "cpu", "venue": "neurips", "epochs": 6, "batch_size": 32, "optimizer": "sgd",
+            "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [],
+            "decay": 1.0, "clip": 0.0, "ema": 0.0, "bf16": True, "channels_last": True, "crop_padding": 2, "crop_fill": 0.5,
+            "flip": True,
+        }
+    )  # fmt: skip
+    targets = partial(pag.toward, pag.class_mean(data.train, 1.0))
+    rows = []
+    for name, method in (("vanilla", Standard()), *((f"K = {k}", pag.PAG(targets, 0.1, k)) for k in (1, 3, 10))):
+        rows.append({"what": name, **_outcome(method, data, settings)})
+    return rows
+
+
+def _outcome(method: Any, data: Splits, settings: TrainingSettings) -> Row:
+    model = models.build("resnet18", classes=10, channels=3, width=8, seed=0)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        training.fit(model, method, data, settings, Path(place) / "x", seed=0)
+    seconds = time.perf_counter() - begun
+    attacked = {"l2": partial(pgd, eps=0.5, norm="l2", steps=20, step_size=0.05)}
+    outcomes, _ = evaluate(model, data.test, attacked)
+    accuracies = {name: round(100 * float(correct.float().mean()), 1) for name, correct in outcomes.items()}
+    return {"seconds": round(seconds), "clean %": accuracies["clean"], "PGD-20 L2 %": accuracies["l2"]}
+
+
+# Data --------------------------------------------------------------------------
+
+
+def rendering() -> list[Row]:
+    """Scenes of both sizes, with shadow, depth and mask."""
+    small = compare({"scenes, 32 px": lambda: scenes.render(0, np.arange(500), 32)}, 500, 3)
+    return small + compare({"scenes, 64 px": lambda: scenes.render(0, np.arange(200), 64)}, 200, 2)
+
+
+def reading() -> list[Row]:
+    """60,000 JPEGs of 32 px in folders: the first time, and from the cache."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        random = np.random.default_rng(0)
+        for split, count in (("train", 5000), ("test", 1000)):
+            for label in range(10):
+                (Path(place) / "jpegs" / split / str(label)).mkdir(parents=True)
+                for index in range(count):
+                    coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                    coarse.resize((32, 32)).save(Path(place) / "jpegs" / split / str(label) / f"{index}.jpg")
+        before = os.environ.get("PAPERLIB_ROOT")
+        os.environ["PAPERLIB_ROOT"] = place
+        try:
+            for what in ("first time", "from the cache"):
+                begun = time.perf_counter()
+                folder.load(str(Path(place) / "jpegs"))
+                rows.append({"what": f"60,000 JPEGs, {what}", "seconds": round(time.perf_counter() - begun, 2)})
+        finally:
+            os.environ.pop("PAPERLIB_ROOT")
+            if before is not None:
+                os.environ["PAPERLIB_ROOT"] = before
+    return rows
+
+
+BENCHMARKS = (attack, methods, one_gradient, ten_gradients, sampled_classes, rendering, reading)
+
+
+def main() -> None:
+    about = environment()
+    results: dict[str, Any] = {"environment": about, "network": f"ResNet-18 of width {WIDTH}, batch {BATCH}, 32 px"}
+    lines = [
+        "# Benchmarks\n",
+        f"`make bench` on {about['processor']}, {about['threads']} threads, torch {about['torch']}; {results['network']} "
+        "unless said. Ratios are within this one run.\n",
+    ]
+    for benchmark in BENCHMARKS:
+        rows = benchmark()
+        results[benchmark.__name__] = rows
+        lines.append(f"## {benchmark.__name__.replace('_', ' ')}\n\n{benchmark.__doc__}\n")
+        lines.append("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+        lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+        lines.append("")
+        print("\n".join(lines[-len(rows) - 3 :]), flush=True)
+    write_json(root() / "docs" / "results" / "benchmarks.json", results)
+    write_text(root() / "docs" / "results" / "benchmarks.md", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
