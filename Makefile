@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PRESET ?= quick
+JOBS ?= 2
 
 .PHONY: reproduce test lint lab sync bench clean
 
 reproduce: .venv/installed
-	$(BIN)/paperlib reproduce --preset $(PRESET)
+	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
