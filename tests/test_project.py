@@ -36,7 +36,7 @@ def test_the_version_is_one() -> None:
 
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)", (REPOSITORY / "README.md").read_text()))
+    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE))
     assert {"reproduce", "test"} <= named <= targets
 
 
