@@ -96,9 +96,9 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -107,5 +107,9 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
     for tensor in (*model.state_dict().values(), data.images, data.labels):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
