@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,43 +14,70 @@ from torch import Tensor, nn
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.files import InputError, read_tensors, write_tensors
 
-HALF = (0.5, 0.5)  # mean and deviation that bring [0,1] to [−1,1], as PAG's code does
+Statistics = tuple[float | Sequence[float], float | Sequence[float]]  # mean and deviation, of all channels or of each
+
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as the published robust ResNet-50s use
+NORMALISATIONS: dict[str, Statistics | None] = {
+    "none": None,  # RAAT's code
+    "half": (0.5, 0.5),  # to [−1,1], PAG's code
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # RAAT#'s code; the deviations are CIFAR-10's own
+}
 
 
 class Normalise(nn.Module):
-    """(x − mean) / deviation, per channel or for all."""
+    """(x − mean) / deviation, per channel or for all; nothing for None."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: float | Sequence[float], deviation: float | Sequence[float]) -> None:
+    def __init__(self, statistics: Statistics | None) -> None:
         super().__init__()
+        self.identity = statistics is None
+        mean, deviation = statistics or (0.0, 1.0)
         # Constants of the architecture, so they are not part of the weights.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.deviation
+        return x if self.identity else (x - self.mean) / self.deviation
 
 
-def toy_net(hidden: int = 32) -> nn.Sequential:
-    """The 2 → 32 → 2 network of PAG, Appendix C.1."""
-    return nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+def toy_net(*hidden: int) -> nn.Sequential:
+    """A network of 2-D points with ReLU layers of the given widths and two classes; PAG's, Appendix C.1, is toy_net(32)."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip((2, *hidden), hidden, strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], 2))
 
 
-def small_cnn(classes: int, channels: int = 3, width: int = 32) -> nn.Sequential:
+def small_cnn(
+    classes: int, channels: int = 3, width: int = 32, statistics: Statistics | None = None, stem_stride: int = 1
+) -> nn.Sequential:
     """Four 3×3 convolutions with batch norm, two of them strided, and mean pooling: fast on a laptop."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in (
-        (channels, width, 1),
+        (channels, width, stem_stride),
         (width, 2 * width, 2),
         (2 * width, 2 * width, 1),
         (2 * width, 4 * width, 2),
     ):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), BatchNorm2d(outputs), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)]
-    return nn.Sequential(Normalise(*HALF), *layers, *head)
+    return nn.Sequential(Normalise(statistics), *layers, *head)
+
+
+class Projection(nn.Conv2d):
+    """A strided 1×1 convolution: what it skips is cut away first, and the rest convolved without stride.
+
+    The same function as `nn.Conv2d`. On processors with AVX2, oneDNN's strided 1×1 convolution of few channels in
+    channels-last order writes past its memory in the weights' gradient: wrong numbers or a crash (its issue 6035).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
 class BasicBlock(nn.Module):
@@ -94,49 +122,103 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     if inputs == outputs and stride == 1:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
+    return nn.Sequential(Projection(inputs, outputs, stride), BatchNorm2d(outputs))
+
+
+class PreActBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3×3 convolutions (He et al. 2016, "Identity Mappings").
+
+    A projection stands where the shape changes; it takes the activated input, as is usual.
+    """
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        same = inputs == width and stride == 1
+        self.shortcut = None if same else Projection(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        passed = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + passed
+
+
+Block = type[BasicBlock] | type[Bottleneck] | type[PreActBlock]
 
 
 def resnet(
-    block: type[BasicBlock] | type[Bottleneck],
+    block: Block,
     depths: Sequence[int],
     classes: int,
-    *,
-    width: int = 64,
     channels: int = 3,
-    statistics: tuple[float | Sequence[float], float | Sequence[float]] = HALF,
+    width: int = 64,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    stem: int | None = None,
 ) -> nn.Sequential:
-    """A ResNet with the CIFAR stem (3×3, stride 1, no pooling), for images of any size."""
+    """A ResNet with the CIFAR stem (3×3, `stem` channels or else `width`, no pooling), for images of any size.
+
+    The first group of blocks has `width` channels (times the block's expansion), each further one twice as many at half
+    the resolution. With pre-activation blocks, batch norm and ReLU stand after the last block in place of the stem.
+    """
+    stem = stem or width
+    before = block is not PreActBlock
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        normalise=Normalise(*statistics),
-        conv1=nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-        bn1=BatchNorm2d(width),
-        relu=nn.ReLU(),
+        normalise=Normalise(statistics), conv1=nn.Conv2d(channels, stem, 3, stem_stride, 1, bias=False)
     )
-    inputs = width
+    if before:
+        layers |= {"bn1": BatchNorm2d(stem), "relu": nn.ReLU()}
+    inputs = stem
     for stage, depth in enumerate(depths):
         blocks = []
         for position in range(depth):
             blocks.append(block(inputs, width * 2**stage, 2 if stage and position == 0 else 1))
             inputs = width * 2**stage * block.expansion
         layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
+    if not before:
+        layers |= {"bn1": BatchNorm2d(inputs), "relu": nn.ReLU()}
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(inputs, classes)}
     return nn.Sequential(layers)
 
 
-def resnet18(classes: int, channels: int = 3, width: int = 64) -> nn.Sequential:
-    """ResNet-18 of BasicBlocks with the CIFAR stem: 11.17 M parameters at width 64."""
-    return resnet(BasicBlock, (2, 2, 2, 2), classes, width=width, channels=channels)
+# At width 64 and ten classes: 11.17 M parameters, 555 M multiplications for an image of 32 px.
+resnet18 = partial(resnet, BasicBlock, (2, 2, 2, 2))
+# What RAAT's code calls ResNet-18: eight Bottleneck blocks, so 26 layers; 13.96 M parameters, 727 M multiplications.
+resnet18_bottleneck = partial(resnet, Bottleneck, (2, 2, 2, 2))
+# He et al. 2016, "Identity Mappings", of basic blocks: 11.17 M parameters.
+preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
+# WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k, so 160 is WRN-28-10: 36.5 M parameters.
+wide_resnet28 = partial(resnet, PreActBlock, (4, 4, 4), stem=16)
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": small_cnn,
+    "resnet18": resnet18,
+    "resnet18_bottleneck": resnet18_bottleneck,
+    "preact_resnet18": preact_resnet18,
+    "wide_resnet28": wide_resnet28,
+}
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_cnn": small_cnn, "resnet18": resnet18}
-
-
-def build(name: str, *, classes: int, channels: int, width: int, seed: int) -> nn.Module:
+def build(
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    width: int,
+    seed: int,
+    normalisation: str = "half",
+    stem_stride: int = 1,
+) -> nn.Module:
     """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ARCHITECTURES[name](classes, channels, width)
+        return ARCHITECTURES[name](classes, channels, width, NORMALISATIONS[normalisation], stem_stride)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

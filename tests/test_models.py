@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from paperlib import models
 from paperlib.batchnorm import BatchNorm2d
@@ -16,12 +18,68 @@ def parameters(model: nn.Module) -> int:
 
 def test_parameter_counts_are_those_published() -> None:
     assert round(parameters(models.resnet18(10)) / 1e6, 2) == 11.17
-    assert parameters(models.toy_net()) == 2 * 32 + 32 + 32 * 2 + 2
+    assert parameters(models.toy_net(32)) == 2 * 32 + 32 + 32 * 2 + 2
     # torchvision's ResNet-50 has the same blocks; stem (7×7 against 3×3) and head (1,000 classes against 10) differ.
     from torchvision.models import resnet50
 
     ours = parameters(models.resnet(models.Bottleneck, (3, 4, 6, 3), 10))
     assert ours == parameters(resnet50()) - 3 * 64 * (49 - 9) - 2049 * 990
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "parameters_in_millions", "multiplications_in_millions"),
+    [
+        ("resnet18", 64, 11.17, 555),
+        ("resnet18_bottleneck", 64, 13.96, 727),  # what RAAT's tables call ResNet-18
+        ("preact_resnet18", 64, 11.17, 555),
+        ("wide_resnet28", 160, 36.48, 5243),
+    ],
+)
+def test_sizes_are_those_of_the_papers(
+    name: str, width: int, parameters_in_millions: float, multiplications_in_millions: int
+) -> None:
+    model = models.build(name, classes=10, channels=3, width=width, seed=0).eval()
+    assert round(parameters(model) / 1e6, 2) == parameters_in_millions
+    with torch.device("meta"):
+        shell = models.ARCHITECTURES[name](10, 3, width)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            shell.eval()(torch.empty(1, 3, 32, 32))
+    # The published counts are of multiplications and leave the shortcuts' 1×1 convolutions in.
+    assert abs(counter.get_total_flops() / 2e6 - multiplications_in_millions) < 2
+
+
+def test_pre_activation_blocks_compute_the_papers_formula() -> None:
+    """x + F(x) with F of batch norm, ReLU and convolution, twice (He et al. 2016, Figure 1b), written out."""
+
+    def activated(x: Tensor, statistics: Tensor) -> Tensor:
+        mean, var, weight, bias = (row.view(1, -1, 1, 1) for row in statistics)
+        return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp_min(0)
+
+    for inputs, width, stride in ((8, 16, 2), (8, 8, 1)):
+        block = models.PreActBlock(inputs, width, stride).double().eval()
+        rows = []
+        for layer in (block.bn1, block.bn2):
+            rows.append(torch.rand(4, layer.num_features, dtype=torch.float64) + 0.5)
+            state = dict(zip(("running_mean", "running_var", "weight", "bias"), rows[-1], strict=True))
+            layer.load_state_dict(state, strict=False)
+        x = torch.randn(2, inputs, 6, 6, dtype=torch.float64)
+        first = activated(x, rows[0])
+        branch = F.conv2d(first, block.conv1.weight, stride=stride, padding=1)
+        branch = F.conv2d(activated(branch, rows[1]), block.conv2.weight, padding=1)
+        shortcut = x if stride == 1 else F.conv2d(first, block.shortcut.weight, stride=stride)
+        torch.testing.assert_close(block(x), branch + shortcut)
+
+
+@pytest.mark.parametrize("name", list(models.ARCHITECTURES))
+def test_a_stem_of_stride_two_halves_the_image_and_normalisation_is_the_first_layer(name: str) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    small, half = (
+        models.build(name, classes=7, channels=3, width=8, seed=0, normalisation=kind, stem_stride=2).eval()
+        for kind in ("none", "half")
+    )
+    assert small(images).shape == (2, 7)
+    assert [part.shape[-1] for part in map(small[:2], [images])] == [16]
+    torch.testing.assert_close(half(images), small(2 * images - 1))
 
 
 def test_residual_blocks_compute_what_torchvisions_do() -> None:
@@ -39,7 +97,7 @@ def test_residual_blocks_compute_what_torchvisions_do() -> None:
 
 
 def test_inputs_in_the_unit_box_become_plus_minus_one() -> None:
-    first = models.small_cnn(10)[0]
+    first = models.small_cnn(10, statistics=models.NORMALISATIONS["half"])[0]
     torch.testing.assert_close(first(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)).flatten(), torch.tensor([-1.0, 0, 1]))
 
 
@@ -82,6 +140,21 @@ def test_published_robust_networks_are_read_and_pickled_code_is_not_run(tmp_path
     torch.save({"model": {"conv1.weight": torch.ones(1)}}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="not a ResNet-50"):
         models.load_robust_resnet50(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_a_projection_is_a_strided_convolution(size: int) -> None:
+    ours = models.Projection(4, 8, 2).double()
+    x = torch.randn(3, 4, size, size, dtype=torch.float64, requires_grad=True)
+    theirs = F.conv2d(x, ours.weight, stride=2)
+    torch.testing.assert_close(ours(x), theirs)
+    probe = torch.randn_like(theirs)
+    for mine, other in zip(
+        torch.autograd.grad((ours(x) * probe).sum(), [x, ours.weight]),
+        torch.autograd.grad((theirs * probe).sum(), [x, ours.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
 
 
 # Batch norm's own second derivative --------------------------------------------
