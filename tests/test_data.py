@@ -137,13 +137,13 @@ def test_the_cache_notices_a_changed_tree(home: Path, tmp_path: Path, monkeypatc
     from paperlib.data import folder
 
     tree = make_tree(tmp_path / "pets", other="val")
-    folder.load(str(tree))
+    folder.load(tree)
     decode = folder._decode
     monkeypatch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
-    folder.load(str(tree))
+    folder.load(tree)
     monkeypatch.setattr(folder, "_decode", decode)
     (tree / "train" / "cat" / "4.png").unlink()
-    assert len(folder.load(str(tree))[0]) == 9
+    assert len(folder.load(tree)[0]) == 9
 
 
 def test_a_size_brings_mixed_images_together(home: Path, tmp_path: Path) -> None:
@@ -176,6 +176,76 @@ def test_what_is_wrong_with_a_folder_is_named(home: Path, tmp_path: Path) -> Non
     assert "class 'owl' is missing from test" in message(lambda tree: (tree / "train" / "owl").mkdir())
     assert "there is no folder train" in message(lambda tree: (tree / "train").rename(tree / "training"))
     assert "there is no folder test or val" in message(lambda tree: (tree / "test").rename(tree / "testing"))
+
+
+# Tiny-ImageNet ---------------------------------------------------------------
+
+
+def make_tiny(root: Path, layout: str) -> Path:
+    """Tiny-ImageNet with two classes of 64 px: three training images each, two of validation."""
+    random = np.random.default_rng(0)
+
+    def draw(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+
+    lines = []
+    for number in ("n01443537", "n01629819"):
+        for index in range(3):
+            draw(root / "train" / number / "images" / f"{number}_{index}.JPEG")
+    for index, number in enumerate(("n01629819", "n01443537", "n01443537", "n01629819")):
+        name = f"val_{index}.JPEG"
+        places = {"raw": "images", "restructured": number, "nested": f"{number}/images"}
+        draw(root / "val" / places[layout] / name)
+        lines.append(f"{name}\t{number}\t0\t0\t63\t63\n")
+    if layout == "raw":
+        (root / "val" / "val_annotations.txt").write_text("".join(lines))
+        (root / "test" / "images").mkdir(parents=True)
+        draw(root / "test" / "images" / "test_0.JPEG")
+        (root / "words.txt").write_text(
+            "n00001740\tentity\nn01443537\tgoldfish, Carassius auratus\nn01629819\tsalamander\n"
+        )
+    return root
+
+
+@pytest.mark.parametrize("layout", ["raw", "restructured", "nested"])
+@pytest.mark.parametrize("place", ["tiny_imagenet", "tiny_imagenet/tiny-imagenet-200", "tiny-imagenet-200", "elsewhere"])
+def test_tiny_imagenet_is_read_where_it_lies_in_either_layout(home: Path, layout: str, place: str) -> None:
+    tree = make_tiny(home / "data" / place, layout)
+    before = sorted(path.relative_to(tree) for path in tree.rglob("*"))
+    splits = data.load(f"folder:{tree}" if place == "elsewhere" else "tiny_imagenet")
+    assert splits.train.images.shape == (6, 3, 64, 64)
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.train.classes == (("goldfish", "salamander") if layout == "raw" else ("n01443537", "n01629819"))
+    # Whatever the layout, the same four images have the same labels.
+    found = {}
+    for path in sorted((tree / "val").rglob("*.JPEG")):
+        pixels = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())
+        match = [bool(torch.equal(image, pixels)) for image in splits.test.images]
+        found[path.name] = int(splits.test.labels[match.index(True)])
+    assert found == {"val_0.JPEG": 1, "val_1.JPEG": 0, "val_2.JPEG": 0, "val_3.JPEG": 1}
+    assert sorted(path.relative_to(tree) for path in tree.rglob("*")) == before  # nothing moved, nothing added
+
+
+def test_what_is_wrong_with_tiny_imagenet_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
+    with pytest.raises(InputError, match=r"'tiny_imagenet' is not in .*tiny-imagenet-200\.zip.*http://cs231n.*folder:PATH"):
+        data.load("tiny_imagenet")
+    tree = make_tiny(home / "data" / "tiny_imagenet", "raw")
+    annotations = tree / "val" / "val_annotations.txt"
+    good = annotations.read_text()
+    for text, message in (
+        (good + "val_9.JPEG\tn01443537\t0\n", r"line 5: there is no image 'val_9\.JPEG'"),
+        (good + "../../train/n01443537/images/n01443537_0.JPEG\tn01443537\n", "line 5: there is no image"),
+        (good.replace("n01629819", "n09999999"), "line 1: class 'n09999999' is not among"),
+        ("", "is empty"),
+    ):
+        annotations.write_text(text)
+        with pytest.raises(InputError, match=message):
+            data.load("tiny_imagenet")
 
 
 # Caches and splits -----------------------------------------------------------
@@ -289,7 +359,30 @@ def test_cifar_and_stl_are_read_from_their_own_files(home: Path, monkeypatch: py
     assert train.labels.tolist() == [0, 9, 1]
 
 
+# The wave --------------------------------------------------------------------
+
+
+def test_points_lie_on_the_side_of_the_wave_that_their_label_says() -> None:
+    splits = data.toy.load_wave(400, 0.1, seed=0)
+    for part, share in ((splits.train, 0.1), (splits.validation, 0.0), (splits.test, 0.0)):
+        above = part.images[:, 1].numpy() > 0.5 + 0.2 * np.sin(2 * np.pi * part.images[:, 0].numpy())
+        assert abs(float((above != part.labels.numpy()).mean()) - share) < (0.04 if share else 1e-9)
+        assert float(part.images.min()) >= 0
+        assert float(part.images.max()) <= 1
+    assert not torch.equal(splits.train.images[:400], splits.test.images[:400])
+    assert torch.equal(data.toy.load_wave(400, 0.1, seed=0).train.images, splits.train.images)
+
+
 # Augmentation ----------------------------------------------------------------
+
+
+def test_reflected_padding_mirrors_the_image() -> None:
+    batch = torch.rand(30, 3, 6, 6)
+    out = crop_and_flip(batch, 2, "reflect", False)
+    padded = torch.nn.functional.pad(batch, (2,) * 4, mode="reflect")
+    for image, source in zip(out, padded, strict=True):
+        windows = source.unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 6, 6)
+        assert (windows == image).flatten(1).all(1).any()
 
 
 def test_crops_and_flips_are_windows_of_the_padded_image() -> None:

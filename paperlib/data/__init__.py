@@ -1,6 +1,6 @@
 """Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
 
-from paperlib.data import folder, scenes, toy, vision
+from paperlib.data import folder, scenes, tiny_imagenet, toy, vision
 from paperlib.data.images import ImageSet, Splits, as_float, hold_out, subset
 from paperlib.files import InputError
 
@@ -12,6 +12,7 @@ DESCRIPTIONS = {
     "cifar10": "32 px, ten classes; downloaded by torchvision",
     "cifar100": "32 px, a hundred classes; downloaded by torchvision",
     "stl10": "96 px, ten classes; downloaded by torchvision",
+    "tiny_imagenet": "64 px, 200 classes; the archive as it is or restructured, downloaded where it is not there",
     "fashion_mnist": "28 px, grey, ten classes; downloaded by torchvision",
     "folder:PATH": f"your own images: {folder.LAYOUT}",
 }
@@ -50,11 +51,12 @@ def load(
         train = scenes.load(count + validation_images, size, seed)
         return hold_out(train, scenes.load(tested, size, seed + SCENES_TEST_SEED), validation_images, seed)
     if name.startswith("folder:"):
-        train, test = folder.load(name.removeprefix("folder:"), image_size)
+        place = folder.located(name.removeprefix("folder:"))
+        train, test = (tiny_imagenet.read if tiny_imagenet.recognised(place) else folder.load)(place, image_size)
     elif image_size is not None:
         raise InputError(f"image_size = {image_size}: {name} has a size of its own; leave image_size out")
     else:
-        train, test = vision.load(name)
+        train, test = tiny_imagenet.load() if name == "tiny_imagenet" else vision.load(name)
     for what, count, available in (
         ("train_images + validation_images", (train_images or 0) + validation_images, len(train)),
         ("test_images", test_images or 0, len(test)),

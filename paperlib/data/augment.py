@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def crop_and_flip(images: Tensor, padding: int, fill: float, flip: bool) -> Tensor:
-    """Pad N×C×H×W by `padding` pixels of value `fill`, cut H×W out at a random place and mirror half of the images.
+def crop_and_flip(images: Tensor, padding: int, fill: float | str, flip: bool) -> Tensor:
+    """Pad N×C×H×W by `padding` pixels, cut H×W out at a random place and mirror half of the images.
 
-    Every image draws its own crop and flip from the global generator; each call draws anew. Differentiable.
+    The padding has the value `fill`, or mirrors the image where that is "reflect". Every image draws its own crop and flip
+    from the global generator; each call draws anew. Differentiable.
     """
     if not padding and not flip:
         return images
@@ -20,6 +21,7 @@ def crop_and_flip(images: Tensor, padding: int, fill: float, flip: bool) -> Tens
     if flip:
         mirrored = torch.rand(count, 1, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, (padding,) * 4, value=fill)
+    border = {"mode": "reflect"} if fill == "reflect" else {"value": fill}
+    padded = F.pad(images, (padding,) * 4, **border) if padding else images  # type: ignore[arg-type]
     picked = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # N×H×W×C in memory: channels-last for free

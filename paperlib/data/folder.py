@@ -16,69 +16,79 @@ from paperlib.progress import bar
 LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
 
-def load(path: str, size: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """The training and the test set in the folder `path`: uint8 N×3×H×W, classes in the order of their names.
+def located(path: str) -> Path:
+    """The folder that a user's `path` means: from home, from here, or from the project's folder."""
+    folder = Path(path).expanduser()
+    return folder if folder.is_absolute() or folder.exists() else root() / folder
+
+
+def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set in `folder`: uint8 N×3×H×W, classes in the order of their names.
 
     `size` scales the shorter side to that many pixels and cuts the middle square out; without it every image must
     have the same size. Raises InputError naming the file or class when the tree is not as it should be.
     """
-    folder = Path(path).expanduser()
-    folder = folder if folder.is_absolute() or folder.exists() else root() / folder
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it; it should hold {LAYOUT}")
     other = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     if other is None:
         raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold {LAYOUT}")
-    classes = _subfolders(folder / "train")
-    tested = _subfolders(folder / other)
+    classes = subfolders(folder / "train")
+    tested = subfolders(folder / other)
     if classes != tested:
         odd = sorted(set(classes) ^ set(tested))[0]
         missing = other if odd in classes else "train"
         raise InputError(f"data folder {folder}: class {odd!r} is missing from {missing}; both need the same classes")
-    files = {split: _files(folder / split, classes) for split in ("train", other)}
+    return decoded(folder, {split: _files(folder, split, classes) for split in ("train", other)}, classes, size)
 
+
+Listing = list[tuple[int, str, int, int]]  # label, path within the folder, bytes, time of change
+
+
+def decoded(
+    folder: Path, listings: dict[str, Listing], classes: tuple[str, ...], size: int | None
+) -> tuple[ImageSet, ImageSet]:
+    """The images that two listings name, read once and then from a cache that knows every file's size and time."""
     digest = hashlib.sha256()  # any file added, removed, renamed, resized or touched changes it
-    for split, members in files.items():
+    for split, members in listings.items():
         for label, file, bytes_, modified in members:
             digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode())
     source = {"tree": digest.hexdigest(), "size": size}
     key = hashlib.sha256(f"{folder.resolve()}:{size}".encode()).hexdigest()[:10]
     cache = root() / "data" / "cache" / f"{folder.resolve().name}-{key}.safetensors"
-    tensors, _ = cached(cache, source, lambda: _decode(folder, classes, files, size))
-    return (
-        ImageSet(tensors["train.images"], tensors["train.labels"], classes),
-        ImageSet(tensors[f"{other}.images"], tensors[f"{other}.labels"], classes),
-    )
+    tensors, _ = cached(cache, source, lambda: _decode(folder, classes, listings, size))
+    train, test = (ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], classes) for split in listings)
+    return train, test
 
 
-Listing = list[tuple[int, str, int, int]]  # label, file name, bytes, time of change
-
-
-def _subfolders(folder: Path) -> tuple[str, ...]:
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in a folder, sorted; hidden ones do not count."""
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
 
 
-def _files(folder: Path, classes: tuple[str, ...]) -> Listing:
-    listing: Listing = []
-    for label, name in enumerate(classes):
-        members = sorted(
-            (entry for entry in os.scandir(folder / name) if entry.is_file() and entry.name[0] != "."),
-            key=lambda entry: entry.name,
-        )
-        if not members:
-            raise InputError(f"class folder {folder / name} is empty; put images there or remove it from both splits")
-        listing += [(label, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in members]
-    return listing
+def listed(folder: Path, place: Path, label: int) -> Listing:
+    """The files of one class in `place`, sorted by name. Raises InputError when there are none."""
+    members = sorted(
+        (entry for entry in os.scandir(place) if entry.is_file() and entry.name[0] != "."), key=lambda entry: entry.name
+    )
+    if not members:
+        raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
+    within = place.relative_to(folder).as_posix()
+    return [(label, f"{within}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns) for entry in members]
 
 
-def _decode(folder: Path, classes: tuple[str, ...], files: dict[str, Listing], size: int | None) -> Built:
+def _files(folder: Path, split: str, classes: tuple[str, ...]) -> Listing:
+    return [row for label, name in enumerate(classes) for row in listed(folder, folder / split / name, label)]
+
+
+def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing], size: int | None) -> Built:
     tensors = {}
-    progress = bar(sum(map(len, files.values())), f"reading {folder.name}", "img")
+    progress = bar(sum(map(len, listings.values())), f"reading {folder.name}", "img")
     shape: tuple[int, int] | None = None if size is None else (size, size)
-    for split, listing in files.items():
+    for split, listing in listings.items():
         images: np.ndarray | None = None
-        for row, (label, name, _, _) in enumerate(listing):
-            file = folder / split / classes[label] / name
+        for row, (_, name, _, _) in enumerate(listing):
+            file = folder / name
             pixels = _read(file, size)
             shape = shape or (pixels.shape[0], pixels.shape[1])
             if pixels.shape[:2] != shape:

@@ -1,0 +1,100 @@
+"""Tiny-ImageNet, 200 classes of 64 px: the archive's own tree or one that was restructured, read where it lies.
+
+The archive has train/<class>/images/*.JPEG, and its validation images all in val/images with their classes in
+val/val_annotations.txt; the images of its test folder have no labels. Many move the validation images into class
+folders: val/<class>/* or val/<class>/images/*. Both are read as they are, nothing is moved.
+"""
+
+from pathlib import Path
+
+from torchvision.datasets.utils import download_and_extract_archive
+
+from paperlib.data.folder import Listing, decoded, listed, subfolders
+from paperlib.data.images import ImageSet
+from paperlib.files import InputError, root
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+NAME = "tiny-imagenet-200"
+ANNOTATIONS = Path("val", "val_annotations.txt")
+
+
+def load() -> tuple[ImageSet, ImageSet]:
+    """The training set, and the validation set to test on, uint8 N×3×64×64, from data/tiny_imagenet or downloaded there.
+
+    Raises InputError naming the folder and the address when it is not there and cannot be downloaded.
+    """
+    place = root() / "data" / "tiny_imagenet"
+    for folder in (place, place / NAME, place.with_name(NAME)):
+        if (folder / "train").is_dir():
+            return read(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        download_and_extract_archive(URL, str(place), md5=MD5)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"data 'tiny_imagenet' is not in {place} and cannot be downloaded ({error}). Put {NAME}.zip or its extracted "
+            f"folder there; it comes from {URL}. Or name the folder where you have it: data=folder:PATH"
+        ) from error
+    return read(place / NAME)
+
+
+def recognised(folder: Path) -> bool:
+    """Whether a folder is laid out as Tiny-ImageNet's archive is, at least its training part."""
+    train = folder / "train"
+    return (folder / ANNOTATIONS).is_file() or (
+        train.is_dir() and any((train / name / "images").is_dir() for name in subfolders(train)[:1])
+    )
+
+
+def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """The two sets in `folder`, classes in the order of their WordNet numbers, named by words.txt where there is one.
+
+    Raises InputError naming the file or class when the tree is not as it should be.
+    """
+    numbers = subfolders(folder / "train")
+    labels = {number: label for label, number in enumerate(numbers)}
+    train = [row for number, label in labels.items() for row in listed(folder, _images(folder / "train" / number), label)]
+    annotations = folder / ANNOTATIONS
+    if annotations.is_file() and (folder / "val" / "images").is_dir():
+        val = _annotated(folder, annotations, labels)
+    else:
+        if not (folder / "val").is_dir():
+            raise InputError(f"data folder {folder}: there is no folder val in it")
+        if odd := sorted(set(subfolders(folder / "val")) ^ set(numbers)):
+            missing = "val" if odd[0] in labels else "train"
+            raise InputError(
+                f"data folder {folder}: class {odd[0]!r} is missing from {missing}; both need the same classes"
+            )
+        val = [row for number, label in labels.items() for row in listed(folder, _images(folder / "val" / number), label)]
+    return decoded(folder, {"train": train, "val": val}, _names(folder, numbers), size)
+
+
+def _images(place: Path) -> Path:
+    return place / "images" if (place / "images").is_dir() else place
+
+
+def _annotated(folder: Path, annotations: Path, labels: dict[str, int]) -> Listing:
+    """val_annotations.txt: file name, class and bounding box of each image, separated by tabs."""
+    listing: Listing = []
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+        name, found, *_ = [*line.split("\t"), ""]
+        file = folder / "val" / "images" / name
+        if found not in labels:
+            raise InputError(
+                f"{annotations}, line {number}: class {found!r} is not among the folders in {folder / 'train'}"
+            )
+        if Path(name).name != name or not file.is_file():
+            raise InputError(f"{annotations}, line {number}: there is no image {name!r} in {folder / 'val' / 'images'}")
+        listing.append((labels[found], f"val/images/{name}", file.stat().st_size, file.stat().st_mtime_ns))
+    if not listing:
+        raise InputError(f"{annotations} is empty; it should name an image and its class in each line")
+    return listing
+
+
+def _names(folder: Path, numbers: tuple[str, ...]) -> tuple[str, ...]:
+    words = folder / "words.txt"
+    if not words.is_file():
+        return numbers
+    known = dict(line.split("\t", 1) for line in words.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    return tuple(known.get(number, number).split(",")[0].strip() for number in numbers)
