@@ -6,6 +6,7 @@ methods choose it. Random numbers come from PyTorch's global generator, which th
 """
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,14 +58,17 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
-def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None) -> Tensor:
-    """The named loss of each image, N from logits N×C; `clean` are the logits that kl departs from."""
+def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None, kappa: float = math.inf) -> Tensor:
+    """The named loss of each image, N from logits N×C; `clean` are the logits that kl departs from.
+
+    `kappa` is Carlini & Wagner's confidence κ: a margin beyond it counts no further.
+    """
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
     if loss == "kl":
         assert clean is not None
         return F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
-    return margin(logits, labels) if loss == "margin" else difference_of_logits_ratio(logits, labels)
+    return margin(logits, labels).clamp_max(kappa) if loss == "margin" else difference_of_logits_ratio(logits, labels)
 
 
 # Geometry of the two balls --------------------------------------------------------------------------------------
@@ -110,8 +114,10 @@ def pgd(
     steps: int,
     step_size: float,
     loss: Loss = "ce",
+    kappa: float = math.inf,
     targets: Tensor | None = None,
     random_start: bool = True,
+    start_deviation: float | None = None,
     restarts: int = 1,
     best: bool = False,
     box: tuple[float, float] | None = BOX,
@@ -119,8 +125,9 @@ def pgd(
     """Projected gradient descent (Madry et al. 2018; PAG, Algorithm 1) on images N×… in [0,1].
 
     `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is
-    uniform in the cube of half-width `eps`, projected into the ball. Each restart keeps, image by image, the strongest
-    result so far. `best` is no longer paper-exact: an image leaves the batch with the first iterate that fools the
+    uniform in the cube of half-width `eps`, projected into the ball; with `start_deviation` it is normal of that deviation
+    instead (TRADES and MART: 0.001). Each restart keeps, image by image, the strongest result so far. `kappa` is that of
+    the margin loss. `best` is no longer paper-exact: an image leaves the batch with the first iterate that fools the
     model, which is never weaker than the last iterate and several times as fast. `box` None leaves points unbounded.
     """
     if loss == "kl" and targets is not None:
@@ -137,23 +144,27 @@ def pgd(
     def run() -> Tensor:
         adversarial = images.clone()
         if random_start:
-            noise = torch.empty_like(images).uniform_(-eps, eps)
+            noise = torch.empty_like(images)
+            noise = noise.uniform_(-eps, eps) if start_deviation is None else noise.normal_(0, start_deviation)
             adversarial = _into(images, images + noise, eps, norm, box)
-        members = torch.arange(len(images), device=images.device)
+        members: Tensor | slice = torch.arange(len(images), device=images.device) if best else slice(None)
         for _ in range(steps):
             current = adversarial[members].detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = model(current)
                 reference = None if clean is None else clean[members]
-                total = sign * attack_loss(logits, aims[members], loss, reference).sum()
+                total = sign * attack_loss(logits, aims[members], loss, reference, kappa).sum()
                 (gradient,) = torch.autograd.grad(total, current)
-            if best:
+            if isinstance(members, Tensor):
                 going = ~fooled(logits.detach(), members)
                 members, current, gradient = members[going], current[going], gradient[going]
                 if not len(members):
                     break
-            moved = current.detach() + step_size * ascent(gradient, norm)
-            adversarial[members] = _into(images[members], moved, eps, norm, box)
+            moved = _into(images[members], current.detach() + step_size * ascent(gradient, norm), eps, norm, box)
+            if isinstance(members, Tensor):
+                adversarial[members] = moved
+            else:
+                adversarial = moved
         return adversarial
 
     kept = run()
@@ -165,7 +176,7 @@ def pgd(
     def strength(candidates: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = model(candidates)
-        return fooled(logits, everyone), sign * attack_loss(logits, aims, loss, clean)
+        return fooled(logits, everyone), sign * attack_loss(logits, aims, loss, clean, kappa)
 
     kept_fooled, kept_loss = strength(kept)
     for _ in range(restarts - 1):

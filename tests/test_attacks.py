@@ -263,3 +263,29 @@ def test_masking_flags_are_caught_once_and_not_carried_over() -> None:
         autoattack(honest, images, honest(images).argmax(1), eps=0.01, norm="linf")
     assert flags == []
     assert logging.getLogger("auto-attack").propagate
+
+
+def test_the_margin_counts_no_further_than_kappa() -> None:
+    logits = torch.tensor([[5.0, 1.0, 0.0], [0.0, 9.0, 1.0]])
+    labels = torch.tensor([0, 0])
+    assert attacks.attack_loss(logits, labels, "margin").tolist() == [-4.0, 9.0]
+    assert attacks.attack_loss(logits, labels, "margin", kappa=3.0).tolist() == [-4.0, 3.0]
+    leaf = logits.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(attacks.attack_loss(leaf, labels, "margin", kappa=3.0).sum(), leaf)
+    assert gradient[1].abs().max() == 0  # fooled by enough: no reason to move on
+    assert gradient[0].abs().max() == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_normal_start_has_the_deviation_that_is_asked_for(norm: attacks.Norm) -> None:
+    images = torch.full((20, 3, 16, 16), 0.5)
+    start = attacks.pgd(
+        torch.nn.Flatten(), images, torch.zeros(20, dtype=torch.long),
+        eps=1.0, norm=norm, steps=0, step_size=0.1, start_deviation=0.001,
+    )  # fmt: skip
+    assert float((start - images).std()) == pytest.approx(0.001, rel=0.03)
+    tight = attacks.pgd(
+        torch.nn.Flatten(), images, torch.zeros(20, dtype=torch.long),
+        eps=0.0005, norm="linf", steps=0, step_size=0.1, start_deviation=0.001,
+    )  # fmt: skip
+    assert float((tight - images).abs().max()) <= 0.0005 + 1e-7
