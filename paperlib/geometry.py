@@ -1,10 +1,15 @@
-"""Alignment measures: gradients with respect to the input, and how they lie."""
+"""Alignment measures: gradients with respect to the input, how layers respond to a change of it, decision boundaries."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
+import numpy as np
 import torch
+from contourpy import contour_generator
+from scipy import ndimage
 from torch import Tensor, nn
+
+from paperlib.files import InputError
 
 Output = Literal["log_softmax", "logit"]
 
@@ -61,3 +66,74 @@ def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, re
             first = torch.where(changed.any(0), distances[changed.int().argmax(0)], reach)
             nearest = torch.minimum(nearest, first)
     return nearest
+
+
+# How layers respond (RAAT, Definition 1) ---------------------------------------------------------------------------
+
+
+def layer_outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """What the named submodules put out for the images, in the order of `layers`; the model is not changed.
+
+    Raises InputError when a name is not a submodule's.
+    """
+    known = dict(model.named_modules())
+    if unknown := [name for name in layers if name not in known]:
+        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.update({name: output})
+
+    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[name] for name in layers]
+
+
+def nonlinear_layers(model: nn.Module) -> list[str]:
+    """The top-level submodules after which representations are compared: activations, blocks and the linear head."""
+    return [name for name, child in model.named_children() if isinstance(child, (nn.ReLU, nn.Sequential, nn.Linear))]
+
+
+@torch.no_grad()
+def alignment_defect(
+    model: nn.Module, images: Tensor, adversarial: Tensor, layers: Sequence[str], rates: Sequence[float]
+) -> Tensor:
+    """How far each layer is from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: L×N.
+
+    The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖ / ‖h(x + Δ) − h(x)‖: zero where the layer
+    answers in proportion to the perturbation, and free of its scale. Zero as well where a layer does not move at all.
+    """
+    clean, full = (layer_outputs(model, points, layers) for points in (images, adversarial))
+    total = torch.zeros(len(layers), len(images), device=images.device, dtype=images.dtype)
+    for rate in rates:
+        between = layer_outputs(model, images + rate * (adversarial - images), layers)
+        for row, (h, h_full, h_rate) in enumerate(zip(clean, full, between, strict=True)):
+            moved = (h_full - h).flatten(1)
+            # Definition 1
+            defect = (h_rate - h).flatten(1) - rate * moved
+            total[row] += defect.norm(dim=1) / moved.norm(dim=1).clamp_min(1e-12)
+    return total / len(rates)
+
+
+# Decision regions in the plane -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
+    """z_1 − z_0 of a classifier of 2-D points over [0,1]², rows along x₂: positive where the prediction is class 1."""
+    axis = torch.linspace(0, 1, resolution, device=next(model.parameters()).device)
+    x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
+    logits = model(torch.stack([x1, x2], -1).view(-1, 2))
+    return (logits[:, 1] - logits[:, 0]).view(resolution, resolution).cpu().numpy()
+
+
+def fragmentation(plane: np.ndarray) -> tuple[int, float]:
+    """Connected regions of one sign, and the length of the line between them, of a square plane over [0,1]²."""
+    regions = sum(int(ndimage.label(side)[1]) for side in (plane > 0, plane <= 0))
+    axis = np.linspace(0, 1, len(plane))
+    lines = cast(list[np.ndarray], contour_generator(axis, axis, plane).lines(0.0))
+    return regions, float(sum(np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in lines))

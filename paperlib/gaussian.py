@@ -1,0 +1,107 @@
+"""The Gaussian model of RAAT's Theorem 1 (Definitions 2 and 3, after Schmidt et al. 2018), with exact errors.
+
+Labels y = ±1 at random, x ~ N(y θ*, σ² I) in d dimensions, linear classifiers sign⟨w, x⟩. Given w, standard and robust
+error are closed forms, so only the draw of the training samples is simulated.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+
+def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[float, float]:
+    """Standard error, and error under L∞ perturbations of at most `eps`, of the classifier sign⟨w, x⟩.
+
+    Φ(−⟨w, θ*⟩ / σ‖w‖₂) and Φ(−(⟨w, θ*⟩ − ε‖w‖₁) / σ‖w‖₂): the worst perturbation moves ⟨w, x⟩ by ε‖w‖₁.
+    """
+    scale = sigma * float(np.linalg.norm(w))
+    agreement = float(w @ mean)
+    return float(norm.cdf(-agreement / scale)), float(norm.cdf(-(agreement - eps * np.abs(w).sum()) / scale))
+
+
+def supervised(mean: np.ndarray, sigma: float, labelled: int, random: np.random.Generator) -> np.ndarray:
+    """θ = (1/n) Σ y_i x_i of n labelled samples: θ* + σ/√n times a normal vector."""
+    return mean + sigma / math.sqrt(labelled) * random.standard_normal(len(mean))
+
+
+def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, random: np.random.Generator) -> np.ndarray:
+    """Definition 3: θ~ = (1/m) Σ ỹ_i x_i of m unlabelled samples with the labels ỹ_i that the classifier `w` gives them.
+
+    ỹ_i depends on the noise of x_i only along w, so that part is drawn sample by sample and the rest as one sum.
+    """
+    unit = w / np.linalg.norm(w)
+    labels = random.choice((-1.0, 1.0), unlabelled)
+    along = random.standard_normal(unlabelled)
+    given = np.sign(labels * float(unit @ mean) + sigma * along)  # ỹ_i
+    rest = random.standard_normal(len(mean))
+    rest -= (unit @ rest) * unit
+    noise = float((given * along).sum()) * unit + math.sqrt(unlabelled) * rest
+    return (float((given * labels).sum()) * mean + sigma * noise) / unlabelled
+
+
+def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor: float, trials: int) -> pd.DataFrame:
+    """Errors by dimension d of one labelled sample, alone and with ⌈k √d⌉ unlabelled ones, k the factor.
+
+    θ* = (1, …, 1), so ‖θ*‖₂ = √d, and σ = `spread` · d^¼ (the theorem: at most 1/32). Columns dimension, estimator,
+    error (standard or robust), value: means over `trials`.
+    """
+    rows = []
+    for d in dimensions:
+        random = np.random.default_rng(d)
+        mean, sigma = np.ones(d), spread * d**0.25
+        count = math.ceil(unlabelled_factor * math.sqrt(d))
+        found = []
+        for _ in range(trials):
+            w = supervised(mean, sigma, 1, random)
+            found.append([errors(w, mean, sigma, eps), errors(consistent(w, mean, sigma, count, random), mean, sigma, eps)])
+        values = np.mean(found, axis=0)
+        for row, estimator in enumerate(("one labelled sample", "with consistency")):
+            for column, kind in enumerate(("standard", "robust")):
+                rows.append((d, estimator, kind, values[row, column]))
+    return pd.DataFrame(rows, columns=["dimension", "estimator", "error", "value"])
+
+
+def samples_needed(
+    dimensions: Sequence[int], spread: float, eps: float, trials: int, target: float = 0.01, most: int = 100_000
+) -> pd.DataFrame:
+    """The fewest samples, to within 10 %, with a mean robust error of at most `target`, by dimension.
+
+    Labelled samples alone, or one labelled and the others unlabelled. Columns dimension, samples (labelled or unlabelled),
+    count; infinite beyond `most`.
+    """
+    counts = np.unique(np.round(np.geomspace(1, most, math.ceil(math.log(most) / math.log(1.1)))).astype(int))
+    rows = []
+    for d in dimensions:
+        mean, sigma = np.ones(d), spread * d**0.25
+
+        def robust(kind: str, count: int, d: int = d, mean: np.ndarray = mean, sigma: float = sigma) -> float:
+            random = np.random.default_rng([d, count])
+            found = []
+            for _ in range(trials):
+                w = supervised(mean, sigma, count if kind == "labelled" else 1, random)
+                if kind == "unlabelled":
+                    w = consistent(w, mean, sigma, count, random)
+                found.append(errors(w, mean, sigma, eps)[1])
+            return float(np.mean(found))
+
+        for kind in ("labelled", "unlabelled"):
+            low, high = 0, len(counts)  # the error falls with the count: bisect
+            while low < high:
+                middle = (low + high) // 2
+                if robust(kind, int(counts[middle])) <= target:
+                    high = middle
+                else:
+                    low = middle + 1
+            rows.append((d, kind, float(counts[low]) if low < len(counts) else math.inf))
+    return pd.DataFrame(rows, columns=["dimension", "samples", "count"])
+
+
+def onset(spread: float, eps: float) -> float:
+    """The dimension beyond which one labelled sample is fooled more often than not: (√(π/2) / (ε · spread))⁴.
+
+    There ε‖w‖₁ ≈ ε d σ √(2/π) passes ⟨w, θ*⟩ ≈ d, with σ = spread · d^¼ large against 1.
+    """
+    return float((math.sqrt(math.pi / 2) / (eps * spread)) ** 4)
