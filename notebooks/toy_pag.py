@@ -42,11 +42,13 @@ milestones: list = None
 decay: float = None
 clip: float = None
 ema: float = None
+ema_start: float = None  # share of the epochs before which the average is a copy
 bf16: bool = None
 channels_last: bool = None
 crop_padding: int = None
 crop_fill: float = None
 flip: bool = None
+selection: str = None  # mean · robust · last: what an epoch is chosen by
 device: str = None  # cpu
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 

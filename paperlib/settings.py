@@ -71,11 +71,13 @@ class TrainingSettings(Settings):
     decay: Share  # … by this
     clip: Radius  # the gradient's norm at most; 0 for no limit
     ema: Share  # decay of the weights' moving average per step; 0 for none
-    bf16: bool  # autocast to bfloat16 in training (evaluation is always in float32)
+    ema_start: Share  # share of the epochs before which the average is a copy of the weights
+    bf16: bool  # bfloat16 in training, where the device computes in it (evaluation is always in float32)
     channels_last: bool
     crop_padding: Annotated[int, Field(ge=0)]
-    crop_fill: Share  # value of the padding
+    crop_fill: Share | Literal["reflect"]  # value of the padding, or the image mirrored
     flip: bool
+    selection: Literal["mean", "robust", "last"]  # of the epoch: by robust accuracy, by its mean with clean accuracy, none
 
 
 class ImageSettings(TrainingSettings):
@@ -88,11 +90,11 @@ class ImageSettings(TrainingSettings):
     image_size: Count | None
     model: Literal[tuple(models.ARCHITECTURES)]  # type: ignore[valid-type]
     width: Count
+    normalisation: Literal[tuple(models.NORMALISATIONS)]  # type: ignore[valid-type]
+    stem_stride: Literal[1, 2]  # of the first convolution; 2 halves the image (Tiny-ImageNet)
     eps_linf: Radius
     eps_l2: Radius
-    attack_steps: Count  # of the PGD that is reported
     autoattack_images: Count
-    autoattack_norms: list[Literal["linf", "l2"]]  # [] where AutoAttack is not run
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
 

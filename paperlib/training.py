@@ -26,6 +26,13 @@ DIVERGED = 1e6  # a loss beyond this will not come back
 History = list[dict[str, float]]
 
 
+def computes_in_bf16(device: torch.device | str) -> bool:
+    """Whether the device has instructions for bfloat16: a processor without them takes twenty times as long in it."""
+    if torch.device(device).type != "cpu":
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class DivergenceError(RuntimeError):
     """The loss is no longer a number, or beyond all bounds."""
 
@@ -49,13 +56,20 @@ def train_each(
 
 
 def build(settings: Any, data: Splits, seed: int) -> nn.Module:
-    """The untrained network that the settings name, for these images; points get the toy's network."""
+    """The untrained network that the settings name, for these images; points get a toy's network."""
     if data.train.images.ndim == 2:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return models.toy_net()
-    channels, classes = data.train.images.shape[1], len(data.train.classes)
-    return models.build(settings.model, classes=classes, channels=channels, width=settings.width, seed=seed)
+            return models.toy_net(*getattr(settings, "toy_hidden", (32,)))
+    return models.build(
+        settings.model,
+        classes=len(data.train.classes),
+        channels=data.train.images.shape[1],
+        width=settings.width,
+        seed=seed,
+        normalisation=settings.normalisation,
+        stem_stride=settings.stem_stride,
+    )
 
 
 def fit(
@@ -71,11 +85,12 @@ def fit(
 ) -> nn.Module:
     """Train `model` and return it in evaluation mode with the weights of the best epoch.
 
-    The best epoch has the highest score on the validation images: their clean accuracy or, with an `attack`, the mean of
-    clean and robust accuracy. `folder` gets weights.safetensors and history.json, one entry an epoch. Order, augmentation
-    and attacks of a step follow from (seed, epoch, step) alone, and a checkpoint holds everything else: a run that was
-    killed at any moment goes on and, on a CPU, ends with the same bits. Raises DivergenceError when the loss
-    is not a number or beyond all bounds, naming the step, the terms and the last good checkpoint.
+    The best epoch has the highest score on the validation images: their clean accuracy or, with an `attack`, their robust
+    accuracy or its mean with clean accuracy, as the settings say; they may also ask for the last epoch. `folder` gets
+    weights.safetensors and history.json, one entry an epoch. Order, augmentation and attacks of a step follow from
+    (seed, epoch, step) alone, and a checkpoint holds everything else: a run that was killed at any moment goes on and, on a
+    CPU, ends with the same bits. Raises DivergenceError when the loss is not a number or beyond all bounds, naming the
+    step, the terms and the last good checkpoint.
     """
     name = folder.name
     model.to(device)
@@ -87,6 +102,8 @@ def fit(
     optimizer = _optimizer(model, settings)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     augment = partial(crop_and_flip, padding=settings.crop_padding, fill=settings.crop_fill, flip=settings.flip)
+    bf16 = settings.bf16 and computes_in_bf16(device)
+    averaging_from = round(settings.ema_start * settings.epochs)
     starts = [start for start in range(0, len(labels), settings.batch_size) if len(labels) - start > 1]
     total = settings.epochs * len(starts)
 
@@ -111,15 +128,16 @@ def fit(
             for index in range(about["index"], len(starts)):
                 members = order[starts[index] : starts[index] + settings.batch_size].to(device)
                 batch = Batch(as_float(images[members]), labels[members], augment)
-                step = Step(epoch * len(starts) + index, total, epoch)
+                step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None)
                 _draw_from(_mix(seed, epoch, index))
                 rate = learning_rate(settings, step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 model.train()
-                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                     terms = method.loss(model, batch, step)
-                values = {term: float(value.detach()) for term, value in terms.items()}
+                recorded = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # one transfer
+                values = dict(zip(terms, recorded, strict=True))
                 if not abs(values["total"]) < DIVERGED:  # also where it is not a number
                     raise DivergenceError(_divergence(name, step, values, checkpoint))
                 optimizer.zero_grad(set_to_none=True)
@@ -128,7 +146,7 @@ def fit(
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
                 if settings.ema:
-                    _average(averaged, model, settings.ema)
+                    _average(averaged, model, settings.ema if epoch >= averaging_from else 0.0)
                 for term, value in values.items():
                     about["sums"][term] = about["sums"].get(term, 0.0) + value
                 about["index"] = index + 1
@@ -138,7 +156,7 @@ def fit(
             averages = {term: value / len(starts) for term, value in about["sums"].items()}
             _draw_from(_mix(seed, epoch, -2))
             history.append({"epoch": epoch + 1, **averages, **validate(averaged, data.validation, attack, device)})
-            if history[-1]["score"] >= max((past["score"] for past in history[:-1]), default=-1.0):
+            if _score(history[-1], settings) >= max((_score(past, settings) for past in history[:-1]), default=-1.0):
                 best = {key: value.detach().clone() for key, value in averaged.state_dict().items()}
             about |= {"epoch": epoch + 1, "index": 0, "sums": {}}
             line = "  ".join(f"{key} {value:.4g}" for key, value in history[-1].items())
@@ -165,7 +183,7 @@ def histories(run: Run) -> dict[str, dict[str, Any]]:
 
 @torch.no_grad()
 def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: Any) -> dict[str, float]:
-    """Clean accuracy, robust accuracy under the attack if there is one, and the score: their mean; all in [0,1]."""
+    """Clean accuracy, and robust accuracy under the attack if there is one, both in [0,1]."""
     clean = robust = 0
     with evaluating(model):
         for start in range(0, len(data), 500):
@@ -178,7 +196,16 @@ def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: An
     accuracy = {"clean_accuracy": clean / len(data)}
     if attack is not None:
         accuracy["robust_accuracy"] = robust / len(data)
-    return {**accuracy, "score": sum(accuracy.values()) / len(accuracy)}
+    return accuracy
+
+
+def _score(epoch: dict[str, float], settings: TrainingSettings) -> float:
+    """What the epoch is chosen by."""
+    if settings.selection == "last":
+        return epoch["epoch"]
+    clean = epoch["clean_accuracy"]
+    robust = epoch.get("robust_accuracy", clean)
+    return robust if settings.selection == "robust" else (clean + robust) / 2
 
 
 def learning_rate(settings: TrainingSettings, step: Step) -> float:

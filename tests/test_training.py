@@ -22,7 +22,8 @@ from paperlib.settings import TrainingSettings
 VALUES: dict[str, Any] = {
     "seeds": [0], "device": "cpu", "venue": "neurips", "epochs": 3, "batch_size": 16, "optimizer": "sgd",
     "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [], "decay": 1.0,
-    "clip": 1.0, "ema": 0.9, "bf16": False, "channels_last": True, "crop_padding": 1, "crop_fill": 0.5, "flip": True,
+    "clip": 1.0, "ema": 0.9, "ema_start": 0.0, "bf16": False, "channels_last": True, "crop_padding": 1,
+    "crop_fill": 0.5, "flip": True, "selection": "mean",
 }  # fmt: skip
 
 
@@ -57,6 +58,8 @@ def test_it_learns_and_selects_the_best_epoch(tmp_path: Path) -> None:
     )
     history = read_json(tmp_path / "history.json")["epochs"]
     assert [entry["epoch"] for entry in history] == list(range(1, 7))
+    for entry in history:
+        entry["score"] = (entry["clean_accuracy"] + entry["robust_accuracy"]) / 2
     best = max(entry["score"] for entry in history)
     again = training.validate(model, splits().validation, None, "cpu")["clean_accuracy"]
     assert again == [entry for entry in history if entry["score"] == best][-1]["clean_accuracy"]
@@ -199,3 +202,56 @@ def test_bfloat16_trains_about_as_well(tmp_path: Path) -> None:
     model = training.fit(net(), baselines.Standard(), splits(), chosen, tmp_path, seed=0)
     assert training.validate(model, splits().test, None, "cpu")["clean_accuracy"] > 0.8
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_the_average_is_a_copy_until_it_starts(tmp_path: Path) -> None:
+    """With a decay of one the average keeps what it was when it started: the weights after the epochs before."""
+
+    class StopsThere(baselines.Standard):
+        """The same two epochs, then nothing more is learnt."""
+
+        def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+            assert step.averaged is None
+            if step.epoch < 2:
+                return super().loss(model, batch, step)
+            return {"total": 0 * sum(weight.sum() for weight in model.parameters())}
+
+    same = settings(epochs=4, ema=0.0, weight_decay=0.0, momentum=0.0, selection="last")
+    chosen = same.model_copy(update={"ema": 1.0, "ema_start": 0.5})
+    averaged = training.fit(net(), baselines.Standard(), splits(), chosen, tmp_path / "b", seed=0)
+    stopped = training.fit(net(), StopsThere(), splits(), same, tmp_path / "c", seed=0)
+    for mean, weight in zip(averaged.parameters(), stopped.parameters(), strict=True):
+        torch.testing.assert_close(mean, weight)
+
+
+@pytest.mark.parametrize(("selection", "chosen"), [("mean", 1), ("robust", 2), ("last", 3)])
+def test_the_epoch_is_chosen_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, chosen: int
+) -> None:
+    scores = iter([(0.9, 0.4), (0.5, 0.6), (0.5, 0.1)])
+    kept: list[Tensor] = []
+
+    def validated(model: nn.Module, *_: Any) -> dict[str, float]:
+        kept.append(next(model.parameters()).detach().clone())
+        clean, robust = next(scores)
+        return {"clean_accuracy": clean, "robust_accuracy": robust}
+
+    monkeypatch.setattr(training, "validate", validated)
+    picked = settings(epochs=3, ema=0.0, selection=selection)
+    model = training.fit(net(), baselines.Standard(), splits(), picked, tmp_path, seed=0, attack=ATTACK)
+    assert torch.equal(next(model.parameters()), kept[chosen - 1])
+
+
+def test_bfloat16_is_used_only_where_the_processor_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Spy(baselines.Standard):
+        def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().loss(model, batch, step)
+
+    for able in (True, False):
+        monkeypatch.setattr(training, "computes_in_bf16", lambda device, able=able: able)
+        training.fit(net(), Spy(), splits(), settings(epochs=1, bf16=True), tmp_path / str(able), seed=0)
+        assert set(seen) == {able}
+        seen.clear()

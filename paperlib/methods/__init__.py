@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,11 +24,21 @@ class Step:
     index: int  # from 0
     total: int
     epoch: int  # from 0
+    averaged: nn.Module | None = None  # the moving average of the weights, where the settings keep one
+
+
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's logits N×C in single precision at least, whatever autocast makes of them: losses need it."""
+    logits = model(images)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Method(Protocol):
     """What `training.fit` minimises."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The named terms of the loss, scalars, and their weighted sum under "total"."""
+        """The named terms of the loss, scalars, and their weighted sum under "total".
+
+        Whatever else is to be recorded over training, say a share of the batch, may stand beside them.
+        """
         ...

@@ -204,6 +204,8 @@ class ToySettings(TrainingSettings):
 class CifarSettings(ImageSettings):
     """Section 5.2 and Appendices C.2 and D."""
 
+    attack_steps: Count  # of the PGD that is reported
+    autoattack_norms: list[Norm]  # [] where AutoAttack is not run
     sources: Annotated[list[Source], Field(min_length=1)]
     weights: dict[Source, Radius] | None  # λ of each source; None: as in Table 3 for this data set
     classes_per_step: Count | None  # None: all, as in the paper
