@@ -1,11 +1,12 @@
-"""What things cost, as ratios within one run: `make bench`, about ten minutes on two cores.
+"""What things cost, as ratios within one run: `make bench`, about twenty minutes on two cores.
 
 Writes docs/results/benchmarks.json and benchmarks.md. Timings are medians of interleaved repeats, so that a machine that
-slows down slows all of them.
+slows down slows all of them. `python -m benchmarks NAME…` runs some of them and keeps the others' results.
 """
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,14 +21,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paperlib import models, training
-from paperlib.attacks import pgd
+from paperlib.attacks import evaluating, pgd
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import Splits, folder, load, scenes
 from paperlib.evaluation import evaluate
-from paperlib.files import root, write_json, write_text
+from paperlib.files import InputError, read_json, root, write_json, write_text
 from paperlib.geometry import cosine
 from paperlib.methods import Batch, Step, pag
-from paperlib.methods.baselines import AdversarialTraining, Standard
+from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
+from paperlib.methods.raat import RAAT, RAATSharp
 from paperlib.runs import environment
 from paperlib.settings import TrainingSettings
 
@@ -35,8 +37,8 @@ BATCH, WIDTH, REPEATS = 64, 16, 5
 Row = dict[str, Any]
 
 
-def compare(work: dict[str, Callable[[], object]], images: int, repeats: int = REPEATS) -> list[Row]:
-    """Images a second of each piece of work and its ratio to the first, timed turn and turn about after one warm-up."""
+def timed(work: dict[str, Callable[[], object]], repeats: int) -> list[Row]:
+    """The median seconds of each piece of work, timed turn and turn about after one warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, call in work.items():
@@ -44,7 +46,12 @@ def compare(work: dict[str, Callable[[], object]], images: int, repeats: int = R
             call()
             if turn:
                 seconds[name].append(time.perf_counter() - begun)
-    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
+    return [{"what": name, "seconds": statistics.median(times)} for name, times in seconds.items()]
+
+
+def compare(work: dict[str, Callable[[], object]], images: int, repeats: int = REPEATS) -> list[Row]:
+    """Images a second of each piece of work and its ratio to the first, timed turn and turn about after one warm-up."""
+    rates = {row["what"]: images / row["seconds"] for row in timed(work, repeats)}
     first = next(iter(rates.values()))
     return [{"what": name, "img/s": round(rate, 1), "ratio": round(rate / first, 2)} for name, rate in rates.items()]
 
@@ -149,6 +156,100 @@ def methods() -> list[Row]:
     return compare(work, BATCH, 3)
 
 
+# What each method has to do at least, in units of B images: (kind of pass, images, how often), for ten attack steps and all
+# images right, which is when DICAR costs most.
+Pass = tuple[str, int, int]
+LEAST: dict[str, list[Pass]] = {
+    "PGD-AT": [("attack", 1, 10), ("train", 1, 1)],
+    "TRADES": [("predict", 1, 1), ("attack", 1, 10), ("train", 1, 2)],
+    "MART": [("attack", 1, 10), ("train", 1, 2)],
+    "Cons-AT": [("attack", 2, 10), ("train", 2, 1)],
+    "RAAT": [("attack", 2, 10), ("predict", 6, 1), ("train", 2, 2), ("train", 1, 1)],
+    "RAAT++": [("attack", 2, 10), ("predict", 6, 1), ("train", 2, 3), ("train", 1, 1)],
+    "RAAT#": [("attack in training mode", 1, 20), ("predict", 4, 1), ("train", 1, 1), ("train", 2, 1), ("train", 1, 1)],
+}
+
+
+def steps_against_least(names: list[str], width: int, size: int, repeats: int) -> list[Row]:
+    """Each method's step and the sum of the passes that it cannot do without, both in plain training steps of B images."""
+    eps = 8 / 255
+    attack = partial(pgd, eps=eps, norm="linf", steps=10, step_size=eps / 4)
+    near = partial(attack, start_deviation=0.001)
+    kinds: dict[str, Any] = {
+        "PGD-AT": AdversarialTraining(attack), "TRADES": TRADES(partial(near, loss="kl")), "MART": MART(near),
+        "Cons-AT": ConsistencyAT(attack), "RAAT": RAAT(attack), "RAAT++": RAAT(near, boosted=True),
+        "RAAT#": RAATSharp(attack, 0),
+    }  # fmt: skip
+
+    def made() -> nn.Module:
+        model = models.build("resnet18", classes=10, channels=3, width=width, seed=0).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            model.linear.bias[0] = 100.0  # every image is right, clean and attacked
+        return model.train()
+
+    images = torch.rand(6 * size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(6 * size, dtype=torch.long)
+    model = made()
+
+    def one_pass(kind: str, count: int) -> Callable[[], object]:
+        x, y = images[: count * size], labels[: count * size]
+
+        def gradient() -> None:
+            leaf = x.detach().requires_grad_(True)
+            torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+
+        def run() -> None:
+            if kind == "train":
+                model.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+            elif kind == "predict":
+                with evaluating(model), torch.no_grad():
+                    model(x)
+            elif kind == "attack":
+                with evaluating(model):
+                    gradient()
+            else:
+                gradient()
+
+        return run
+
+    def whole(name: str) -> Callable[[], object]:
+        method, network, averaged = kinds[name], made(), made()
+        data = Batch(images[:size], labels[:size], lambda x: x)
+
+        def run() -> None:
+            network.zero_grad()
+            method.loss(network, data, Step(0, 1, 0, averaged))["total"].backward()
+
+        return run
+
+    passes = {(kind, count) for name in names for kind, count, _ in LEAST[name]} | {("train", 1)}
+    work = {f"{kind}, {count} B": one_pass(kind, count) for kind, count in sorted(passes)}
+    rates = {row["what"]: row["seconds"] for row in timed(work | {name: whole(name) for name in names}, repeats)}
+    plain = rates["train, 1 B"]
+    rows = []
+    for name in names:
+        least = sum(often * rates[f"{kind}, {count} B"] for kind, count, often in LEAST[name])
+        counted = ", ".join(f"{often} × {kind} {count} B" for kind, count, often in LEAST[name])
+        rows.append(
+            {
+                "what": name, "plain steps": round(rates[name] / plain, 1), "at least": round(least / plain, 1),
+                "over the least": f"{rates[name] / least - 1:+.0%}", "passes": counted,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def adversarial_methods() -> list[Row]:
+    """A step of each adversarial method (B = 64, ten attack steps) beside the passes that it needs at least."""
+    return steps_against_least(list(LEAST), WIDTH, BATCH, 3)
+
+
+def raat_at_full_width() -> list[Row]:
+    """The same for RAAT at width 64 and B = 128, the paper's batch."""
+    return steps_against_least(["RAAT"], 64, 128, 1)
+
+
 class PlainWay(pag.PAG):
     """Equation 1 as one would write it down: a forward pass for each class."""
 
@@ -236,8 +337,8 @@ def sampled_classes() -> list[Row]:
         {
             "seeds": [0], "device": "cpu", "venue": "neurips", "epochs": 5, "batch_size": 32, "optimizer": "sgd",
             "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [],
-            "decay": 1.0, "clip": 0.0, "ema": 0.0, "bf16": True, "channels_last": True, "crop_padding": 2, "crop_fill": 0.5,
-            "flip": True,
+            "decay": 1.0, "clip": 0.0, "ema": 0.0, "ema_start": 0.0, "bf16": True, "channels_last": True, "crop_padding": 2,
+            "crop_fill": 0.5, "flip": True, "selection": "mean",
         }
     )  # fmt: skip
     targets = partial(pag.toward, pag.class_mean(data.train, 1.0))
@@ -284,7 +385,7 @@ def reading() -> list[Row]:
         try:
             for what in ("first time", "from the cache"):
                 begun = time.perf_counter()
-                folder.load(str(Path(place) / "jpegs"))
+                folder.load(Path(place) / "jpegs")
                 rows.append({"what": f"60,000 JPEGs, {what}", "seconds": round(time.perf_counter() - begun, 2)})
         finally:
             os.environ.pop("PAPERLIB_ROOT")
@@ -293,27 +394,35 @@ def reading() -> list[Row]:
     return rows
 
 
-BENCHMARKS = (attack, methods, one_gradient, ten_gradients, sampled_classes, rendering, reading)
+BENCHMARKS = (
+    attack, methods, adversarial_methods, raat_at_full_width, one_gradient, ten_gradients, sampled_classes, rendering,
+    reading,
+)  # fmt: skip
 
 
 def main() -> None:
-    about = environment()
-    results: dict[str, Any] = {"environment": about, "network": f"ResNet-18 of width {WIDTH}, batch {BATCH}, 32 px"}
-    lines = [
-        "# Benchmarks\n",
-        f"`make bench` on {about['processor']}, {about['threads']} threads, torch {about['torch']}; {results['network']} "
-        "unless said. Ratios are within this one run.\n",
-    ]
-    for benchmark in BENCHMARKS:
-        rows = benchmark()
-        results[benchmark.__name__] = rows
-        lines.append(f"## {benchmark.__name__.replace('_', ' ')}\n\n{benchmark.__doc__}\n")
-        lines.append("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-        lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
-        lines.append("")
-        print("\n".join(lines[-len(rows) - 3 :]), flush=True)
-    write_json(root() / "docs" / "results" / "benchmarks.json", results)
-    write_text(root() / "docs" / "results" / "benchmarks.md", "\n".join(lines))
+    known = {benchmark.__name__: benchmark for benchmark in BENCHMARKS}
+    if unknown := [name for name in sys.argv[1:] if name not in known]:
+        raise InputError(f"no benchmark {unknown[0]!r}; there are {', '.join(known)}")
+    file = root() / "docs" / "results" / "benchmarks.json"
+    results: dict[str, Any] = read_json(file) if file.exists() and sys.argv[1:] else {}
+    for name in sys.argv[1:] or known:
+        results[name] = {"environment": environment(), "rows": known[name]()}
+        print(_section(name, known[name].__doc__, results[name]), flush=True)
+        write_json(file, results)
+    network = f"ResNet-18 of width {WIDTH}, batch {BATCH}, 32 px unless said"
+    intro = f"# Benchmarks\n\n`make bench`: {network}. Ratios hold within a table.\n"
+    pages = [_section(name, benchmark.__doc__, results[name]) for name, benchmark in known.items() if name in results]
+    write_text(root() / "docs" / "results" / "benchmarks.md", "\n".join([intro, *pages]))
+
+
+def _section(name: str, words: str | None, result: dict[str, Any]) -> str:
+    about, rows = result["environment"], result["rows"]
+    machine = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
+    lines = [f"## {name.replace('_', ' ')}\n\n{words}\n\n*{machine}.*\n"]
+    lines.append("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from paperlib.data import ImageSet, as_float
+from paperlib.data.toy import wave_height
 from paperlib.files import write_atomically, write_text
 from paperlib.runs import Run
 
@@ -29,6 +30,7 @@ WIDTHS = {
 # Okabe & Ito's colours, told apart by colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":")
 NAMES = {
     "vanilla": "Vanilla",
     "pag": "PAG (NN)",
@@ -48,6 +50,23 @@ NAMES = {
     "pag_score": "PAG score",
     "margin_across": "margin across > ε",
     "margin_along": "margin along > ε",
+    "pgd_at": "PGD-AT",
+    "pgd_at_long": "PGD-AT, long",
+    "trades": "TRADES",
+    "mart": "MART",
+    "cons_at": "Cons-AT",
+    "raat": "RAAT",
+    "raat_plus_plus": "RAAT++",
+    "raat_sharp": "RAAT#",
+    "wa": "WA",
+    "toy_vanilla": "clean training",
+    "toy_pgd_at": "PGD-AT",
+    "toy_raat": "RAAT",
+    "pgd_10": "PGD-10",
+    "pgd_100": "PGD-100",
+    "cw": "C&W",
+    "autoattack": "AutoAttack",
+    "nrr": "NRR",
 }
 
 
@@ -125,7 +144,8 @@ def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1
 
 
 LATEX = {
-    "%": r"\%", "_": r"\_",  # before the signs, whose code has underscores
+    "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#",  # before the signs, whose code has underscores
+    "η": r"$\eta$", "×": r"$\times$",
     "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
 }  # fmt: skip
 
@@ -311,8 +331,95 @@ def training_curves(run: Run, histories: Mapping[str, Mapping[str, Any]], column
         for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
             if column in frame:
                 axis.plot(frame["epoch"], frame[column], linewidth=1, color=COLOURS[number % len(COLOURS)],
-                          linestyle=("-", "--", ":")[number // len(COLOURS) % 3], label=name)  # fmt: skip
+                          linestyle=LINES[number // len(COLOURS) % len(LINES)], label=name)  # fmt: skip
             axis.set(title=column.replace("_", " "), xlabel="epoch")
     lines, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=6)
     return save(run, figure, "training", pd.concat(frames))
+
+
+def panels(
+    run: Run, data: pd.DataFrame, name: str, *, x: str, rows: str | None = None, label: str = "accuracy (%)"
+) -> Figure:
+    """Lines of `value` against the column `x`: a panel for each value of the column panel, a line for each of line.
+
+    With `rows`, a row of panels for each value of that column. Columns low and high, where there are any, become error
+    bars. Words on the x-axis stand in the order in which they come.
+    """
+    data = data if "panel" in data else data.assign(panel="")
+    columns, heights = list(dict.fromkeys(data["panel"])), list(dict.fromkeys(data[rows])) if rows else [None]
+    names = list(dict.fromkeys(data["line"]))
+    height = WIDTHS[run.settings.venue][0] * 0.42 * (1 if len(heights) == 1 else 0.8 * len(heights))
+    figure, axes = new(run, len(heights), len(columns), height=height, squeeze=False)
+    for row, value in enumerate(heights):
+        for column, panel in enumerate(columns):
+            axis = axes[row][column]
+            part = data[(data["panel"] == panel) & ((data[rows] == value) if rows else True)]
+            words = not pd.api.types.is_numeric_dtype(part[x].infer_objects())
+            places = {word: place for place, word in enumerate(dict.fromkeys(part[x]))}
+            for number, line in enumerate(names):
+                own = part[part["line"] == line]
+                if not words:
+                    own = own.sort_values(x, kind="stable")
+                arms = None
+                if {"low", "high"} <= set(own):
+                    arms = np.stack([own["value"] - own["low"], own["high"] - own["value"]]).clip(min=0)
+                if len(own):
+                    axis.errorbar(
+                        own[x].map(places) if words else own[x].astype(float), own["value"], arms,
+                        marker=MARKERS[number % len(MARKERS)], markersize=3, linewidth=1, elinewidth=0.6,
+                        linestyle=LINES[number // len(COLOURS) % len(LINES)], color=COLOURS[number % len(COLOURS)],
+                        label=title(str(line)),
+                    )  # fmt: skip
+            if words:
+                axis.set_xticks(range(len(places)), [title(str(word)) for word in places], rotation=30, ha="right")
+            axis.set(title=panel if row == 0 else "", xlabel=x if row + 1 == len(heights) and len(x) > 1 else "")
+            if column == 0:
+                axis.set_ylabel(f"{value} (%)" if value else label)
+    found = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(5, len(found)), fontsize=7)
+    return save(run, figure, name, data)
+
+
+def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:
+    """RAAT's Figures 1 and 3 on points in [0,1]²: prediction, its boundary, and the training points in their ε-boxes.
+
+    `values` are z_1 − z_0 on a square grid, by method; the dashed line is the true boundary.
+    """
+    figure, axes = new(run, 1, len(values), sharey=True, height=WIDTHS[run.settings.venue][0] * 0.38)
+    axis_values = np.linspace(0, 1, len(next(iter(values.values()))))
+    for axis, (method, plane) in zip(np.atleast_1d(axes), values.items(), strict=True):
+        colours = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
+        axis.pcolormesh(axis_values, axis_values, plane > 0, cmap=colours, vmin=0, vmax=1, rasterized=True)
+        axis.contour(axis_values, axis_values, plane, levels=[0.0], colors="#B00000", linewidths=1)
+        axis.plot(axis_values, wave_height(axis_values), color="0.3", linestyle="--", linewidth=0.8)
+        for label, (colour, marker) in enumerate(zip(COLOURS[1:3], "ox", strict=True)):
+            points = data.images[data.labels == label].numpy()
+            axis.scatter(*points.T, s=6, c=colour, marker=marker, linewidths=0.6)
+            boxes = [mpl.patches.Rectangle((x - eps, y - eps), 2 * eps, 2 * eps) for x, y in points]
+            axis.add_collection(
+                mpl.collections.PatchCollection(boxes, facecolor="none", edgecolor=colour, linewidth=0.2, alpha=0.6)
+            )
+        axis.set(title=title(method), xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])
+    return save(run, figure, "planes")
+
+
+def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
+    """RAAT's Theorem 1: errors by dimension with and without consistency, and the samples needed beside c √d."""
+    figure, (left, right) = new(run, 1, 2)
+    for number, ((estimator, error), part) in enumerate(gaps.groupby(["estimator", "error"], sort=False)):
+        left.plot(part["dimension"], 100 * part["value"], marker=MARKERS[number], markersize=3, linewidth=1,
+                  color=COLOURS[1 + number // 2], linestyle="-" if error == "robust" else ":",
+                  label=f"{estimator}, {error}")  # fmt: skip
+    left.set(xscale="log", xlabel="dimension d", ylabel="error (%)", ylim=(-2, 102))
+    left.legend(fontsize=6)
+    for number, (kind, part) in enumerate(needed.groupby("samples", sort=False)):
+        right.plot(part["dimension"], part["count"], marker=MARKERS[number], markersize=3, linewidth=1,
+                   color=COLOURS[1 + number], label=f"{kind} samples")  # fmt: skip
+    last = needed[np.isfinite(needed["count"])].iloc[-1]
+    dimensions = needed["dimension"].unique()
+    right.plot(dimensions, last["count"] * np.sqrt(dimensions / last["dimension"]), color="0.5", linestyle="--",
+               linewidth=0.8, label="∝ √d")  # fmt: skip
+    right.set(xscale="log", yscale="log", xlabel="dimension d", ylabel="samples for 1 % robust error")
+    right.legend(fontsize=6)
+    return save(run, figure, "gaussian", needed)

@@ -1,4 +1,4 @@
-"""Notebooks as files, and both of them run from top to bottom on the smallest settings."""
+"""Notebooks as files, and each of them run from top to bottom on the smallest settings."""
 
 import ast
 import json
@@ -17,6 +17,7 @@ from paperlib import claims, runs
 from paperlib.files import read_json
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat"}
 TINY = {
     "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
     "cifar_pag": {
@@ -26,11 +27,19 @@ TINY = {
         "sweep_weights": "[0.01]", "score_images": "10", "score_steps": "2", "attack_steps": "2", "sweep_images": "10",
         "audit_images": "10", "autoattack_images": "2", "sweep_epsilons": "[1, 2]", "eps_l2": "1/2",
     },
+    "raat_boundary": {
+        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
+        "train_steps": "1", "study_epochs": "1", "study_images": "50", "study_scales": "[0]", "study_thresholds": "[0.3]",
+        "long_epochs": "2", "components": "[two_views]", "etas": "[0.3]", "weights": "[3]", "strong_images": "2",
+        "autoattack_images": "2", "audit_images": "10", "toy_hidden": "[4]", "gaussian_dimensions": "[16, 64]",
+        "gaussian_trials": "2", "norm": "l2", "methods": "[pgd_at, mart, raat, raat_plus_plus]", "one_seed": "[mart]",
+        "toy": "{epochs: 1, optimizer: adam, crop_padding: 0, flip: false, selection: last}",
+    },
 }  # fmt: skip
 
 
 def test_every_study_has_its_notebook() -> None:
-    assert [path.stem for path in NOTEBOOKS] == sorted(runs.studies()) == sorted(TINY)
+    assert [path.stem for path in NOTEBOOKS] == sorted(runs.studies()) == sorted(TINY) == sorted(PAPERS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,12 +83,13 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
     assert runs.status(folder)["state"] == "finished"
     verdicts = read_json(folder / "claims.json")
     assert [claim["id"] for claim in verdicts] == [
-        claim["id"] for claim in claims.load("pag")["claims"] if claim["notebook"] == notebook
+        claim["id"] for claim in claims.load(PAPERS[notebook])["claims"] if claim["notebook"] == notebook
     ]
     # Two epochs teach nothing, and the verdicts must say so rather than judge noise.
     assert {claim["outcome"] for claim in verdicts} == {"not tested here"}
     assert any("close to chance" in claim["reason"] for claim in verdicts)
-    assert all(f"epochs {settings['epochs']} (paper: 100)" in claim["scale"] for claim in verdicts)
+    paper = runs.resolve(notebook, "paper").epochs
+    assert all(f"epochs {settings['epochs']} (paper: {paper})" in claim["scale"] for claim in verdicts)
     figures = {file.stem for file in (folder / "figures").glob("*.png")}
     assert len(figures) >= 3
     for name in figures:

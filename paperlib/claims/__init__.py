@@ -27,15 +27,15 @@ def load(paper: str) -> dict[str, Any]:
     return cast(dict[str, Any], yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def reported(paper: str, claim: dict[str, Any], data: str) -> float | None:
-    """The difference in points that the paper reports for a claim on this data set, None where it gives none.
+def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
+    """The difference in points that the paper reports for a claim in this case, None where it gives none.
 
-    Data sets that the paper has not used are held against its first table.
+    A case is a data set, or what else tells a paper's tables apart; one that it has not is held against its first table.
     """
     tables = claim.get("claimed")
     if tables is None:
         return None
-    name = tables if isinstance(tables, str) else tables.get(data, next(iter(tables.values())))
+    name = tables if isinstance(tables, str) else tables.get(case, next(iter(tables.values())))
     known = rows(paper, name)
     return float(known[claim["method"]][claim["measure"]] - known[claim["than"]][claim["measure"]])
 
@@ -51,13 +51,15 @@ def judge(
     measured: pd.DataFrame,
     classes: int,
     doubts: Mapping[str, Sequence[str]] | None = None,
+    case: str | None = None,
 ) -> pd.DataFrame:
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
     `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure. `classes` is how many
     there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method; they are added to the
-    reason. Columns: id, place, statement, claimed and measured difference and its interval low … high in points, outcome,
-    reason, and `scale`: where the run is not as the paper. No verdict stands without it.
+    reason. `case` says which of the paper's tables the run is held against, its data set if not given. Columns: id, place,
+    statement, claimed and measured difference and its interval low … high in points, outcome, reason, and `scale`: where
+    the run is not as the paper. No verdict stands without it.
     """
     ledger = load(paper)
     scale = "; ".join([*differences(run, ledger["scale"][run.notebook]), *ledger["scale"][run.notebook]["always"]])
@@ -68,7 +70,7 @@ def judge(
     for claim in ledger["claims"]:
         if claim["notebook"] != run.notebook:
             continue
-        claimed = reported(paper, claim, getattr(run.settings, "data", ""))
+        claimed = reported(paper, claim, case or str(getattr(run.settings, "data", "")))
         sides = (claim["method"], claim["than"])
         absent = [side for side in sides if (side, claim["measure"]) not in values]
         least = 100 * (1 / classes + LEARNT * (1 - 1 / classes))
@@ -114,8 +116,8 @@ def verdict(
     """The outcome for a measured difference in points with its 95 % interval, and the reason in words.
 
     gain: not reproduced unless the whole interval is above zero; then reproduced if the difference is at least half of what
-    is claimed, or nothing is, else direction only. keep: reproduced if the whole interval is at or above `floor`, direction
-    only if the difference alone is.
+    is claimed, or nothing is, else direction only. An interval that holds both zero and what is claimed tests nothing.
+    keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is.
     """
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if kind == "keep":
@@ -124,6 +126,8 @@ def verdict(
         if difference >= floor:
             return "direction only", f"{found}, perhaps below {floor:+g}"
         return "not reproduced", f"{found}, below {floor:+g}"
+    if low <= 0 and claimed is not None and high >= claimed:
+        return "not tested here", f"{found}, which cannot tell the paper's {claimed:+.1f} from zero"
     if low <= 0:
         return "not reproduced", f"{found}, {'below zero' if high < 0 else 'not told from zero'}"
     if claimed is None:
@@ -172,6 +176,20 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
         columns[measure, "low"] = [math.nan if row is None else 100 * row["low"] for row in found]
         columns[measure, "high"] = [math.nan if row is None else 100 * row["high"] for row in found]
     return pd.DataFrame(columns, index=pd.Index(methods + extra, name="method"))
+
+
+def quoted(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
+    """A table whose numbers the paper quotes from others, with this run's methods below: a row a method, in percent.
+
+    The column "from" says where a row comes from: reported in the paper, or measured here.
+    """
+    known = rows(paper, table)
+    measures = list(dict.fromkeys(measure for row in known.values() for measure in row))
+    lines = [{"method": method, "from": "reported", **row} for method, row in known.items()]
+    for method, part in measured[measured["measure"].isin(measures)].groupby("method", sort=False):
+        means = 100 * part.set_index("measure")["mean"]
+        lines.append({"method": method, "from": "measured here", **means})
+    return pd.DataFrame(lines, columns=["method", "from", *measures]).set_index("method")
 
 
 def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,53 @@
-"""What the papers' methods are measured against."""
+"""What the papers' methods are measured against: plain training, PGD-AT, TRADES, MART and Cons-AT (RAAT, Table 4).
+
+The inner maximiser is given: `functools.partial(pgd, …)` with the loss and the start that the method asks for. Batch norm
+uses its running statistics while the attack runs, and those of each forward pass in the step.
+"""
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, evaluating
-from paperlib.methods import Batch, Step
+from paperlib.methods import Batch, Step, outputs
+
+TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, in their code
+
+
+# Terms: each image's own, N ----------------------------------------------------------------------------------------
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) of log-probabilities N×C."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), of log-probabilities N×C (RAAT, Equation 16; m at least 1e-8)."""
+    # Equation (15)
+    log_m = ((log_p.exp() + log_q.exp()) / 2).clamp_min(1e-8).log()
+    # Equation (16)
+    return (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m)) / 2
+
+
+def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log p_y − log(1 − max_{k≠y} p_k) of logits N×C (MART; RAAT, Equation 14), with the constants of MART's code."""
+    probabilities = logits.softmax(1)
+    strongest = probabilities.scatter(1, labels[:, None], 0).amax(1)
+    # Equation (14)
+    return F.cross_entropy(logits, labels, reduction="none") - (1.0001 - strongest + 1e-12).log()
+
+
+def weighted_kl(clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """KL(p(x)‖p(x′))·(1 − p_y(x)) of logits N×C: MART's weight on what is misclassified."""
+    log_p = clean.log_softmax(1)
+    own = log_p.exp().gather(1, labels[:, None]).squeeze(1)
+    return kl_divergence(log_p, adversarial.log_softmax(1)) * (1.0000001 - own)
+
+
+# Methods -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -15,16 +56,13 @@ class Standard:
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """CE(f(aug(x)), y)."""
-        total = F.cross_entropy(model(batch.augment(batch.images)).float(), batch.labels)
+        total = F.cross_entropy(outputs(model, batch.augment(batch.images)), batch.labels)
         return {"total": total}
 
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """PGD-AT (Madry et al. 2018; PAG, Equation 5): the cross-entropy on adversarial images alone.
-
-    Batch norm uses its running statistics while the attack runs and those of the adversarial batch in the step.
-    """
+    """PGD-AT (Madry et al. 2018; PAG, Equation 5): the cross-entropy on adversarial images alone."""
 
     attack: Attack
 
@@ -33,4 +71,67 @@ class AdversarialTraining:
         images = batch.augment(batch.images)
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
-        return {"total": F.cross_entropy(model(adversarial).float(), batch.labels)}
+        return {"total": F.cross_entropy(outputs(model, adversarial), batch.labels)}
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """TRADES (Zhang et al. 2019): accuracy on clean images, consistency on adversarial ones.
+
+    The attack maximises the KL divergence from the clean output (`loss="kl"`) from a normal start of deviation 0.001.
+    """
+
+    attack: Attack
+    weight: float = 6.0  # λ
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """CE(f(x), y) + λ KL(p(x)‖p(x′)); terms "ce", "kl" and "total"."""
+        images = batch.augment(batch.images)
+        with evaluating(model):
+            adversarial = self.attack(model, images, batch.labels)
+        clean, attacked = outputs(model, images), outputs(model, adversarial)
+        ce = F.cross_entropy(clean, batch.labels)
+        kl = kl_divergence(clean.log_softmax(1), attacked.log_softmax(1)).mean()
+        return {"ce": ce, "kl": kl, "total": ce + self.weight * kl}
+
+
+@dataclass(frozen=True)
+class MART:
+    """MART (Wang et al. 2020): boosted cross-entropy, and a KL term that weighs what is misclassified.
+
+    The attack maximises the cross-entropy from a normal start of deviation 0.001.
+    """
+
+    attack: Attack
+    weight: float = 6.0  # λ
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """BCE(p(x′), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x)); terms "bce", "kl" and "total"."""
+        images = batch.augment(batch.images)
+        with evaluating(model):
+            adversarial = self.attack(model, images, batch.labels)
+        clean, attacked = outputs(model, images), outputs(model, adversarial)
+        bce = boosted_cross_entropy(attacked, batch.labels).mean()
+        kl = weighted_kl(clean, attacked, batch.labels).mean()
+        return {"bce": bce, "kl": kl, "total": bce + self.weight * kl}
+
+
+@dataclass(frozen=True)
+class ConsistencyAT:
+    """Cons-AT (Tack et al. 2022): PGD-AT on two augmentations of each image whose adversarial outputs agree."""
+
+    attack: Attack
+    weight: float = 1.0  # λ
+    temperature: float = TEMPERATURE  # T
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """CE on both adversarial images + λ JS(p(ẋ′)‖p(ẍ′)) at temperature T; terms "ce", "js" and "total"."""
+        images = torch.cat([batch.augment(batch.images) for _ in range(2)])
+        labels = batch.labels.repeat(2)
+        with evaluating(model):
+            adversarial = self.attack(model, images, labels)
+        logits = outputs(model, adversarial)
+        ce = F.cross_entropy(logits, labels)
+        first, second = (logits / self.temperature).log_softmax(1).chunk(2)
+        js = jensen_shannon(first, second).mean()
+        return {"ce": ce, "js": js, "total": ce + self.weight * js}

@@ -1,0 +1,260 @@
+"""RAAT: reduced perturbations for boundary samples, and interpolation consistency (Wang et al., "Robust Alignment:
+Harmonizing Clean Accuracy and Adversarial Robustness in Adversarial Training").
+
+The authors' code and their text differ; the code made their tables, so `form="code"` is the default and `form="text"` the
+equations as printed:
+
+|                               | code                                          | text                                     |
+|-------------------------------|-----------------------------------------------|------------------------------------------|
+| x″                            | x + η (x′ − x), the finished perturbation     | a fresh attack of radius η ε (Equation 8)|
+| boundary                      | right on x, wrong on x′ and on x″             | right on x, wrong on x″ (Equation 9)     |
+| trained on x″                 | boundary samples                              | whatever is wrong on x″ (Table 4)        |
+| DICAR mixes                   | logits, at temperature 0.5                    | probabilities (Equation 15)              |
+| DICAR holds for               | images right under both augmentations, mean   | images right as they are stored, Σ / n   |
+| weight of RAAT++'s KL         | 6                                             | λ, that of DICAR                         |
+
+Not decided by either, so chosen here: the clean forward pass of DICAR is one batch of both augmentations of its images (of
+all images in RAAT++, where the KL term needs them), and RAAT# draws no second augmentation before its DICAR begins.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib.attacks import Attack, evaluating
+from paperlib.files import InputError
+from paperlib.methods import Batch, Step, outputs
+from paperlib.methods.baselines import TEMPERATURE, boosted_cross_entropy, jensen_shannon, weighted_kl
+
+Form = Literal["code", "text"]
+ETA = 0.1  # η, radius of x″ as a share of ε
+GAMMA = 0.75  # γ, of the mix rate's distribution Beta(γ, γ)
+MART_WEIGHT = 6.0  # of the KL term in RAAT++'s code
+
+
+# The boundary partition: Sections 2.1 and C.1 ----------------------------------------------------------------------
+
+
+class Partition(NamedTuple):
+    """Images N×… under attack, and what of it the model gets right."""
+
+    full: Tensor  # x′
+    reduced: Tensor  # x″
+    right: Tensor  # bool 3×N: on x, x′ and x″
+    form: Form
+
+    @property
+    def misclassified(self) -> Tensor:
+        """S⁻: wrong on x. Bool N."""
+        return ~self.right[0]
+
+    @property
+    def boundary(self) -> Tensor:
+        """S°: right on x, and wrong even on x″ (Equation 9; the code also asks for wrong on x′). Bool N."""
+        clean, strong, weak = self.right
+        return clean & ~weak if self.form == "text" else clean & ~strong & ~weak
+
+    @property
+    def non_boundary(self) -> Tensor:
+        """S•: all others. Bool N."""
+        return ~self.misclassified & ~self.boundary
+
+
+def partition(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, eta: float = ETA, form: Form = "code"
+) -> Partition:
+    """Attack the images N×… and sort them into misclassified, boundary and non-boundary samples of any model.
+
+    The model is attacked and asked in evaluation mode, all predictions in one forward pass. "code" scales the finished
+    perturbation by `eta`; "text" attacks a second time within `eta` times the radius, its step scaled alike.
+    """
+    with evaluating(model):
+        full = attack(model, images, labels)
+        if form == "code":
+            reduced = images + eta * (full - images)
+        else:
+            eps, step_size = (eta * attack.keywords[name] for name in ("eps", "step_size"))
+            # Equation (8)
+            reduced = partial(attack, eps=eps, step_size=step_size)(model, images, labels)
+        return Partition(full, reduced, right(model, [images, full, reduced], labels), form)
+
+
+@torch.no_grad()
+def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
+    """Whether the model, in the mode it is in, is right on each of K variants of the images: bool K×N, in one pass."""
+    return model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
+
+
+# DICAR: Definition 4 and Equations 15 and 16 -----------------------------------------------------------------------
+
+
+def mix_rate(gamma: float) -> float:
+    """β ~ Beta(γ, γ), folded to max(β, 1 − β): one for the whole batch, drawn from the global generator."""
+    rate = float(torch.distributions.Beta(gamma, gamma).sample())
+    return max(rate, 1 - rate)
+
+
+def dicar(mixed: Tensor, first: Tensor, second: Tensor, rate: float, form: Form = "code") -> Tensor:
+    """How far the output on an interpolation is from the interpolation of the outputs: N from three logits N×C.
+
+    `mixed` belongs to β ẋ′ + (1 − β) ẍ′, `first` and `second` to ẋ and ẍ. Gradients flow through all three.
+    """
+    if form == "code":
+        target = ((rate * first + (1 - rate) * second) / TEMPERATURE).log_softmax(1)
+        return jensen_shannon((mixed / TEMPERATURE).log_softmax(1), target)
+    scaled = first.log_softmax(1) + torch.tensor(rate).log(), second.log_softmax(1) + torch.tensor(1 - rate).log()
+    return jensen_shannon(mixed.log_softmax(1), torch.logaddexp(*scaled))
+
+
+# The methods -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RAAT:
+    """RAAT and RAAT++ of Table 4, with either idea alone (BOUND, DICAR), both, or neither: PGD-AT on one or two views.
+
+    The attack maximises the cross-entropy: from a uniform start for RAAT, a normal one of deviation 0.001 for RAAT++.
+    Raises InputError for DICAR on fewer than two views.
+    """
+
+    attack: Attack
+    eta: float = ETA  # η
+    weight: float = 1.0  # λ
+    gamma: float = GAMMA  # γ
+    bound: bool = True
+    dicar: bool = True
+    boosted: bool = False  # RAAT++
+    form: Form = "code"
+    views: Literal[1, 2] = 2  # augmentations of each image that are trained on
+
+    def __post_init__(self) -> None:
+        if self.dicar and self.views != 2:
+            raise InputError(f"views = {self.views}: DICAR interpolates between two augmentations; use views = 2")
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The objective of Table 4: terms "ce" or "bce", "kl" (RAAT++), "dicar" and "total", and the partition's shares."""
+        images = torch.cat([batch.augment(batch.images) for _ in range(self.views)])
+        labels = batch.labels.repeat(self.views)
+        terms: dict[str, Tensor] = {}
+        on_clean: Tensor | None
+        if self.bound:
+            parts = partition(model, images, labels, self.attack, self.eta, self.form)
+            full, on_clean = parts.full, parts.right[0]
+            softened = parts.boundary if self.form == "code" else ~parts.right[2]
+            trained = torch.where(softened.view(-1, *[1] * (images.ndim - 1)), parts.reduced, full)
+            terms |= shares(parts)
+        else:
+            with evaluating(model):
+                full = trained = self.attack(model, images, labels)
+                on_clean = right(model, [images], labels)[0] if self.dicar else None
+
+        logits = outputs(model, trained)
+        clean = None
+        if self.boosted:
+            terms["bce"] = total = boosted_cross_entropy(logits, labels).mean()
+            clean = outputs(model, images)
+            terms["kl"] = weighted_kl(clean, outputs(model, full), labels).mean()
+            total = total + (MART_WEIGHT if self.form == "code" else self.weight) * terms["kl"]
+        else:
+            terms["ce"] = total = F.cross_entropy(logits, labels)
+        if self.dicar:
+            if self.form == "code":
+                assert on_clean is not None
+                members = on_clean.view(2, -1).all(0)
+            else:
+                with evaluating(model):
+                    members = right(model, [batch.images], batch.labels)[0]
+            consistency = _consistency(model, images, full, members, mix_rate(self.gamma), self.form, clean)
+            terms["dicar"] = consistency.sum() / (max(len(consistency), 1) if self.form == "code" else len(members))
+            total = total + self.weight * terms["dicar"]
+        return {**terms, "total": total}
+
+
+def _consistency(
+    model: nn.Module, images: Tensor, full: Tensor, members: Tensor, rate: float, form: Form, clean: Tensor | None = None
+) -> Tensor:
+    """DICAR of those of the N images that are `members`, from both views 2N×… of all; `clean` are logits 2N×C if known."""
+    count = int(members.sum())
+    if not count:
+        return images.new_zeros(0)
+    twice = members.repeat(2)
+    first, second = (outputs(model, images[twice]) if clean is None else clean[twice]).chunk(2)
+    first_full, second_full = full[twice].chunk(2)
+    mixed = outputs(model, rate * first_full + (1 - rate) * second_full)
+    return dicar(mixed, first, second, rate, form)
+
+
+def shares(parts: Partition) -> dict[str, Tensor]:
+    """What to record of a partition over training: the shares of misclassified and of boundary samples."""
+    return {"misclassified": parts.misclassified.float().mean(), "boundary": parts.boundary.float().mean()}
+
+
+@dataclass(frozen=True)
+class RAATSharp:
+    """RAAT# (Section 5.3): RAAT in the framework of ReBAT, with a moving average of the weights; neither idea: WA.
+
+    As in its code the attack meets batch norm in training mode, each augmentation on its own; the averaged model says what
+    is right; the cross-entropy sees the first augmentation alone; DICAR begins with epoch `dicar_from` (from 0).
+    """
+
+    attack: Attack
+    dicar_from: int
+    eta: float = ETA  # η
+    weight: float = 1.0  # λ
+    gamma: float = GAMMA  # γ
+    bound: bool = True
+    dicar: bool = True
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Terms "ce", "dicar" and "total", and the partition's shares. Raises InputError without an averaged model."""
+        if step.averaged is None:
+            raise InputError("ema = 0: RAAT# needs the moving average of the weights; the paper's decay is 0.999")
+        aligning = self.dicar and step.epoch >= self.dicar_from
+        views = [batch.augment(batch.images) for _ in range(2 if aligning else 1)]
+        full = [self.attack(model, view, batch.labels) for view in views]
+        reduced = views[0] + self.eta * (full[0] - views[0])
+        terms: dict[str, Tensor] = {}
+        trained = full[0]
+        if self.bound or aligning:
+            with evaluating(step.averaged) as judge:
+                correct = right(judge, [views[0], full[0], reduced, *views[1:]], batch.labels)
+            parts = Partition(full[0], reduced, correct[:3], "code")
+            terms |= shares(parts)
+            if self.bound:
+                trained = torch.where(parts.boundary.view(-1, *[1] * (reduced.ndim - 1)), reduced, full[0])
+        terms["ce"] = total = F.cross_entropy(outputs(model, trained), batch.labels)
+        terms["dicar"] = torch.zeros_like(total)
+        if aligning:
+            members = correct[0] & correct[3]
+            rate = mix_rate(self.gamma)
+            consistency = _consistency(model, torch.cat(views), torch.cat(full), members, rate, "code")
+            terms["dicar"] = consistency.sum() / max(len(consistency), 1)
+            total = total + self.weight * terms["dicar"]
+        return {**terms, "total": total}
+
+
+@dataclass(frozen=True)
+class PartitionedAT:
+    """The proof of concept of Section 2.1: PGD-AT that scales the perturbation by the part an image belongs to.
+
+    Misclassified images are seen clean (after MMA), boundary and other images with `boundary` and `other` times their
+    perturbation. Both at 1 are the paper's baseline, its dashed line.
+    """
+
+    attack: Attack
+    threshold: float = ETA  # of the partition, as a share of ε
+    boundary: float = 1.0
+    other: float = 1.0
+    form: Form = "code"
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The cross-entropy "total" on the scaled adversarial images, and the partition's shares."""
+        images = batch.augment(batch.images)
+        parts = partition(model, images, batch.labels, self.attack, self.threshold, self.form)
+        scale = self.boundary * parts.boundary + self.other * parts.non_boundary
+        seen = images + scale.view(-1, *[1] * (images.ndim - 1)) * (parts.full - images)
+        return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}

@@ -1,0 +1,421 @@
+"""The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import AfterValidator, Field, model_validator
+from torch import nn
+
+from paperlib.attacks import Attack, Loss, Norm, autoattack, evaluating, pgd
+from paperlib.data import ImageSet, Splits, as_float, subset
+from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
+from paperlib.methods import Method
+from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
+from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
+from paperlib.runs import Run
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
+
+Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
+Component = Literal["two_views", "bound", "dicar"]
+Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
+KAPPA = 50.0  # κ of the margin loss behind the C&W column
+START = 0.001  # deviation of TRADES's and MART's normal start
+RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
+
+
+class RaatSettings(ImageSettings):
+    """Sections 2.1, 3.1 and 5 and Appendix D."""
+
+    norm: Norm  # linf: Table 1; l2: Table 5
+    form: Form  # the authors' code, or the equations as printed
+    methods: Annotated[list[Name], Field(min_length=1)]
+    one_seed: list[Name]  # those of them that are trained with the first seed alone
+    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    eta: Share  # η
+    weight: Radius  # λ
+    gamma: Positive  # γ
+    select_on: Literal["validation", "test"]  # the paper selects checkpoints on the test images
+    strong_images: Count  # of PGD-100 and C&W
+    long_epochs: Count | None  # of PGD-AT trained for as long as RAAT takes; None: not trained
+    study_epochs: Count | None  # of Figure 2's trainings; None: none
+    study_images: Count | None  # training images of them; None: all
+    study_scales: list[Share]  # of the perturbation of one part; 1 is the baseline
+    study_thresholds: list[Share]  # of the partition
+    components: list[Component]  # Figure 5 (a), beside PGD-AT and RAAT
+    etas: list[Share]  # Figure 5 (b), beside η
+    weights: list[Radius]  # Figure 5 (c), beside λ
+    sharp: dict[str, Any]  # settings in place of these for RAAT# and WA (Section 5.3); {} for neither
+    toy: dict[str, Any]  # and for the points of Figures 1 and 3
+    toy_points: Count
+    toy_atypical: Share
+    toy_hidden: Annotated[list[Count], Field(min_length=1)]
+    toy_eps: Radius
+    gaussian_dimensions: Dimensions
+    gaussian_spread: Positive  # σ / d^¼
+    gaussian_eps: Positive
+    gaussian_trials: Count
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if extra := set(self.one_seed) - set(self.methods):
+            raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which methods has not")
+        for name in ("sharp", "toy"):
+            changes = getattr(self, name)
+            if unknown := set(changes) - set(ImageSettings.model_fields):
+                raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
+            if changes:  # each in place of its own, wrong values refused now
+                values = {field: getattr(self, field) for field in ImageSettings.model_fields}
+                ImageSettings.model_validate({**values, **changes})
+        if self.sharp and not self.sharp.get("ema", self.ema):
+            raise ValueError("sharp has ema = 0: RAAT# needs the moving average of the weights (paper: 0.999)")
+        if (self.components or self.etas or self.weights) and not {"pgd_at", "raat"} <= set(self.methods):
+            raise ValueError("components, etas and weights need pgd_at and raat among the methods")
+        return self
+
+
+STUDIES = {"raat_boundary": RaatSettings}
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def eps(settings: RaatSettings) -> float:
+    """ε in the norm of the run."""
+    return settings.eps_linf if settings.norm == "linf" else settings.eps_l2
+
+
+def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+    """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
+    radius, steps = eps(settings), settings.train_steps
+    size = 2.5 * radius / steps
+    return partial(
+        pgd, eps=radius, norm=settings.norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation
+    )
+
+
+def attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-10 of Tables 1 and 5, with steps of ε / 4."""
+    radius = eps(settings)
+    return {"pgd_10": partial(pgd, eps=radius, norm=settings.norm, steps=10, step_size=radius / 4)}
+
+
+def strong_attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-100, and PGD-100 on the margin with κ = 50 for the column C&W, whose attack is not in the authors' release."""
+    strong = partial(pgd, eps=eps(settings), norm=settings.norm, steps=100, step_size=eps(settings) / 4)
+    return {"pgd_100": strong, "cw": partial(strong, loss="margin", kappa=KAPPA)}
+
+
+def strongest(settings: RaatSettings) -> dict[str, Attack]:
+    """AutoAttack "standard"."""
+    return {"autoattack": partial(autoattack, eps=eps(settings), norm=settings.norm)}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def splits(settings: RaatSettings, images: Splits) -> Splits:
+    """The images, with the test part in place of the validation part where checkpoints are selected on it."""
+    return Splits(images.train, images.test, images.test) if settings.select_on == "test" else images
+
+
+def fewer(images: Splits, count: int) -> Splits:
+    """The images with `count` of the training part, as many of each class."""
+    return Splits(subset(images.train, count, 0), images.validation, images.test)
+
+
+def _raat(settings: RaatSettings, **changes: Any) -> RAAT:
+    constants = {"eta": settings.eta, "weight": settings.weight, "gamma": settings.gamma, "form": settings.form}
+    return RAAT(**{"attack": training_attack(settings), **constants, **changes})
+
+
+def methods(settings: RaatSettings, repeated: bool) -> dict[str, Method]:
+    """The methods of Table 1: those trained with every seed (`repeated`), or those with one."""
+    uniform = training_attack(settings)
+    normal = training_attack(settings, start_deviation=START)
+    everything: dict[str, Method] = {
+        "pgd_at": AdversarialTraining(uniform),
+        "trades": TRADES(training_attack(settings, "kl", START)),
+        "mart": MART(normal),
+        "cons_at": ConsistencyAT(uniform),
+        "raat": _raat(settings),
+        "raat_plus_plus": _raat(settings, attack=normal, boosted=True),
+    }
+    return {name: everything[name] for name in settings.methods if (name not in settings.one_seed) == repeated}
+
+
+def long_methods(settings: RaatSettings) -> dict[str, Method]:
+    """PGD-AT for the equal-time comparison."""
+    return {"pgd_at_long": AdversarialTraining(training_attack(settings))} if settings.long_epochs else {}
+
+
+def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
+    """RAAT# and, in the same framework, WA: PGD-AT with the weights averaged (Table 3)."""
+    if not settings.sharp:
+        return {}
+    epochs = settings.sharp.get("epochs", settings.epochs)
+    begin = round(settings.sharp.get("ema_start", settings.ema_start) * epochs)
+    sharp = partial(RAATSharp, training_attack(settings), begin, settings.eta, settings.weight, settings.gamma)
+    return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
+
+
+def judge(settings: RaatSettings) -> dict[str, Method]:
+    """A plainly trained model, whose adversarial images the audit transfers."""
+    return {"judge": Standard()}
+
+
+def study_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 2: scales of the perturbation of boundary samples, of the others, and thresholds of the partition.
+
+    The thresholds' boundary samples are perturbed at the threshold. None without `study_epochs`.
+    """
+    if settings.study_epochs is None:
+        return {}
+    build = partial(PartitionedAT, training_attack(settings), form=settings.form)
+    return {
+        "study_full": build(settings.eta),
+        **{f"study_boundary_{scale:g}": build(settings.eta, boundary=scale) for scale in settings.study_scales},
+        **{f"study_other_{scale:g}": build(settings.eta, other=scale) for scale in settings.study_scales},
+        **{f"study_threshold_{eta:g}": build(eta, boundary=eta) for eta in settings.study_thresholds},
+    }
+
+
+def ablations(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 5: the components, and RAAT at other η and λ. `two_views` is PGD-AT on two augmentations, their control."""
+    components = {
+        "two_views": {"bound": False, "dicar": False},
+        "bound": {"dicar": False},
+        "dicar": {"bound": False},
+    }
+    return {
+        **{name: _raat(settings, **components[name]) for name in settings.components},
+        **{f"eta_{eta:g}": _raat(settings, eta=eta) for eta in settings.etas if eta != settings.eta},
+        **{
+            f"weight_{weight:g}": _raat(settings, weight=weight) for weight in settings.weights if weight != settings.weight
+        },
+    }
+
+
+def toy_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figures 1 and 3: clean training, PGD-AT and RAAT.
+
+    The points have no augmentation, so RAAT's two views differ by the attack's random start alone.
+    """
+    steps = settings.train_steps
+    attack = partial(pgd, eps=settings.toy_eps, norm="linf", steps=steps, step_size=2.5 * settings.toy_eps / steps)
+    return {
+        "toy_vanilla": Standard(),
+        "toy_pgd_at": AdversarialTraining(attack),
+        "toy_raat": _raat(settings, attack=attack),
+    }
+
+
+def toy_attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-20 within the toy's ε."""
+    size = settings.toy_eps / 8
+    return {"pgd_linf": partial(pgd, eps=settings.toy_eps, norm="linf", steps=20, step_size=size)}
+
+
+def case(settings: RaatSettings) -> str:
+    """Which table of the paper a run is held against: data set, architecture, norm; CIFAR-10's for data it has not."""
+    data = settings.data if settings.data in ("cifar100", "tiny_imagenet") else "cifar10"
+    wide = settings.model == "wide_resnet28" and settings.norm == "linf"
+    return f"{data}_{'wide' if wide else 'resnet18'}_{settings.norm}"
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def study_curves(histories: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
+
+    Panels: boundary samples, other samples, threshold. The baseline stands in each of them.
+    """
+    panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
+    rows = []
+    for training, history in histories.items():
+        name = training.rsplit("-seed", 1)[0]
+        if not name.startswith("study_"):
+            continue
+        _, part, *value = name.split("_")
+        line = f"× {value[0]}" if part != "threshold" and value else f"η = {value[0]}" if value else "baseline"
+        for epoch in history["epochs"]:
+            for measure in ("clean_accuracy", "robust_accuracy"):
+                for panel in panels.values() if part == "full" else [panels[part]]:
+                    rows.append((panel, measure.replace("_", " "), line, epoch["epoch"], 100 * epoch[measure]))
+    frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
+    return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
+
+
+def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
+    """The mean over the last epochs of each line of `study_curves`: one row a line, columns by panel and measure."""
+    late = curves[curves["epoch"] > curves["epoch"].max() - last]
+    return late.pivot_table(index="line", columns=["panel", "measure"], values="value", sort=False)
+
+
+def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
+    rows = [
+        (panel, training, epoch["epoch"], 100 * epoch[share])
+        for training, history in histories.items()
+        if training.rsplit("-seed", 1)[0] in names
+        for epoch in history["epochs"]
+        for share, panel in (("misclassified", "misclassified"), ("boundary", "boundary"))
+        if share in epoch
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+
+
+def shares_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, chunk: int = 250) -> pd.DataFrame:
+    """The boundary partition of images under trained models, in both forms: shares in percent, mean over seeds."""
+    attack, settings, rows = training_attack(run.settings), run.settings, {}
+    for method, members in trained.items():
+        found: dict[tuple[str, str], list[float]] = {}
+        for model in members.values():
+            model.to(run.device)
+            for form in ("code", "text"):
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)
+                    parts = [
+                        partition(model, as_float(images).to(run.device), labels.to(run.device), attack, settings.eta, form)
+                        for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True)
+                    ]
+                for part in ("misclassified", "boundary", "non_boundary"):
+                    share = torch.cat([getattr(one, part) for one in parts]).float().mean()
+                    found.setdefault((form, part.replace("_", "-")), []).append(100 * float(share))
+        rows[method] = {key: float(np.mean(values)) for key, values in found.items()}
+    return pd.DataFrame(rows).T
+
+
+def defects_each(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, chunk: int = 250
+) -> pd.DataFrame:
+    """The Robust Alignment defect (Definition 1) of every layer under PGD-10.
+
+    Columns method, seed, layer, value, low, high.
+
+    Layers in order, "probabilities" last. The interval is that of the mean over images, ± 1.96 standard errors.
+    """
+    attack, rows = attacks(run.settings)["pgd_10"], []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            probe = nn.Sequential()
+            probe.add_module("model", model.to(run.device))
+            probe.add_module("probabilities", nn.Softmax(1))
+            layers = [f"model.{name}" for name in nonlinear_layers(model)] + ["probabilities"]
+            found = []
+            with evaluating(probe), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
+                    x = as_float(images).to(run.device)
+                    adversarial = attack(model, x, labels.to(run.device))
+                    found.append(alignment_defect(probe, x, adversarial, layers, RATES).cpu())
+            for layer, values in zip(layers, torch.cat(found, 1), strict=True):
+                mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+                rows.append((method, seed, layer.removeprefix("model."), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["method", "seed", "layer", "value", "low", "high"])
+
+
+def alignment_rows(defects: pd.DataFrame, images: int) -> pd.DataFrame:
+    """1 − the defect of the probabilities, as a measure that claims can be held against: rows as `evaluate_each` has.
+
+    A share in [0,1] like an accuracy: 1 where the output answers in proportion to the perturbation.
+    """
+    rows = defects[defects["layer"] == "probabilities"].copy()
+    value = (1 - rows["value"]).clip(0, 1)
+    counts = pd.DataFrame({"measure": "alignment", "n": images, "accuracy": value, "correct": value * images})
+    return pd.concat([rows[["method", "seed"]], counts], axis=1)
+
+
+def planes(trained: Mapping[str, Mapping[int, nn.Module]], resolution: int = 400) -> dict[str, np.ndarray]:
+    """z_1 − z_0 over [0,1]² of each method's first model on the toy."""
+    return {method: decision_plane(next(iter(members.values())), resolution) for method, members in trained.items()}
+
+
+def fragmentation_each(trained: Mapping[str, Mapping[int, nn.Module]], resolution: int = 400) -> pd.DataFrame:
+    """Connected regions and length of the boundary of every toy model: columns method, seed, regions, length."""
+    rows = [
+        (method, seed, *fragmentation(decision_plane(model, resolution)))
+        for method, members in trained.items()
+        for seed, model in members.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "regions", "length"])
+
+
+def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Mean and deviation over seeds of regions and length, beside the accuracies (%) of the toy's test points."""
+    shape = fragments.groupby("method", sort=False)[["regions", "length"]].agg(["mean", "std"])
+    scores = accuracies.assign(accuracy=100 * accuracies["accuracy"]).groupby(["method", "measure"], sort=False)
+    wide = scores["accuracy"].agg(["mean", "std"]).unstack("measure").swaplevel(axis=1).sort_index(axis=1)
+    return shape.join(wide)
+
+
+def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
+    """Figure 5 from the summary: columns panel (components, η, λ), line (the measure), x, value, low, high in percent."""
+    named: dict[str, dict[str, Any]] = {
+        "components": {"pgd_at": "PGD-AT", "two_views": "2 views", "bound": "BOUND", "dicar": "DICAR", "raat": "RAAT"},
+        "η": {"raat": settings.eta} | {f"eta_{eta:g}": eta for eta in settings.etas if eta != settings.eta},
+        "λ": {"raat": settings.weight} | {f"weight_{one:g}": one for one in settings.weights if one != settings.weight},
+    }
+    rows = [
+        (panel, row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
+        for panel, places in named.items()
+        for method, place in places.items()
+        for row in summary[summary["method"] == method].itertuples(index=False)
+        if row.measure in ("clean", "pgd_10")
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
+
+
+def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%)."""
+    rows = {}
+    for name in names:
+        own = [history for training, history in histories.items() if training.rsplit("-seed", 1)[0] == name]
+        if own:
+            rows[name] = {
+                "minutes": float(np.mean([history["seconds"] for history in own])) / 60,
+                "epochs": len(own[0]["epochs"]),
+            }
+    table = pd.DataFrame(rows).T
+    if "pgd_at" in table.index:
+        table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
+    for measure in dict.fromkeys(summary["measure"]):
+        part = summary[summary["measure"] == measure].set_index("method")["mean"]
+        if measure in ("clean", "pgd_10", "autoattack"):
+            table[measure] = 100 * part
+    return table
+
+
+def time_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Validation accuracy against training time, epochs taken as equally long: columns panel, line, minutes, value (%)."""
+    rows = []
+    for training, history in histories.items():
+        if training.rsplit("-seed", 1)[0] in names:
+            minutes = history["seconds"] / 60 / len(history["epochs"])
+            for epoch in history["epochs"]:
+                for measure in ("clean_accuracy", "robust_accuracy"):
+                    value = 100 * epoch[measure]
+                    rows.append((measure.replace("_", " "), training, minutes * epoch["epoch"], value))
+    return pd.DataFrame(rows, columns=["panel", "line", "minutes", "value"])
+
+
+def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows "mean" and "nrr" of clean accuracy and AutoAttack for each method and seed, as `evaluate_each` has them.
+
+    The mean as in Table 2, and the Natural-Robustness Ratio 2 A R / (A + R) of Section 5.3, both on the images that
+    AutoAttack has seen. Their intervals, taken as those of a share, are wider than need be.
+    """
+    rows = []
+    for (method, seed), part in table.groupby(["method", "seed"], sort=False):
+        accuracy = part.set_index("measure")["accuracy"]
+        count = int(part["n"].iloc[0])
+        clean, robust = float(accuracy["clean"]), float(accuracy["autoattack"])
+        # Section 5.3
+        ratio = 2 * clean * robust / (clean + robust) if clean + robust else 0.0
+        for measure, value in (("mean", (clean + robust) / 2), ("nrr", ratio)):
+            rows.append((method, seed, measure, count, value * count, value))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])

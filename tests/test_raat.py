@@ -1,0 +1,566 @@
+"""RAAT and its baselines against the paper's equations, written out again with NumPy in double precision."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from paperlib import models, runs, training
+from paperlib.attacks import pgd
+from paperlib.files import InputError
+from paperlib.methods import Batch, Step, baselines, raat
+from paperlib.methods import raat_study as study
+from paperlib.methods.raat import RAAT, PartitionedAT, RAATSharp, dicar, partition
+
+STEP = Step(0, 1, 0)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    powers = np.exp(z - z.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (p * np.log(p / q)).sum(1)
+
+
+def js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Equations 15 and 16."""
+    middle = (p + q) / 2
+    return (kl(p, middle) + kl(q, middle)) / 2
+
+
+def logits(seed: int, count: int = 6, classes: int = 5) -> Tensor:
+    return 3 * torch.randn(count, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+# Terms -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_boosted_cross_entropy_is_equation_14_with_marts_constants(seed: int) -> None:
+    z = logits(seed)
+    p = softmax(z.numpy())
+    own = p[np.arange(6), LABELS]
+    wrong = np.where(np.eye(5)[LABELS] > 0, -1, p).max(1)
+    expected = -np.log(own) - np.log(1.0001 - wrong + 1e-12)
+    np.testing.assert_allclose(baselines.boosted_cross_entropy(z, LABELS), expected, rtol=1e-9)
+    # The printed equation has 1 for 1.0001: they part only where the wrong class is nearly certain.
+    printed = -np.log(own) - np.log(1 - wrong)
+    np.testing.assert_allclose(expected, printed, atol=1.1e-4 / (1 - wrong).min())
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_kl_and_js_are_the_equations(seed: int) -> None:
+    first, second = logits(seed), logits(seed + 1)
+    p, q = softmax(first.numpy()), softmax(second.numpy())
+    log_p, log_q = first.log_softmax(1), second.log_softmax(1)
+    np.testing.assert_allclose(baselines.kl_divergence(log_p, log_q), kl(p, q), rtol=1e-9)
+    np.testing.assert_allclose(baselines.jensen_shannon(log_p, log_q), js(p, q), rtol=1e-6, atol=1e-7)
+    weighted = kl(p, q) * (1.0000001 - p[np.arange(6), LABELS])
+    np.testing.assert_allclose(baselines.weighted_kl(first, second, LABELS), weighted, rtol=1e-9)
+    found = baselines.jensen_shannon(log_p, log_q)
+    assert ((found >= 0) & (found <= np.log(2) + 1e-9)).all()
+    np.testing.assert_allclose(found, baselines.jensen_shannon(log_q, log_p), rtol=1e-9)
+
+
+@given(st.integers(0, 10_000), st.floats(0.5, 0.99))
+@settings(max_examples=30, deadline=None)
+def test_dicar_mixes_logits_in_the_code_and_probabilities_in_the_text(seed: int, rate: float) -> None:
+    mixed, first, second = (logits(seed + k) for k in range(3))
+    z = (rate * first + (1 - rate) * second).numpy()
+    code = js(softmax(mixed.numpy() / 0.5), softmax(z / 0.5))
+    np.testing.assert_allclose(dicar(mixed, first, second, rate, "code"), code, rtol=1e-6, atol=1e-7)
+    q = rate * softmax(first.numpy()) + (1 - rate) * softmax(second.numpy())
+    text = js(softmax(mixed.numpy()), q)
+    np.testing.assert_allclose(dicar(mixed, first, second, rate, "text"), text, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["code", "text"])
+def test_gradients_flow_through_all_of_dicar_and_pass_finite_differences(form: Any) -> None:
+    inputs = [(logits(seed) / 3).requires_grad_(True) for seed in range(3)]
+    assert torch.autograd.gradcheck(lambda *z: dicar(*z, 0.7, form), inputs)
+    gradients = torch.autograd.grad(dicar(*inputs, 0.7, form).sum(), inputs)
+    assert all(gradient.abs().min() > 0 for gradient in gradients)  # nothing is detached
+    z = (logits(5) / 3).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda z: baselines.boosted_cross_entropy(z, LABELS), z)
+    assert torch.autograd.gradcheck(lambda z: baselines.weighted_kl(z, logits(6) / 3, LABELS), z)
+    assert torch.autograd.gradcheck(lambda z: baselines.weighted_kl(logits(6) / 3, z, LABELS), z)
+
+
+def test_the_mix_rate_is_one_number_between_a_half_and_one() -> None:
+    rates = [raat.mix_rate(0.75) for _ in range(2000)]
+    assert min(rates) >= 0.5
+    assert max(rates) < 1
+    # The mean of max(β, 1 − β) for β ~ Beta(¾, ¾) by numerical integration.
+    from scipy import integrate, stats
+
+    mean, _ = integrate.quad(lambda b: max(b, 1 - b) * stats.beta.pdf(b, 0.75, 0.75), 0, 1)
+    assert abs(np.mean(rates) - mean) < 4 * np.std(rates) / 2000**0.5
+
+
+# The theory --------------------------------------------------------------------------------------------------------
+
+
+def test_dicar_is_zero_for_a_linear_model_between_clean_views() -> None:
+    """Robust Alignment (Definition 1) holds for a linear model: with x′ = x, its logits mix exactly."""
+    model = nn.Linear(7, 5).double()
+    first, second = torch.randn(2, 6, 7, dtype=torch.float64)
+    mixed = model(0.7 * first + 0.3 * second)
+    assert float(dicar(mixed, model(first), model(second), 0.7).detach().max()) < 1e-12
+    # Mixing probabilities is not linear even then, which is what the code avoids.
+    assert float(dicar(mixed, model(first), model(second), 0.7, "text").detach().min()) > 1e-6
+
+
+def test_the_interpolation_error_grows_with_the_second_derivative_as_theorem_2_says() -> None:
+    """(f(λẋ + λ^ẍ) − λf(ẋ) − λ^f(ẍ))² = (Σ_k (λ^ − λ^^k)/k!·f⁽ᵏ⁾Δᵏ)², signs aside, on f(x) = exp(a x), whose k-th
+    derivative is aᵏ exp(a x): the leading term k = 2 is what remains as Δ shrinks, and it grows as a⁴."""
+    x, rate = 0.3, 0.7
+    hat = 1 - rate
+
+    def error(a: float, delta: float) -> float:
+        f = lambda point: np.exp(a * point)  # noqa: E731
+        return float((f(rate * x + hat * (x + delta)) - rate * f(x) - hat * f(x + delta)) ** 2)
+
+    for a in (0.5, 1.0, 2.0):
+        leading = ((hat - hat**2) / 2 * a**2 * np.exp(a * x)) ** 2
+        for delta in (1e-2, 5e-3):
+            assert error(a, delta) / (leading * delta**4) == pytest.approx(1, abs=2 * a * delta)
+    scaled = [error(a, 1e-3) / np.exp(2 * a * x) for a in (1.0, 2.0)]
+    assert scaled[1] / scaled[0] == pytest.approx(2**4, rel=0.01)
+
+
+def test_dicar_itself_follows_the_second_derivative() -> None:
+    """Two-class logits (g, −g) with g(x) = ½ c x²: the mixed logits differ by c times a constant, so DICAR grows as c²."""
+    x, delta, rate = 0.1, 0.05, 0.6
+
+    def value(c: float) -> float:
+        g = lambda point: 0.5 * c * point**2  # noqa: E731
+        rows = [rate * x + (1 - rate) * (x + delta), x, x + delta]
+        z = [torch.tensor([[g(row), -g(row)]], dtype=torch.float64) for row in rows]
+        return float(dicar(*z, rate))
+
+    assert value(2.0) / value(1.0) == pytest.approx(4, rel=0.01)
+    assert value(1e-9) < 1e-15
+
+
+# The partition -----------------------------------------------------------------------------------------------------
+
+
+class Threshold(nn.Module):
+    """Two classes on either side of x = ½ of the only pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1)[:, :1] - 0.5
+        return torch.cat([-z, z], 1)
+
+
+@pytest.mark.parametrize("form", ["code", "text"])
+def test_the_partition_sorts_points_by_their_distance_to_the_boundary(form: Any) -> None:
+    attack = partial(pgd, eps=0.2, norm="linf", steps=10, step_size=0.05)
+    pixels = torch.tensor([0.2, 0.4, 0.49, 0.55, 0.515, 0.9]).view(-1, 1, 1, 1)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])  # 0.55 has the other label
+    parts = partition(Threshold(), pixels, labels, attack, 0.1, form)
+    assert parts.misclassified.tolist() == [False, False, False, True, False, False]
+    assert parts.boundary.tolist() == [False, False, True, False, True, False]  # within 0.02 of ½
+    assert parts.non_boundary.tolist() == [True, True, False, False, False, True]
+    assert float((parts.reduced - pixels).abs().max()) <= 0.02 + 1e-6
+    if form == "code":
+        torch.testing.assert_close(parts.reduced - pixels, 0.1 * (parts.full - pixels))
+
+
+def test_the_code_asks_for_the_full_attack_to_succeed_too() -> None:
+    right = torch.tensor([[True, True, False, True], [True, False, False, False], [False, False, False, True]])
+    code = raat.Partition(torch.zeros(4), torch.zeros(4), right, "code")
+    text = code._replace(form="text")
+    assert code.boundary.tolist() == [False, True, False, False]
+    assert text.boundary.tolist() == [True, True, False, False]
+    for parts in (code, text):
+        assert (parts.misclassified.int() + parts.boundary.int() + parts.non_boundary.int() == 1).all()
+
+
+# The methods, one step each, against the formula -------------------------------------------------------------------
+
+
+def shift(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: str, step_size: float) -> Tensor:
+    """An attack that anyone can follow: add ε to every pixel."""
+    return images + eps
+
+
+ATTACK = partial(shift, eps=0.2, norm="linf", step_size=0.1)
+
+
+class Views:
+    """Augmentations that are known: the first call adds nothing, the second a constant, and so on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images + 0.3 * (self.calls - 1)
+
+
+def linear() -> nn.Module:
+    """A network that changes its mind often within the images' range, and between x and x + 0.02 for some."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 5)).double()
+    with torch.no_grad():
+        model[1].weight.mul_(20)
+        model[1].bias.sub_(model[1].weight.sum(1) / 2)
+        model[3].weight.mul_(4)
+    return model
+
+
+IMAGES = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+MANY = torch.arange(40) % 5
+
+
+def forward(model: nn.Module) -> Any:
+    return lambda x: model(x).detach().numpy()
+
+
+def ce(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return -np.log(softmax(z)[np.arange(len(y)), y])
+
+
+def bce(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    p = softmax(z)
+    return ce(z, y) - np.log(1.0001 - np.where(np.eye(5)[y] > 0, -1, p).max(1))
+
+
+def test_the_baselines_are_their_rows_of_table_4() -> None:
+    model = linear()
+    f, y = forward(model), MANY.numpy()
+    z, z_adv = f(IMAGES), f(IMAGES + 0.2)
+    p, p_adv = softmax(z), softmax(z_adv)
+    own = p[np.arange(40), y]
+    expected = {
+        baselines.AdversarialTraining: ce(z_adv, y).mean(),
+        baselines.TRADES: ce(z, y).mean() + 6 * kl(p, p_adv).mean(),
+        baselines.MART: bce(z_adv, y).mean() + 6 * (kl(p, p_adv) * (1.0000001 - own)).mean(),
+    }
+    for kind, value in expected.items():
+        found = kind(ATTACK).loss(model, Batch(IMAGES, MANY, Views()), STEP)
+        assert float(found["total"]) == pytest.approx(value, rel=1e-9), kind
+    second = f(IMAGES + 0.5)
+    both = np.concatenate([ce(z_adv, y), ce(second, y)]).mean()
+    consistency = js(softmax(z_adv / 0.5), softmax(second / 0.5)).mean()
+    found = baselines.ConsistencyAT(ATTACK).loss(model, Batch(IMAGES, MANY, Views()), STEP)
+    assert float(found["total"]) == pytest.approx(both + consistency, rel=1e-9)
+
+
+def expected_raat(model: nn.Module, labels: Tensor, form: str, boosted: bool, rate: float) -> tuple[float, int]:
+    """Table 4 with numpy, image by image; also how many images are boundary samples."""
+    f, y = forward(model), labels.numpy()
+    eta, total, consistency = 0.1, [], []
+    boundary = 0
+    natural = f(IMAGES).argmax(1) == y
+    clean = [f(IMAGES), f(IMAGES + 0.3)]
+    full = [f(IMAGES + 0.2), f(IMAGES + 0.5)]
+    weak = [f(IMAGES + 0.02), f(IMAGES + 0.32)]
+    mixed = f(rate * (IMAGES + 0.2) + (1 - rate) * (IMAGES + 0.5))
+    supervised = bce if boosted else ce
+    for view in range(2):
+        for i in range(len(y)):
+            rows = {name: group[view][i : i + 1] for name, group in (("x", clean), ("full", full), ("weak", weak))}
+            hits = {name: row.argmax() == y[i] for name, row in rows.items()}
+            near = hits["x"] and not hits["full"] and not hits["weak"] if form == "code" else not hits["weak"]
+            boundary += int(hits["x"] and near)
+            value = supervised(rows["weak"] if near else rows["full"], y[i : i + 1])[0]
+            if boosted:
+                p = softmax(rows["x"])
+                extra = kl(p, softmax(rows["full"]))[0] * (1.0000001 - p[0, y[i]])
+                value += (6 if form == "code" else 1) * extra
+            total.append(value)
+    for i in range(len(y)):
+        if form == "code":
+            if clean[0][i].argmax() == y[i] and clean[1][i].argmax() == y[i]:
+                target = rate * clean[0][i : i + 1] + (1 - rate) * clean[1][i : i + 1]
+                consistency.append(js(softmax(mixed[i : i + 1] / 0.5), softmax(target / 0.5))[0])
+        elif natural[i]:
+            target = rate * softmax(clean[0][i : i + 1]) + (1 - rate) * softmax(clean[1][i : i + 1])
+            consistency.append(js(softmax(mixed[i : i + 1]), target)[0])
+    shared = np.sum(consistency) / (len(consistency) if form == "code" else len(y))
+    assert eta == raat.ETA
+    return float(np.mean(total) + shared), boundary
+
+
+@pytest.mark.parametrize("form", ["code", "text"])
+@pytest.mark.parametrize("boosted", [False, True])
+def test_raat_is_its_row_of_table_4(form: Any, boosted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raat, "mix_rate", lambda gamma: 0.7)
+    model = linear()
+    # Labels under which all three parts occur: mostly what the model says, of images close to a boundary.
+    labels = model(IMAGES).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    expected, boundary = expected_raat(model, labels, form, boosted, 0.7)
+    found = RAAT(ATTACK, boosted=boosted, form=form).loss(model, Batch(IMAGES, labels, Views()), STEP)
+    assert boundary > 0
+    assert float(found["boundary"]) == pytest.approx(boundary / 80)
+    assert 0 < float(found["misclassified"]) < 1
+    assert float(found["total"]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_neither_idea_is_adversarial_training_and_each_alone_is_part_of_both() -> None:
+    model = linear()
+    labels = model(IMAGES).argmax(1)
+
+    def loss(**choices: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return RAAT(ATTACK, **choices).loss(model, Batch(IMAGES, labels, Views()), STEP)
+
+    plain = baselines.AdversarialTraining(ATTACK).loss(model, Batch(IMAGES, labels, Views()), STEP)
+    assert torch.equal(loss(bound=False, dicar=False, views=1)["total"], plain["total"])
+    both, bound, aligned = loss(), loss(dicar=False), loss(bound=False)
+    torch.testing.assert_close(both["ce"], bound["total"])
+    torch.testing.assert_close(both["dicar"], aligned["dicar"])
+    torch.testing.assert_close(both["total"], bound["total"] + aligned["total"] - aligned["ce"])
+    assert float(both["ce"]) < float(aligned["ce"])  # boundary samples meet a weaker perturbation
+    with pytest.raises(InputError, match="views = 1: DICAR"):
+        RAAT(ATTACK, views=1)
+
+
+def test_dicar_is_skipped_when_no_image_is_right() -> None:
+    model = linear()
+    labels = (model(IMAGES).argmax(1) + 1) % 5
+    labels[model(IMAGES + 0.3).argmax(1) == labels] = -1
+    kept = labels >= 0
+    found = RAAT(ATTACK).loss(model, Batch(IMAGES[kept], labels[kept], Views()), STEP)
+    assert float(found["dicar"]) == 0
+    assert torch.isfinite(found["total"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        baselines.TRADES(partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.05, loss="kl", start_deviation=0.001)),
+        baselines.MART(partial(pgd, eps=0.1, norm="l2", steps=2, step_size=0.05, start_deviation=0.001)),
+        baselines.ConsistencyAT(partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.05)),
+        RAAT(partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.05)),
+        RAAT(partial(pgd, eps=0.1, norm="l2", steps=2, step_size=0.05), boosted=True, form="text"),
+        PartitionedAT(partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.05)),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_weight_gradients_pass_finite_differences(method: Any) -> None:
+    """The attack is not differentiated through, so its images are held after the first step."""
+    model = linear()
+    with torch.no_grad():
+        labels = model(IMAGES).argmax(1)
+    batch = Batch(IMAGES, labels, lambda images: images)
+    weight = model[3].weight
+    held: dict[float, Tensor] = {}
+    attack = method.attack
+
+    def once(network: nn.Module, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+        if settings["eps"] not in held:
+            held[settings["eps"]] = partial(attack, **settings)(network, images, labels).detach()
+        return held[settings["eps"]]
+
+    frozen = type(method)(**{**method.__dict__, "attack": partial(once, **attack.keywords)})
+
+    def total() -> Tensor:
+        torch.manual_seed(0)
+        return frozen.loss(model, batch, STEP)["total"]
+
+    total()
+    (gradient,) = torch.autograd.grad(total(), weight)
+    direction = torch.randn_like(weight)
+    size = 1e-5
+    with torch.no_grad():
+        weight += size * direction
+        above = total()
+        weight -= 2 * size * direction
+        below = total()
+    assert float((above - below) / (2 * size)) == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
+
+
+# RAAT# and the study -----------------------------------------------------------------------------------------------
+
+
+def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_late() -> None:
+    model, averaged = linear(), linear()
+    with torch.no_grad():
+        labels = averaged(IMAGES).argmax(1)
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight))
+    method = RAATSharp(ATTACK, dicar_from=3)
+    early = method.loss(model, Batch(IMAGES, labels, Views()), Step(0, 10, 2, averaged))
+    assert float(early["dicar"]) == 0
+    views = Views()
+    late = method.loss(model, Batch(IMAGES, labels, views), Step(0, 10, 3, averaged))
+    assert views.calls == 2
+    assert float(late["dicar"]) > 0
+    right = averaged(IMAGES).argmax(1) == labels
+    fooled = (averaged(IMAGES + 0.2).argmax(1) != labels) & (averaged(IMAGES + 0.02).argmax(1) != labels)
+    boundary = right & fooled
+    assert 0 < int(boundary.sum()) < len(labels)
+    assert float(late["boundary"]) == pytest.approx(float(boundary.double().mean()))
+    trained = torch.where(boundary.view(-1, 1, 1, 1), IMAGES + 0.02, IMAGES + 0.2)
+    torch.testing.assert_close(late["ce"], F.cross_entropy(model(trained), labels))
+    with pytest.raises(InputError, match="ema = 0"):
+        method.loss(model, Batch(IMAGES, labels, Views()), STEP)
+
+
+def test_raat_sharp_attacks_with_batch_norm_in_training_mode_and_the_others_do_not() -> None:
+    modes = []
+
+    def spy(network: nn.Module, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+        modes.append({module.training for module in network.modules()})
+        return images
+
+    attack = partial(spy, eps=0.1, norm="linf", step_size=0.1)
+    model = models.build("preact_resnet18", classes=5, channels=1, width=4, seed=0).train()
+    images = torch.rand(8, 1, 8, 8)
+    batch = Batch(images, torch.arange(8) % 5, lambda images: images)
+    RAATSharp(attack, 0).loss(model, batch, Step(0, 1, 0, model))
+    assert modes == [{True}, {True}]
+    modes.clear()
+    RAAT(attack).loss(model, batch, STEP)
+    assert modes == [{False}]
+    assert {module.training for module in model.modules()} == {True}
+
+
+def count_passes(method: Any, epoch: int = 0) -> tuple[int, int]:
+    """Images that pass forward, and in how many forward passes, of one step on eight images."""
+    model = models.build("small_cnn", classes=5, channels=1, width=4, seed=0).train()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    averaged = models.build("small_cnn", classes=5, channels=1, width=4, seed=0)
+    averaged.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    batch = Batch(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), lambda images: images)
+    with torch.no_grad():
+        model[-1].bias[0] = 9  # all right, so that DICAR has all images
+        averaged[-1].bias[0] = 9
+    method.loss(model, batch, Step(0, 1, epoch, averaged)).get("total").backward()
+    return sum(seen), len(seen)
+
+
+def test_a_step_passes_no_more_images_than_it_must() -> None:
+    attack = partial(pgd, eps=0.1, norm="linf", steps=10, step_size=0.05)
+    assert count_passes(baselines.AdversarialTraining(attack)) == (11 * 8, 11)
+    assert count_passes(baselines.TRADES(partial(attack, loss="kl"))) == (13 * 8, 13)
+    assert count_passes(baselines.MART(attack)) == (12 * 8, 12)
+    assert count_passes(baselines.ConsistencyAT(attack)) == (22 * 8, 11)
+    # 2B: ten attack steps, one prediction of x, x′ and x″, the loss, the clean views; B: the interpolation.
+    assert count_passes(RAAT(attack)) == (20 * 8 + 6 * 8 + 2 * 8 + 2 * 8 + 8, 14)
+    assert count_passes(RAAT(attack, boosted=True)) == (20 * 8 + 6 * 8 + 6 * 8 + 8, 15)
+    assert count_passes(RAAT(attack, form="text"))[1] == 14 + 10 + 1  # the second attack, and the stored images
+    assert count_passes(RAAT(attack, bound=False, dicar=False)) == (22 * 8, 11)
+    assert count_passes(RAATSharp(attack, 1)) == (10 * 8 + 3 * 8 + 8, 12)
+    assert count_passes(RAATSharp(attack, 0)) == (20 * 8 + 4 * 8 + 8 + 2 * 8 + 8, 24)
+
+
+@pytest.mark.parametrize(("boundary", "other"), [(1.0, 1.0), (0.1, 1.0), (1.0, 0.0)])
+def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) -> None:
+    model = linear()
+    labels = model(IMAGES).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    found = PartitionedAT(ATTACK, boundary=boundary, other=other).loss(model, Batch(IMAGES, labels, Views()), STEP)
+    x, full, weak = (forward(model)(IMAGES + change).argmax(1) == labels.numpy() for change in (0, 0.2, 0.02))
+    scale = np.where(~x, 0.0, np.where(~full & ~weak, boundary, other))
+    assert len(np.unique(scale)) > 1 or (boundary == other == 1.0)
+    seen = IMAGES + 0.2 * torch.from_numpy(scale).view(-1, 1, 1, 1)
+    assert float(found["total"]) == pytest.approx(ce(forward(model)(seen), labels.numpy()).mean(), rel=1e-9)
+
+
+# The study's settings and tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"one_seed": ["cons_at"], "methods": ["pgd_at", "raat"]}, "one_seed has cons_at, which methods has not"),
+        ({"sharp": {"epoch": 3}}, "sharp has no setting epoch"),
+        ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),
+        ({"toy": {"learning_rate": -1}}, "greater than 0"),
+        ({"toy": {"crop_fill": "mirror"}}, "reflect"),
+        ({"methods": ["raat"], "one_seed": []}, "components, etas and weights need pgd_at and raat"),
+        ({"methods": ["pgd"]}, "pgd_at"),
+        ({"norm": "l1"}, "linf"),
+        ({"eta": 2}, "less than or equal to 1"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        runs.resolve("raat_boundary", "paper", changes)
+
+
+def test_the_paper_preset_is_appendix_d1() -> None:
+    chosen = runs.resolve("raat_boundary", "paper")
+    rates = [training.learning_rate(chosen, Step(0, 1, epoch)) for epoch in range(chosen.epochs)]
+    assert [rates[epoch] for epoch in (0, 99, 100, 104, 105, 109)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    attack = study.training_attack(chosen)
+    assert (attack.keywords["eps"], attack.keywords["step_size"], attack.keywords["steps"]) == (8 / 255, 2 / 255, 10)
+    l2 = study.training_attack(runs.resolve("raat_boundary", "paper", {"norm": "l2"}))
+    assert (l2.keywords["eps"], l2.keywords["step_size"]) == pytest.approx((128 / 255, 32 / 255))
+    sharp = chosen.model_copy(update=chosen.sharp)
+    rates = [training.learning_rate(sharp, Step(0, 1, epoch)) for epoch in range(sharp.epochs)]
+    assert [rates[epoch] for epoch in (99, 100, 150)] == pytest.approx([0.1, 0.1 / 1.5, 0.1 / 1.5**2])
+    assert study.sharp_methods(chosen)["raat_sharp"].dicar_from == 105
+    assert round(sharp.ema_start * sharp.epochs) == 105
+    assert study.case(chosen) == "cifar10_resnet18_linf"
+    wide = runs.resolve("raat_boundary", "paper", {"model": "wide_resnet28", "width": 160, "data": "cifar100"})
+    assert study.case(wide) == "cifar100_wide_linf"
+
+
+def test_every_method_has_the_attack_that_it_asks_for() -> None:
+    chosen = runs.resolve("raat_boundary", "paper")
+    built = study.methods(chosen, True)
+    starts = {name: method.attack.keywords["start_deviation"] for name, method in built.items()}  # type: ignore[attr-defined]
+    assert starts == {
+        "pgd_at": None, "trades": 0.001, "mart": 0.001, "cons_at": None, "raat": None, "raat_plus_plus": 0.001,
+    }  # fmt: skip
+    assert built["trades"].attack.keywords["loss"] == "kl"  # type: ignore[attr-defined]
+    assert not study.methods(chosen, False)
+    some = runs.resolve("raat_boundary", "laptop")
+    assert set(study.methods(some, True)) == {"pgd_at", "raat"}
+    assert len(study.ablations(chosen)) == 3 + 4 + 5
+    assert set(study.study_methods(chosen)) == {
+        "study_full", "study_boundary_0.1", "study_boundary_0", "study_other_0.1", "study_other_0",
+        "study_threshold_0.05", "study_threshold_0.1", "study_threshold_0.3",
+    }  # fmt: skip
+
+
+def test_mean_and_nrr_are_those_of_section_5_3() -> None:
+    rows = [("raat", seed, measure, 100, 0, value, 0.0, 1.0, "")
+            for seed, pair in enumerate(((0.8276, 0.5165), (0.0, 0.0)))
+            for measure, value in zip(("clean", "autoattack"), pair, strict=True)]  # fmt: skip
+    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags"]
+    found = study.tradeoffs(pd.DataFrame(rows, columns=columns)).set_index(["seed", "measure"])["accuracy"]
+    assert 100 * found[0, "mean"] == pytest.approx(67.205)  # RAAT# in Table 3
+    assert 100 * found[0, "nrr"] == pytest.approx(63.605, abs=0.001)
+    assert found[1, "nrr"] == 0
+
+
+def test_figure_2_is_read_from_the_histories() -> None:
+    def history(clean: float) -> dict[str, Any]:
+        epochs = [{"epoch": e, "clean_accuracy": clean, "robust_accuracy": clean / 2, "boundary": 0.1} for e in (1, 2)]
+        return {"epochs": epochs, "seconds": 60}
+
+    histories = {  # one training each
+        "study_full-seed0": history(0.8), "study_boundary_0.1-seed0": history(0.7),
+        "study_threshold_0.3-seed0": history(0.6), "raat-seed0": history(0.1),
+    }  # fmt: skip
+    curves = study.study_curves(histories)
+    assert set(curves["panel"]) == {"boundary samples", "other samples", "threshold of the partition"}
+    table = study.study_summary(curves)
+    assert table.loc["baseline", ("boundary samples", "clean accuracy")] == pytest.approx(80)
+    assert table.loc["× 0.1", ("boundary samples", "robust accuracy")] == pytest.approx(35)
+    assert table.loc["η = 0.3", ("threshold of the partition", "clean accuracy")] == pytest.approx(60)
+    shares = study.share_curves(histories, ["study_full"])
+    assert set(shares["line"]) == {"study_full-seed0"}
+    assert set(shares["value"]) == {10.0}
