@@ -125,7 +125,8 @@ source.show(raat.partition, raat.Partition)
 # ## Figure 2: does the perturbation of boundary samples matter?
 # The proof of concept of Section 2.1. PGD-AT that sees misclassified samples clean is the baseline; then the perturbation of
 # one part of the samples is scaled to the threshold or to nothing, or the threshold is moved. The paper: robustness
-# hardly depends on the boundary samples' perturbation, and does depend on that of the others.
+# hardly depends on the boundary samples' perturbation, and does depend on that of the others. *As many at random* is a
+control that the paper has not: boundary samples are few, and sparing few samples of any kind may change little.
 
 # %%
 val_attack = study.attacks(s)["pgd_10"]

@@ -377,7 +377,9 @@ def panels(
             if column == 0:
                 axis.set_ylabel(f"{value} (%)" if value else label)
     found = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(5, len(found)), fontsize=7)
+    room = WIDTHS[run.settings.venue][0] / (0.55 + 0.055 * max(map(len, found)))  # inches an entry takes at 7 points
+    columns_of_legend = max(1, min(len(found), int(room)))
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns_of_legend, fontsize=7)
     return save(run, figure, name, data)
 
 

@@ -530,7 +530,7 @@ def test_every_method_has_the_attack_that_it_asks_for() -> None:
     assert set(study.methods(some, True)) == {"pgd_at", "raat"}
     assert len(study.ablations(chosen)) == 3 + 4 + 5
     assert set(study.study_methods(chosen)) == {
-        "study_full", "study_boundary_0.1", "study_boundary_0", "study_other_0.1", "study_other_0",
+        "study_full", "study_boundary_0.1", "study_boundary_0", "study_random_0", "study_other_0.1", "study_other_0",
         "study_threshold_0.05", "study_threshold_0.1", "study_threshold_0.3",
     }  # fmt: skip
 
@@ -564,3 +564,26 @@ def test_figure_2_is_read_from_the_histories() -> None:
     shares = study.share_curves(histories, ["study_full"])
     assert set(shares["line"]) == {"study_full-seed0"}
     assert set(shares["value"]) == {10.0}
+
+
+def test_the_control_spares_as_many_right_images_at_random() -> None:
+    model = linear()
+    labels = model(IMAGES).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+
+    def scales(seed: int) -> np.ndarray:
+        seen.clear()
+        torch.manual_seed(seed)
+        PartitionedAT(ATTACK, boundary=0.0, control=True).loss(model, Batch(IMAGES, labels, Views()), STEP)
+        return ((seen[-1] - IMAGES) / 0.2).flatten(1).mean(1).round(decimals=6).numpy()
+
+    x, full, weak = (forward(model)(IMAGES + change).argmax(1) == labels.numpy() for change in (0, 0.2, 0.02))
+    boundary = x & ~full & ~weak
+    found = [scales(seed) for seed in range(20)]
+    for scale in found:
+        assert set(scale[~x]) == {0.0}
+        assert int((scale[x] == 0).sum()) == int(boundary.sum()) > 0
+        assert set(scale[x]) == {0.0, 1.0}
+    assert len({tuple(scale) for scale in found}) > 1

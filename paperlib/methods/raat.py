@@ -242,19 +242,25 @@ class PartitionedAT:
     """The proof of concept of Section 2.1: PGD-AT that scales the perturbation by the part an image belongs to.
 
     Misclassified images are seen clean (after MMA), boundary and other images with `boundary` and `other` times their
-    perturbation. Both at 1 are the paper's baseline, its dashed line.
+    perturbation. Both at 1 are the paper's baseline, its dashed line. `control` spares as many right images drawn at random
+    in place of the boundary samples, which the paper does not try: they are few.
     """
 
     attack: Attack
     threshold: float = ETA  # of the partition, as a share of ε
     boundary: float = 1.0
     other: float = 1.0
+    control: bool = False
     form: Form = "code"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The cross-entropy "total" on the scaled adversarial images, and the partition's shares."""
         images = batch.augment(batch.images)
         parts = partition(model, images, batch.labels, self.attack, self.threshold, self.form)
-        scale = self.boundary * parts.boundary + self.other * parts.non_boundary
+        chosen = parts.boundary
+        if self.control:
+            places = torch.rand(len(chosen), device=chosen.device).masked_fill(parts.misclassified, 2).argsort().argsort()
+            chosen = places < chosen.sum()
+        scale = self.boundary * chosen + self.other * (~parts.misclassified & ~chosen)
         seen = images + scale.view(-1, *[1] * (images.ndim - 1)) * (parts.full - images)
         return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}

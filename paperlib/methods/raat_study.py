@@ -170,14 +170,17 @@ def judge(settings: RaatSettings) -> dict[str, Method]:
 def study_methods(settings: RaatSettings) -> dict[str, Method]:
     """Figure 2: scales of the perturbation of boundary samples, of the others, and thresholds of the partition.
 
-    The thresholds' boundary samples are perturbed at the threshold. None without `study_epochs`.
+    The thresholds' boundary samples are perturbed at the threshold. Beside the smallest scale of boundary samples stands a
+    control that spares as many others at random. Nothing without `study_epochs`.
     """
     if settings.study_epochs is None:
         return {}
+    smallest = sorted(settings.study_scales)[:1]
     build = partial(PartitionedAT, training_attack(settings), form=settings.form)
     return {
         "study_full": build(settings.eta),
         **{f"study_boundary_{scale:g}": build(settings.eta, boundary=scale) for scale in settings.study_scales},
+        **{f"study_random_{scale:g}": build(settings.eta, boundary=scale, control=True) for scale in smallest},
         **{f"study_other_{scale:g}": build(settings.eta, other=scale) for scale in settings.study_scales},
         **{f"study_threshold_{eta:g}": build(eta, boundary=eta) for eta in settings.study_thresholds},
     }
@@ -235,16 +238,17 @@ def study_curves(histories: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     Panels: boundary samples, other samples, threshold. The baseline stands in each of them.
     """
     panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
+    panels["random"] = panels["boundary"]
     rows = []
     for training, history in histories.items():
         name = training.rsplit("-seed", 1)[0]
         if not name.startswith("study_"):
             continue
         _, part, *value = name.split("_")
-        line = f"× {value[0]}" if part != "threshold" and value else f"η = {value[0]}" if value else "baseline"
+        line = {"full": "baseline", "threshold": "η = ", "random": "as many at random × "}.get(part, "× ") + "".join(value)
         for epoch in history["epochs"]:
             for measure in ("clean_accuracy", "robust_accuracy"):
-                for panel in panels.values() if part == "full" else [panels[part]]:
+                for panel in dict.fromkeys(panels.values()) if part == "full" else [panels[part]]:
                     rows.append((panel, measure.replace("_", " "), line, epoch["epoch"], 100 * epoch[measure]))
     frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
     return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
@@ -259,7 +263,7 @@ def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
 def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
     """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
     rows = [
-        (panel, training, epoch["epoch"], 100 * epoch[share])
+        (panel, training.rsplit("-seed", 1)[0].removeprefix("study_"), epoch["epoch"], 100 * epoch[share])
         for training, history in histories.items()
         if training.rsplit("-seed", 1)[0] in names
         for epoch in history["epochs"]
@@ -295,7 +299,7 @@ def defects_each(
 ) -> pd.DataFrame:
     """The Robust Alignment defect (Definition 1) of every layer under PGD-10.
 
-    Columns method, seed, layer, value, low, high.
+    Columns panel (the network's layers differ), method, seed, layer, value, low, high.
 
     Layers in order, "probabilities" last. The interval is that of the mean over images, ± 1.96 standard errors.
     """
@@ -315,8 +319,9 @@ def defects_each(
                     found.append(alignment_defect(probe, x, adversarial, layers, RATES).cpu())
             for layer, values in zip(layers, torch.cat(found, 1), strict=True):
                 mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-                rows.append((method, seed, layer.removeprefix("model."), mean, mean - half, mean + half))
-    return pd.DataFrame(rows, columns=["method", "seed", "layer", "value", "low", "high"])
+                panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
+                rows.append((panel, method, seed, layer.removeprefix("model."), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["panel", "method", "seed", "layer", "value", "low", "high"])
 
 
 def alignment_rows(defects: pd.DataFrame, images: int) -> pd.DataFrame:
@@ -391,16 +396,20 @@ def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, nam
 
 
 def time_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Validation accuracy against training time, epochs taken as equally long: columns panel, line, minutes, value (%)."""
+    """Validation accuracy against training time, epochs taken as equally long: columns panel, line, minutes, value (%).
+
+    Means over seeds.
+    """
     rows = []
     for training, history in histories.items():
         if training.rsplit("-seed", 1)[0] in names:
             minutes = history["seconds"] / 60 / len(history["epochs"])
             for epoch in history["epochs"]:
                 for measure in ("clean_accuracy", "robust_accuracy"):
-                    value = 100 * epoch[measure]
-                    rows.append((measure.replace("_", " "), training, minutes * epoch["epoch"], value))
-    return pd.DataFrame(rows, columns=["panel", "line", "minutes", "value"])
+                    name, value = training.rsplit("-seed", 1)[0], 100 * epoch[measure]
+                    rows.append((measure.replace("_", " "), name, epoch["epoch"], minutes * epoch["epoch"], value))
+    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "minutes", "value"])
+    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
 
 
 def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
