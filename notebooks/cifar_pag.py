@@ -221,9 +221,10 @@ evaluation.flags(table, strong, curve)
 
 # %% [markdown]
 # ## Verdicts
-# *Reproduced*: the 95 % interval of the measured difference is above zero, and the difference at least half of the paper's.
-# *Direction only*: it is real but smaller. *Not tested here*: the run lacks a model, or has it at chance. The caption says in
-# what the run is not as the paper.
+# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
+# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out what the paper claims.
+# *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the claim. The caption
+# says in what the run is not as the paper.
 
 # %%
 verdicts = claims.judge("pag", run, summary, len(images.test.classes), audit.signs(run))

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import beta, t
+from scipy.stats import beta, norm, t
 from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, masking_flags
@@ -86,7 +87,8 @@ def evaluate_each(
 ) -> pd.DataFrame:
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
 
-    Columns: method, seed, measure, n, correct, accuracy and its binomial interval low … high, all in [0,1], and flags.
+    Columns: method, seed, measure, n, correct, accuracy and its binomial interval low … high, all in [0,1], flags, and
+    `each`: image by image whether it was right, a bool array N.
     """
     rows = []
     for method, members in trained.items():
@@ -97,11 +99,11 @@ def evaluate_each(
                 hits, count = int(correct.sum()), len(correct)
                 low, high = binomial_interval(hits, count)
                 own = "; ".join(flag for flag in flags if flag.startswith(f"{attack}:"))
-                rows.append((method, seed, attack, count, hits, hits / count, low, high, own))
+                rows.append((method, seed, attack, count, hits, hits / count, low, high, own, correct.numpy()))
             if not live():
                 accuracies = "  ".join(f"{row[2]} {row[5]:.1%}" for row in rows[-len(outcomes) :])
                 print(f"{label} {method} seed {seed}: {accuracies}", flush=True)
-    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags"]
+    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags", "each"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -148,20 +150,63 @@ def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
 
-    Columns mean, deviation (of seeds; NaN for one seed), low, high, seeds, n. The interval is the wider of the test set's
-    (binomial) and, where there are several seeds, the seeds' (Student's t), within [0,1].
+    Columns mean, deviation (of seeds; NaN for one seed), low, high, seeds, n, sample_low, sample_high and each. The
+    interval is the wider of the test sample's, which stands apart as well, and, where there are several seeds, the seeds'
+    (Student's t). The test sample's is binomial, or normal where a measure gives an image something else than right or
+    wrong. `each` is the mean over seeds by image, None where the table has no outcomes by image.
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
-        mean, seeds, count = part["accuracy"].mean(), len(part), int(part["n"].iloc[0])
+        mean, seeds, count = float(part["accuracy"].mean()), len(part), int(part["n"].iloc[0])
+        images = list(part["each"]) if "each" in part and isinstance(part["each"].iloc[0], np.ndarray) else []
+        each = np.mean(images, axis=0) if images else None
+        if each is None or images[0].dtype == bool:
+            low, high = binomial_interval(round(mean * count), count)
+        else:
+            half = float(norm.ppf(0.975)) * each.std(ddof=1) / math.sqrt(count)
+            low, high = mean - half, mean + half
+        sample = low, high
         deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
-        low, high = binomial_interval(round(mean * count), count)
         if seeds > 1:
             half = float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
-            low, high = max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half))
-        rows.append((method, measure, mean, deviation, low, high, seeds, count))
-    columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
+            low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
+        rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each))
+    columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
+    """first − second of two rows of a `summary`, and its 95 % interval: the wider of the test sample's and the seeds'.
+
+    Of the test sample: Newcombe's (1998) method 10, from the two intervals and the correlation of the outcomes image by
+    image, where both have them for as many images; else the outcomes count as independent. Of the seeds, where both sides
+    have several: Welch's t.
+    """
+    value = first["mean"] - second["mean"]
+    (l1, u1), (l2, u2) = (_sample_arms(row) for row in (first, second))
+    phi = _correlation(first["each"], second["each"])
+    low = math.sqrt(max(0.0, l1**2 + u2**2 - 2 * phi * l1 * u2))
+    high = math.sqrt(max(0.0, u1**2 + l2**2 - 2 * phi * u1 * l2))
+    if min(first["seeds"], second["seeds"]) > 1:
+        (one, k), (two, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
+        if one + two > 0:
+            freedom = (one + two) ** 2 / (one**2 / k + two**2 / m)
+            half = float(t.ppf(0.975, freedom)) * math.sqrt(one + two)
+            low, high = max(low, half), max(high, half)
+    return value, value - low, value + high
+
+
+def _sample_arms(row: Mapping[str, Any]) -> tuple[float, float]:
+    """How far the test sample's interval reaches below and above the mean of a row of a `summary`."""
+    return row["mean"] - row["sample_low"], row["sample_high"] - row["mean"]
+
+
+def _correlation(first: np.ndarray | None, second: np.ndarray | None) -> float:
+    if first is None or second is None or len(first) != len(second):
+        return 0.0
+    if len(first) < 2 or first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 @torch.no_grad()

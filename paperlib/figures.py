@@ -127,7 +127,8 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
         )
     write_text(folder / f"{name}.json", json.dumps({**provenance, "settings": run.settings.model_dump()}, indent=1))
     if data is not None:
-        write_text(folder / f"{name}.csv", data.to_csv(index=False))
+        numbers = data.drop(columns="each", errors="ignore")  # outcomes by image are in evaluation/
+        write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
     plt.close(figure)
     return figure
 
@@ -344,8 +345,13 @@ def panels(
     """Lines of `value` against the column `x`: a panel for each value of the column panel, a line for each of line.
 
     With `rows`, a row of panels for each value of that column. Columns low and high, where there are any, become error
-    bars. Words on the x-axis stand in the order in which they come.
+    bars. Words on the x-axis stand in the order in which they come. Without data the figure says so.
     """
+    if data.empty:
+        figure, axis = new(run)
+        axis.text(0.5, 0.5, "nothing of this was trained", ha="center")
+        axis.set_axis_off()
+        return save(run, figure, name, data)
     data = data if "panel" in data else data.assign(panel="")
     columns, heights = list(dict.fromkeys(data["panel"])), list(dict.fromkeys(data[rows])) if rows else [None]
     names = list(dict.fromkeys(data["line"]))
@@ -415,13 +421,17 @@ def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
                   label=f"{estimator}, {error}")  # fmt: skip
     left.set(xscale="log", xlabel="dimension d", ylabel="error (%)", ylim=(-2, 102))
     left.legend(fontsize=6)
-    for number, (kind, part) in enumerate(needed.groupby("samples", sort=False)):
+    enough, dimensions = needed[np.isfinite(needed["count"])], needed["dimension"].unique()
+    for number, (kind, part) in enumerate(enough.groupby("samples", sort=False)):
         right.plot(part["dimension"], part["count"], marker=MARKERS[number], markersize=3, linewidth=1,
                    color=COLOURS[1 + number], label=f"{kind} samples")  # fmt: skip
-    last = needed[np.isfinite(needed["count"])].iloc[-1]
-    dimensions = needed["dimension"].unique()
+    right.set(xscale="log", xlabel="dimension d", ylabel="samples for 1 % robust error")
+    if enough.empty:
+        right.text(0.5, 0.5, "more than were tried", ha="center", transform=right.transAxes)
+        return save(run, figure, "gaussian", needed)
+    last = enough.iloc[-1]
     right.plot(dimensions, last["count"] * np.sqrt(dimensions / last["dimension"]), color="0.5", linestyle="--",
                linewidth=0.8, label="∝ √d")  # fmt: skip
-    right.set(xscale="log", yscale="log", xlabel="dimension d", ylabel="samples for 1 % robust error")
+    right.set(yscale="log")
     right.legend(fontsize=6)
     return save(run, figure, "gaussian", needed)

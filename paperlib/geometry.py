@@ -101,22 +101,21 @@ def nonlinear_layers(model: nn.Module) -> list[str]:
 @torch.no_grad()
 def alignment_defect(
     model: nn.Module, images: Tensor, adversarial: Tensor, layers: Sequence[str], rates: Sequence[float]
-) -> Tensor:
-    """How far each layer is from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: L×N.
+) -> tuple[Tensor, Tensor]:
+    """How far each layer is from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: two L×N.
 
-    The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖ / ‖h(x + Δ) − h(x)‖: zero where the layer
-    answers in proportion to the perturbation, and free of its scale. Zero as well where a layer does not move at all.
+    The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero where the layer answers in proportion to the
+    perturbation; and ‖h(x + Δ) − h(x)‖, how far the layer moves, which sets the scale.
     """
     clean, full = (layer_outputs(model, points, layers) for points in (images, adversarial))
+    moved = [(h_full - h).flatten(1) for h, h_full in zip(clean, full, strict=True)]
     total = torch.zeros(len(layers), len(images), device=images.device, dtype=images.dtype)
     for rate in rates:
         between = layer_outputs(model, images + rate * (adversarial - images), layers)
-        for row, (h, h_full, h_rate) in enumerate(zip(clean, full, between, strict=True)):
-            moved = (h_full - h).flatten(1)
+        for row, (h, h_rate) in enumerate(zip(clean, between, strict=True)):
             # Definition 1
-            defect = (h_rate - h).flatten(1) - rate * moved
-            total[row] += defect.norm(dim=1) / moved.norm(dim=1).clamp_min(1e-12)
-    return total / len(rates)
+            total[row] += ((h_rate - h).flatten(1) - rate * moved[row]).norm(dim=1)
+    return total / len(rates), torch.stack([change.norm(dim=1) for change in moved])
 
 
 # Decision regions in the plane -------------------------------------------------------------------------------------

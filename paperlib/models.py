@@ -205,6 +205,16 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def check_channels(normalisation: str, channels: int) -> None:
+    """Raise InputError where the normalisation is of another number of channels than the images have."""
+    fits = {  # any number of channels, or that which the statistics are of
+        name for name, one in NORMALISATIONS.items() if one is None or isinstance(one[0], float) or len(one[0]) == channels
+    }
+    if normalisation not in fits:
+        allowed = " or ".join(name for name in NORMALISATIONS if name in fits)
+        raise InputError(f"normalisation = {normalisation} is not for images of {channels} channels; choose {allowed}")
+
+
 def build(
     name: str,
     *,
@@ -215,7 +225,11 @@ def build(
     normalisation: str = "half",
     stem_stride: int = 1,
 ) -> nn.Module:
-    """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator."""
+    """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator.
+
+    Raises InputError for a normalisation of other channels.
+    """
+    check_channels(normalisation, channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return ARCHITECTURES[name](classes, channels, width, NORMALISATIONS[normalisation], stem_stride)

@@ -108,7 +108,7 @@ def fit(
     total = settings.epochs * len(starts)
 
     checkpoint = folder / "checkpoint.safetensors"
-    about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0}
+    about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0, "validation_seconds": 0.0}
     best: dict[str, Tensor] = {}
     if checkpoint.exists():
         about, best = _restore(checkpoint, model, averaged, optimizer)
@@ -155,7 +155,10 @@ def fit(
                     save()
             averages = {term: value / len(starts) for term, value in about["sums"].items()}
             _draw_from(_mix(seed, epoch, -2))
-            history.append({"epoch": epoch + 1, **averages, **validate(averaged, data.validation, attack, device)})
+            paused = time.monotonic()
+            accuracies = validate(averaged, data.validation, attack, device)
+            about["validation_seconds"] += time.monotonic() - paused
+            history.append({"epoch": epoch + 1, **averages, **accuracies})
             if _score(history[-1], settings) >= max((_score(past, settings) for past in history[:-1]), default=-1.0):
                 best = {key: value.detach().clone() for key, value in averaged.state_dict().items()}
             about |= {"epoch": epoch + 1, "index": 0, "sums": {}}
@@ -169,15 +172,19 @@ def fit(
                 print(f"{name}: {line}  ({left:.0f} s left)", flush=True)
                 printed = time.monotonic()
     averaged.load_state_dict(best)
-    seconds = time.monotonic() - begun
-    write_json(folder / "history.json", {"seconds": seconds, "environment": environment(), "epochs": history})
+    validated = about["validation_seconds"]
+    seconds = {"seconds": time.monotonic() - begun - validated, "validation_seconds": validated}
+    write_json(folder / "history.json", {**seconds, "environment": environment(), "epochs": history})
     models.save_weights(averaged, folder / "weights.safetensors")
     checkpoint.unlink()
     return averaged.eval()
 
 
 def histories(run: Run) -> dict[str, dict[str, Any]]:
-    """The history of every finished training of a run, by its name: seconds, and epochs with losses and accuracies."""
+    """The history of every finished training of a run, by its name.
+
+    seconds (of training alone), validation_seconds, and epochs with losses and accuracies.
+    """
     return {file.parent.name: read_json(file) for file in sorted(run.folder.glob("training/*/history.json"))}
 
 

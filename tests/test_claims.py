@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from paperlib import claims, runs
 from paperlib.files import InputError, read_json
+from paperlib.methods import raat_study
 
 
 def test_the_papers_numbers_are_where_they_should_be() -> None:
@@ -40,7 +40,9 @@ def test_raats_numbers_are_where_they_should_be() -> None:
 
 
 def test_quoted_rows_say_where_they_come_from() -> None:
-    table = claims.quoted("raat", "table3", summary({("raat_sharp", "clean"): 0.5, ("raat_sharp", "pgd_10"): 0.3}))
+    measured = summary({("raat_sharp", "clean"): 0.5, ("raat_sharp", "pgd_10"): 0.3, ("raat", "clean"): 0.6})
+    table = claims.quoted("raat", "table3", measured, ["raat_sharp"])
+    assert "raat" not in table.index
     assert set(table["from"]) == {"reported", "measured here"}
     assert table.loc["raat_sharp", "clean"] == pytest.approx(50)
     assert math.isnan(table.loc["raat_sharp", "autoattack"])
@@ -60,13 +62,14 @@ def test_every_claim_is_complete_and_points_at_numbers_that_exist(paper: str) ->
         cases = claim.get("claimed", {})
         for case in ["scenes", *cases] if isinstance(cases, dict) else ["scenes"]:
             number = claims.reported(paper, claim, case)
-            assert (number is None) == ("claimed" not in claim)
+            named = cases.get(case, True) if isinstance(cases, dict) else True
+            assert (number is None) == ("claimed" not in claim or named is None)
             if number is not None and claim["kind"] == "gain" and case in ("scenes", "cifar10", "cifar10_resnet18_linf"):
                 assert number > 0, claim["id"]  # the paper does say so
     for notebook, scale in ledger["scale"].items():
         known = set(runs.studies()[notebook].model_fields)
         assert set(scale["besides"]) <= known
-        assert all(set(changes) <= known for changes in scale["by_data"].values())
+        assert all(set(changes) <= known for changes in [scale.get("instead", {}), *scale["by_case"].values()])
 
 
 def test_reported_differences_follow_the_data_set() -> None:
@@ -85,11 +88,17 @@ def test_reported_differences_follow_the_data_set() -> None:
         ("gain", 25, 2, 48, 50, 0, "reproduced"),
         ("gain", 24, 20, 30, 50, 0, "direction only"),  # less than half, whatever the interval
         ("gain", 3, -1, 7, 50, 0, "not reproduced"),  # not told from zero
+        ("gain", 3, -1, 7, 5, 0, "not tested here"),  # nor from what is claimed
+        ("gain", 0.2, -0.3, 0.7, None, 0, "not reproduced"),
+        ("gain", 0.2, -1.3, 1.7, None, 0, "not tested here"),  # not even a point can be told
+        ("gain", 4, 3, 5, -0.5, 0, "not tested here"),  # no gain in the paper's own table
+        ("gain", -4, -5, -3, 0, 0, "not tested here"),
         ("gain", -9, -13, -5, 50, 0, "not reproduced"),
         ("gain", 9, 5, 13, None, 0, "reproduced"),
         ("keep", -12, -15, -9, -14, -20, "reproduced"),
         ("keep", -18, -22, -14, -14, -20, "direction only"),
-        ("keep", -22, -25, -19, -14, -20, "not reproduced"),
+        ("keep", -22, -25, -19, -14, -20, "not tested here"),  # it may be above
+        ("keep", -22, -23, -21, -14, -20, "not reproduced"),
     ],
 )
 def test_verdicts(
@@ -125,18 +134,13 @@ def test_only_an_interval_that_leaves_out_zero_or_the_claim_decides(difference: 
         assert "cannot tell" in reason
 
 
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    """Newcombe (1998), example (a), method 10: 56/70 against 48/80, from Wilson's intervals, gives 0.0524 … 0.3339."""
-    sides = []
-    for hits, count in ((56, 70), (48, 80)):
-        wilson = binomtest(hits, count).proportion_ci(0.95, "wilson")
-        sides.append((hits / count, wilson.low, wilson.high))
-    assert claims.difference_interval(*sides) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
-
-
 def summary(values: dict[tuple[str, str], float]) -> pd.DataFrame:
-    rows = [(*key, value, value - 0.02, value + 0.02, math.nan, 1, 500) for key, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "measure", "mean", "low", "high", "deviation", "seeds", "n"])
+    rows = [
+        {"method": method, "measure": measure, "mean": value, "low": value - 0.02, "high": value + 0.02, "seeds": 1,
+         "deviation": math.nan, "n": 500, "sample_low": value - 0.02, "sample_high": value + 0.02, "each": None}
+        for (method, measure), value in values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None:
@@ -164,6 +168,39 @@ def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None
     stl = {"data": "stl10", "batch_size": 32}
     stl10 = runs.Run("cifar_pag", "paper", runs.resolve("cifar_pag", "paper", stl), home / "runs" / "stl")
     assert claims.judge("pag", stl10, measured, 10)["scale"][0].startswith("eps_l2 0.5 (paper: 1.5)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"select_on": "test"}, []),
+        ({}, ["select_on validation (paper: test)"]),
+        ({"select_on": "test", "norm": "l2"}, []),
+        ({"select_on": "test", "data": "cifar100", "model": "wide_resnet28", "width": 160}, []),
+        ({"select_on": "test", "data": "tiny_imagenet"}, ["stem_stride 1 (paper: 2)"]),
+        ({"select_on": "test", "model": "wide_resnet28"}, ["width 64 (paper: 160)"]),
+        (
+            {"select_on": "test", "data": "scenes", "seeds": [0]},
+            ["data scenes (paper: cifar10)", "seeds [0] (paper: [0, 1, 2])"],
+        ),
+    ],
+)
+def test_raats_cases_are_held_against_their_own_settings(changes: dict[str, Any], expected: list[str], home: Path) -> None:
+    settings = runs.resolve("raat_boundary", "paper", changes)
+    run = runs.Run("raat_boundary", "paper", settings, home)
+    found = claims.differences(run, claims.load("raat")["scale"]["raat_boundary"], raat_study.case(settings))
+    assert sorted(found) == sorted(expected)
+
+
+def test_what_is_excluded_is_not_tested(home: Path) -> None:
+    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    values = {(method, measure): 0.5 + 0.2 * (method == "raat") for method in ("raat", "pgd_at", "pgd_at_long")
+              for measure in ("clean", "pgd_10")}  # fmt: skip
+    verdicts = claims.judge("raat", run, summary(values), 10, excluded={"pgd_at_long": "took too long"}).set_index("id")
+    assert verdicts.loc["equal-time-clean", "outcome"] == "not tested here"
+    assert verdicts.loc["equal-time-clean", "reason"] == "pgd_at_long took too long"
+    assert verdicts.loc["raat-clean", "outcome"] == "reproduced"
+    assert "one seed" in verdicts.loc["raat-clean", "reason"]
 
 
 def test_a_network_at_chance_tests_nothing(home: Path) -> None:

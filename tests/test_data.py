@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,29 @@ def test_what_is_wrong_with_tiny_imagenet_is_named(home: Path, monkeypatch: pyte
         annotations.write_text(text)
         with pytest.raises(InputError, match=message):
             data.load("tiny_imagenet")
+    annotations.write_text(good)
+    (tree / "train").rename(tree / "training")
+    with pytest.raises(InputError, match=r"there is no folder train in it"):
+        data.load(f"folder:{tree}")
+
+
+def test_tiny_imagenet_may_keep_what_restructuring_left_empty(home: Path) -> None:
+    """The usual script moves the validation images into class folders and leaves val/images and the annotations."""
+    tree = make_tiny(home / "tiny", "nested")
+    (tree / "val" / "images").mkdir()
+    (tree / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn01629819\t0\t0\t63\t63\n")
+    assert data.load(f"folder:{tree}").test.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_two_sets_become_one() -> None:
+    splits = data.load("scenes", train_images=20, validation_images=10, test_images=10, seed=3)
+    both = data.joined(splits.train, splits.validation)
+    assert len(both) == 30
+    assert torch.equal(both.images[20:], splits.validation.images)
+    assert torch.equal(both.depth[:20], splits.train.depth)  # type: ignore[index, arg-type]
+    mixed = data.joined(splits.train, dataclasses.replace(splits.validation, depth=None))
+    assert mixed.depth is None
+    assert torch.equal(mixed.mask[20:], splits.validation.mask)  # type: ignore[index, arg-type]
 
 
 # Caches and splits -----------------------------------------------------------

@@ -1,5 +1,6 @@
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind
 from torch import Tensor, nn
 
 from paperlib import audit, evaluation
@@ -146,6 +147,64 @@ def test_the_summary_has_mean_deviation_and_the_larger_uncertainty() -> None:
     assert found.loc["a", "high"] == 1.0
     assert (found.loc["b", "low"], found.loc["b", "high"]) == pytest.approx(evaluation.binomial_interval(50, 100))
     assert np.isnan(found.loc["b", "deviation"])
+
+
+def row(hits: int, count: int, each: np.ndarray | None = None, seeds: int = 1, deviation: float = np.nan) -> dict[str, Any]:
+    wilson = binomtest(hits, count).proportion_ci(0.95, "wilson")
+    return {"mean": hits / count, "sample_low": wilson.low, "sample_high": wilson.high, "each": each, "seeds": seeds,
+            "deviation": deviation}  # fmt: skip
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """Newcombe (1998), example (a), method 10: 56/70 against 48/80, from Wilson's intervals, gives 0.0524 … 0.3339."""
+    found = evaluation.difference(row(56, 70), row(48, 80))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    # Outcomes of other images, or that never vary, count as independent.
+    ones = row(56, 70, np.ones(70, bool))
+    assert evaluation.difference(ones, row(48, 80, np.arange(80) < 48)) == found
+    assert evaluation.difference(ones, row(48, 70, np.arange(70) < 48))[0] == pytest.approx(8 / 70)
+
+
+def test_the_interval_of_a_paired_difference_covers_the_truth_and_is_narrower() -> None:
+    generator, truth, covered, widths = np.random.default_rng(0), 0.06, 0, []
+    for _ in range(400):
+        base = generator.random(300)
+        sides = [base < 0.5 + truth, np.where(generator.random(300) < 0.9, base, generator.random(300)) < 0.5]
+        rows = [row(int(side.sum()), 300, side) for side in sides]
+        value, low, high = evaluation.difference(*rows)
+        covered += low <= truth <= high
+        unpaired = evaluation.difference(*({**one, "each": None} for one in rows))
+        assert unpaired[0] == value
+        widths.append((high - low) / (unpaired[2] - unpaired[1]))
+    assert 0.93 <= covered / 400 <= 0.98
+    assert max(widths) < 0.75
+
+
+def test_the_spread_of_seeds_widens_the_interval_of_a_difference() -> None:
+    """Welch's t, as scipy has it from the same means, deviations and numbers."""
+    means, deviations = (0.8, 0.7), (0.05, 0.02)
+    rows = [row(round(1e4 * m), 10_000, seeds=s, deviation=d) for m, d, s in zip(means, deviations, (3, 4), strict=True)]
+    _, low, high = evaluation.difference(*rows)
+    samples = []
+    for mean, deviation, shape in zip(means, deviations, ([-1, 0, 1], [-3, -1, 1, 3]), strict=True):
+        samples.append(mean + deviation * np.array(shape) / np.std(shape, ddof=1))
+    expected = ttest_ind(*samples, equal_var=False).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert evaluation.difference(rows[0], {**rows[1], "seeds": 1})[1] > low
+
+
+def test_the_summary_takes_outcomes_by_image() -> None:
+    right = np.arange(50) < 30
+    scores = np.linspace(-1, 1, 50)
+    rows = [("a", seed, "clean", 50, array.mean(), array) for seed, array in enumerate((right, ~right))]
+    rows += [("a", 0, "score", 50, scores.mean(), scores), ("b", 0, "clean", 50, 0.5, np.nan)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    found = evaluation.summary(table).set_index(["method", "measure"])
+    assert found.loc[("a", "clean"), "each"].tolist() == [0.5] * 50
+    assert found.loc[("a", "clean"), "sample_low"] == evaluation.binomial_interval(25, 50)[0]
+    half = 1.959964 * scores.std(ddof=1) / np.sqrt(50)
+    assert (found.loc[("a", "score"), "low"], found.loc[("a", "score"), "high"]) == pytest.approx((-half, half))
+    assert found.loc[("b", "clean"), "each"] is None
 
 
 # Audit ---------------------------------------------------------------------------

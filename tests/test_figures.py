@@ -51,3 +51,36 @@ def test_tables_leave_as_csv_and_booktabs(run: runs.Run) -> None:
     assert r"(\%) at $\varepsilon$" in tex
     assert "49.7 & --" in tex
     assert "one_image,49.68," in (run.folder / "tables" / "t.csv").read_text()
+
+
+def test_panels_without_data_and_counts_that_are_not_finite_still_make_figures(run: runs.Run) -> None:
+    empty = pd.DataFrame(columns=["panel", "line", "x", "value"])
+    figure = figures.panels(run, empty, "nothing", x="x")
+    assert "nothing of this was trained" in [text.get_text() for text in figure.axes[0].texts]
+    gaps = pd.DataFrame({"estimator": "supervised", "error": "robust", "dimension": [4, 8], "value": [0.1, 0.2]})
+    needed = pd.DataFrame({"samples": "labelled", "dimension": [4, 8], "count": [float("inf")] * 2})
+    figures.gaussian(run, gaps, needed)
+    assert (run.folder / "figures" / "gaussian.png").exists()
+
+
+def test_panels_draw_every_line_with_its_interval(run: runs.Run) -> None:
+    rows = [(panel, line, x, 10.0 * x, 10.0 * x - 1, 10.0 * x + 2) for panel in ("a", "b") for line in ("p", "q")
+            for x in (2, 1)]  # fmt: skip
+    data = pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
+    figure = figures.panels(run, data, "lines", x="x")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    for axis in figure.axes:
+        assert len(axis.containers) == 2
+        line, _, (bars,) = axis.containers[0]
+        assert line.get_xydata().tolist() == [[1, 10], [2, 20]]  # in order of x
+        assert bars.get_segments()[0].tolist() == [[1, 9], [1, 12]]
+    words = data.assign(x=data["x"].map({1: "late", 2: "early"}))
+    axis = figures.panels(run, words, "words", x="x").axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["early", "late"]  # as they come
+
+
+def test_outcomes_by_image_stay_out_of_the_files(run: runs.Run) -> None:
+    table = pd.DataFrame({"method": ["a"], "mean": [0.5], "each": [[True, False]]})
+    figure, _ = figures.new(run)
+    figures.save(run, figure, "f", table)
+    assert (run.folder / "figures" / "f.csv").read_text() == "method,mean\na,0.5\n"

@@ -24,13 +24,12 @@ def test_the_defect_of_a_linear_layer_is_zero_and_that_of_a_square_is_known() ->
     model = nn.Sequential(nn.Linear(3, 3, bias=False), Square()).double()
     nn.init.eye_(model[0].weight)
     x, delta = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
-    linear, square = alignment_defect(model, x, x + delta, ["0", "1"], RATES)
+    (linear, square), moved = alignment_defect(model, x, x + delta, ["0", "1"], RATES)
     assert float(linear.abs().max()) < 1e-12
-    ratio = (delta**2).norm(dim=1) / ((x + delta) ** 2 - x**2).norm(dim=1)
-    expected = sum(rate - rate**2 for rate in RATES) / len(RATES) * ratio
-    torch.testing.assert_close(square, expected)
-    # No perturbation, no defect; and the scale of the output does not matter.
-    assert float(alignment_defect(model, x, x, ["1"], RATES).max()) == 0
+    torch.testing.assert_close(square, sum(rate - rate**2 for rate in RATES) / len(RATES) * (delta**2).norm(dim=1))
+    torch.testing.assert_close(moved, torch.stack([delta.norm(dim=1), ((x + delta) ** 2 - x**2).norm(dim=1)]))
+    defect, moved = alignment_defect(model, x, x, ["1"], RATES)  # no perturbation, no defect
+    assert float(defect.max()) == float(moved.max()) == 0
 
 
 def test_layers_are_read_without_changing_the_model() -> None:

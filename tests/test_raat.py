@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from paperlib import models, runs, training
 from paperlib.attacks import pgd
+from paperlib.batchnorm import BatchNorm2d
+from paperlib.data import ImageSet, Splits
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step, baselines, raat
 from paperlib.methods import raat_study as study
@@ -124,22 +126,21 @@ def test_dicar_is_zero_for_a_linear_model_between_clean_views() -> None:
     assert float(dicar(mixed, model(first), model(second), 0.7, "text").detach().min()) > 1e-6
 
 
-def test_the_interpolation_error_grows_with_the_second_derivative_as_theorem_2_says() -> None:
-    """(f(λẋ + λ^ẍ) − λf(ẋ) − λ^f(ẍ))² = (Σ_k (λ^ − λ^^k)/k!·f⁽ᵏ⁾Δᵏ)², signs aside, on f(x) = exp(a x), whose k-th
-    derivative is aᵏ exp(a x): the leading term k = 2 is what remains as Δ shrinks, and it grows as a⁴."""
+def test_dicar_grows_with_the_second_derivative_as_theorem_2_says() -> None:
+    """(f(λẋ + λ^ẍ) − λf(ẋ) − λ^f(ẍ))² = (Σ_k (λ^ − λ^^k)/k!·f⁽ᵏ⁾Δᵏ)², signs aside: the term k = 2 leads as Δ shrinks.
+
+    On f(x) = exp(a x), whose second derivative is a² exp(a x). DICAR of the two-class logits (f, −f) at temperature ½ is
+    then 2 p (1 − p) times that square, p = σ(4 f): the Jensen–Shannon divergence is (Δp)² / (8 p (1 − p)) to leading order.
+    """
     x, rate = 0.3, 0.7
     hat = 1 - rate
-
-    def error(a: float, delta: float) -> float:
-        f = lambda point: np.exp(a * point)  # noqa: E731
-        return float((f(rate * x + hat * (x + delta)) - rate * f(x) - hat * f(x + delta)) ** 2)
-
-    for a in (0.5, 1.0, 2.0):
-        leading = ((hat - hat**2) / 2 * a**2 * np.exp(a * x)) ** 2
-        for delta in (1e-2, 5e-3):
-            assert error(a, delta) / (leading * delta**4) == pytest.approx(1, abs=2 * a * delta)
-    scaled = [error(a, 1e-3) / np.exp(2 * a * x) for a in (1.0, 2.0)]
-    assert scaled[1] / scaled[0] == pytest.approx(2**4, rel=0.01)
+    for a in (0.25, 0.5, 1.0):
+        p = 1 / (1 + np.exp(-4 * np.exp(a * x)))
+        leading = 2 * p * (1 - p) * ((hat - hat**2) / 2 * a**2 * np.exp(a * x)) ** 2
+        for delta in (0.1, 0.05):
+            f = [np.exp(a * point) for point in (rate * x + hat * (x + delta), x, x + delta)]
+            z = [torch.tensor([[value, -value]], dtype=torch.float64) for value in f]
+            assert float(dicar(*z, rate)) / (leading * delta**4) == pytest.approx(1, abs=6 * a * delta)
 
 
 def test_dicar_itself_follows_the_second_derivative() -> None:
@@ -391,7 +392,8 @@ def test_weight_gradients_pass_finite_differences(method: Any) -> None:
 # RAAT# and the study -----------------------------------------------------------------------------------------------
 
 
-def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_late() -> None:
+def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raat, "mix_rate", lambda gamma: 0.7)
     model, averaged = linear(), linear()
     with torch.no_grad():
         labels = averaged(IMAGES).argmax(1)
@@ -411,6 +413,15 @@ def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_lat
     assert float(late["boundary"]) == pytest.approx(float(boundary.double().mean()))
     trained = torch.where(boundary.view(-1, 1, 1, 1), IMAGES + 0.02, IMAGES + 0.2)
     torch.testing.assert_close(late["ce"], F.cross_entropy(model(trained), labels))
+    # The consistency of the images that the averaged model has right in both views, on the trained model's outputs.
+    members = (right & (averaged(IMAGES + 0.3).argmax(1) == labels)).numpy()
+    assert 0 < members.sum() < len(labels)
+    f = forward(model)
+    first, second = f(IMAGES)[members], f(IMAGES + 0.3)[members]
+    mixed = f(0.7 * (IMAGES + 0.2) + 0.3 * (IMAGES + 0.5))[members]
+    expected = js(softmax(mixed / 0.5), softmax((0.7 * first + 0.3 * second) / 0.5)).mean()
+    assert float(late["dicar"].detach()) == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(late["total"], late["ce"] + late["dicar"])
     with pytest.raises(InputError, match="ema = 0"):
         method.loss(model, Batch(IMAGES, labels, Views()), STEP)
 
@@ -432,6 +443,33 @@ def test_raat_sharp_attacks_with_batch_norm_in_training_mode_and_the_others_do_n
     RAAT(attack).loss(model, batch, STEP)
     assert modes == [{False}]
     assert {module.training for module in model.modules()} == {True}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (baselines.AdversarialTraining, [True]),
+        (baselines.TRADES, [True, True]),
+        (baselines.MART, [True, True]),
+        (baselines.ConsistencyAT, [True]),  # both views in one batch
+        (RAAT, [False, True, True, True]),  # the predictions; x̃; the clean views; the interpolation
+        (partial(RAAT, boosted=True), [False, True, True, True, True]),
+        (partial(RAAT, bound=False), [False, True, True, True]),
+        (PartitionedAT, [False, True]),
+    ],
+)
+def test_batch_norm_is_in_the_mode_that_the_code_has(method: Any, expected: list[bool]) -> None:
+    """Every forward pass after the attack, in order; images that are not shifted, so that DICAR has all that are right."""
+    model = models.build("small_cnn", classes=5, channels=1, width=4, seed=0).train()
+    with torch.no_grad():
+        model[-1].bias[0] = 9
+    modes: list[bool] = []
+    norm = next(module for module in model.modules() if isinstance(module, BatchNorm2d))
+    norm.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    attack = partial(shift, eps=0.01, norm="linf", step_size=0.1)
+    method(attack).loss(model, Batch(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), lambda x: x), STEP)
+    assert modes == expected
+    assert model.training
 
 
 def count_passes(method: Any, epoch: int = 0) -> tuple[int, int]:
@@ -484,7 +522,7 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
     ("changes", "message"),
     [
         ({"one_seed": ["cons_at"], "methods": ["pgd_at", "raat"]}, "one_seed has cons_at, which methods has not"),
-        ({"sharp": {"epoch": 3}}, "sharp has no setting epoch"),
+        ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can batch_size, "),
         ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),
         ({"toy": {"learning_rate": -1}}, "greater than 0"),
         ({"toy": {"crop_fill": "mirror"}}, "reflect"),
@@ -512,6 +550,15 @@ def test_the_paper_preset_is_appendix_d1() -> None:
     assert [rates[epoch] for epoch in (99, 100, 150)] == pytest.approx([0.1, 0.1 / 1.5, 0.1 / 1.5**2])
     assert study.sharp_methods(chosen)["raat_sharp"].dicar_from == 105
     assert round(sharp.ema_start * sharp.epochs) == 105
+    fixed = {
+        "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128, "epochs": 110, "crop_padding": 4,
+        "crop_fill": 0.0, "flip": True, "model": "resnet18_bottleneck", "width": 64, "normalisation": "none", "eta": 0.1,
+        "weight": 1.0, "gamma": 0.75, "seeds": [0, 1, 2], "selection": "robust", "train_images": None, "test_images": None,
+        "clip": 0.0, "ema": 0.0, "bf16": False, "form": "code",
+    }  # fmt: skip
+    assert {name: getattr(chosen, name) for name in fixed} == fixed
+    assert set(chosen.methods) == {"pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"}
+    assert (sharp.model, sharp.width, sharp.ema, sharp.epochs) == ("preact_resnet18", 64, 0.999, 200)
     assert study.case(chosen) == "cifar10_resnet18_linf"
     wide = runs.resolve("raat_boundary", "paper", {"model": "wide_resnet28", "width": 160, "data": "cifar100"})
     assert study.case(wide) == "cifar100_wide_linf"
@@ -531,19 +578,125 @@ def test_every_method_has_the_attack_that_it_asks_for() -> None:
     assert len(study.ablations(chosen)) == 3 + 4 + 5
     assert set(study.study_methods(chosen)) == {
         "study_full", "study_boundary_0.1", "study_boundary_0", "study_random_0", "study_other_0.1", "study_other_0",
-        "study_threshold_0.05", "study_threshold_0.1", "study_threshold_0.3",
+        "study_threshold_0.05", "study_threshold_0.3",  # 0.1 is that of the boundary samples' scale
     }  # fmt: skip
 
 
+def outcomes(rates: dict[str, float], seed: int = 0, count: int = 10_000) -> list[dict[str, Any]]:
+    return [{"method": "raat", "seed": seed, "measure": measure, "each": np.arange(count) < round(rate * count)}
+            for measure, rate in rates.items()]  # fmt: skip
+
+
 def test_mean_and_nrr_are_those_of_section_5_3() -> None:
-    rows = [("raat", seed, measure, 100, 0, value, 0.0, 1.0, "")
-            for seed, pair in enumerate(((0.8276, 0.5165), (0.0, 0.0)))
-            for measure, value in zip(("clean", "autoattack"), pair, strict=True)]  # fmt: skip
-    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags"]
-    found = study.tradeoffs(pd.DataFrame(rows, columns=columns)).set_index(["seed", "measure"])["accuracy"]
+    rows = [*outcomes({"clean": 0.8276, "autoattack": 0.5165}), *outcomes({"clean": 0.0, "autoattack": 0.0}, 1)]
+    table = study.tradeoffs(pd.DataFrame(rows)).set_index(["seed", "measure"])
+    found = table["accuracy"]
     assert 100 * found[0, "mean"] == pytest.approx(67.205)  # RAAT# in Table 3
     assert 100 * found[0, "nrr"] == pytest.approx(63.605, abs=0.001)
     assert found[1, "nrr"] == 0
+    for measure in ("mean", "nrr"):
+        assert table.loc[(0, measure), "each"].mean() == pytest.approx(found[0, measure])
+    # The ratio's spread is the jackknife's: leave image by image out and compute it anew.
+    small = {row["measure"]: row["each"] for row in outcomes({"clean": 0.8, "autoattack": 0.5}, count=200)}
+    left = []
+    for i in range(200):
+        a, r = (np.delete(small[measure], i).mean() for measure in ("clean", "autoattack"))
+        left.append(2 * a * r / (a + r))
+    jackknife = 199**0.5 * np.std(left)
+    each = study.tradeoffs(pd.DataFrame(outcomes({"clean": 0.8, "autoattack": 0.5}, count=200)))["each"].iloc[1]
+    assert each.std() / 200**0.5 == pytest.approx(jackknife, rel=0.02)
+
+
+def test_the_tables_of_others_stand_beside_runs_of_their_case() -> None:
+    own = {data: study.own_rows(runs.resolve("raat_boundary", "paper", {"data": data}))
+           for data in ("cifar10", "cifar100", "tiny_imagenet", "folder:x")}  # fmt: skip
+    assert own["cifar10"] == own["folder:x"] == {"table2": [], "table3": ["wa", "raat_sharp"]}
+    assert own["cifar100"] == {"table2": ["raat"], "table3_cifar100": ["wa", "raat_sharp"]}
+    assert own["tiny_imagenet"] == {"table2": [], "table3": []}
+    assert study.own_rows(runs.resolve("raat_boundary", "paper", {"norm": "l2"}))["table3"] == []
+
+
+def test_costs_and_times_are_read_from_the_histories() -> None:
+    def history(seconds: float, epochs: int) -> dict[str, Any]:
+        rows = [{"epoch": e + 1, "clean_accuracy": 0.1 * e, "robust_accuracy": 0.0} for e in range(epochs)]
+        return {"seconds": seconds, "epochs": rows}
+
+    histories = {"pgd_at-seed0": history(60, 2), "pgd_at-seed1": history(120, 2), "raat-seed0": history(180, 2),
+                 "pgd_at_long-seed0": history(190, 4), "study_full-seed0": history(1, 1)}  # fmt: skip
+    summary = pd.DataFrame({"method": ["pgd_at", "raat"], "measure": "clean", "mean": [0.5, 0.6]})
+    table = study.costs(histories, summary, ["pgd_at", "raat", "pgd_at_long"])
+    assert table["minutes"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0, "pgd_at_long": 190 / 60})
+    assert table["× PGD-AT"].to_dict() == pytest.approx({"pgd_at": 1, "raat": 2, "pgd_at_long": 190 / 90})
+    assert table["epochs"].to_dict() == {"pgd_at": 2, "raat": 2, "pgd_at_long": 4}
+    assert table.loc["raat", "clean"] == pytest.approx(60)
+    curves = study.time_curves(histories, ["pgd_at", "raat"])
+    late = curves[(curves["panel"] == "clean accuracy") & (curves["epoch"] == 2)].set_index("line")
+    assert late["minutes"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0})  # a mean over seeds
+    assert late["value"].to_dict() == pytest.approx({"pgd_at": 10, "raat": 10})
+    assert study.unequal_time(histories) == {}
+    histories["raat-seed0"] = history(150, 2)
+    assert "took 1.27 times RAAT's" in study.unequal_time(histories)["pgd_at_long"]
+    del histories["pgd_at_long-seed0"]
+    assert study.unequal_time(histories) == {}
+
+
+def test_figure_5_has_its_three_panels() -> None:
+    chosen = runs.resolve("raat_boundary", "paper")
+    methods = ["pgd_at", "raat", "two_views", "bound", "dicar", "eta_0.3", "weight_6"]
+    rows = [{"method": method, "measure": measure, "mean": 0.5, "low": 0.4, "high": 0.6}
+            for method in methods for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
+    points = study.ablation_points(chosen, pd.DataFrame(rows))
+    assert set(points["line"]) == {"clean", "pgd_10"}
+    places = {panel: list(part["x"]) for panel, part in points[points["line"] == "clean"].groupby("panel")}
+    assert places == {"components": ["PGD-AT", "2 views", "BOUND", "DICAR", "RAAT"], "η": [0.1, 0.3], "λ": [1.0, 6.0]}
+    assert set(points["value"]) == {50.0}
+
+
+def test_defects_are_a_ratio_of_means_with_its_own_spread(home: Any) -> None:
+    """A network whose first layer is a square: h(x) = x², so the defect is (μ − μ²) Δ² and the change 2 x Δ + Δ²."""
+
+    class Squared(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) ** 2
+
+    model = nn.Sequential(nn.Sequential(Squared()), nn.Linear(4, 2))
+    pixels = (255 * torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 0.8).round().to(torch.uint8)
+    data = ImageSet(pixels, torch.zeros(30, dtype=torch.long), ("a", "b"))
+    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick", {"eps_linf": 0.1}), home)
+    found = study.defects_each(run, {"raat": {0: model, 1: model}}, data, chunk=7)
+    assert list(found["layer"]) == ["0", "1", "probabilities"] * 2
+    first = found.iloc[0]
+    assert first["value"] == pytest.approx(first["each"].mean())
+    assert 0 < first["value"] < 0.3  # Δ² against 2 x Δ + Δ²
+    assert found.iloc[1]["value"] > 0  # the linear layer hands the square's defect on
+    points = study.defect_points(found)
+    assert list(points["layer"]) == ["0", "1", "probabilities"]  # a mean over seeds, one point a layer
+    assert (points["low"] < points["value"]).all()
+    rows = study.alignment_rows(found)
+    assert list(rows["seed"]) == [0, 1]
+    assert rows["accuracy"].iloc[0] == pytest.approx(1 - found.iloc[2]["value"])
+    assert rows["each"].iloc[0].mean() == pytest.approx(rows["accuracy"].iloc[0])
+    table = study.defect_table(found)
+    assert table.loc["raat", ("defect", "probabilities")] == pytest.approx(found.iloc[2]["value"], rel=0.2)
+
+    with torch.no_grad():
+        model[1].weight.zero_()  # an output that does not move is not aligned: there is nothing to say
+    still = study.defects_each(run, {"raat": {0: model}}, data)
+    assert still["value"].isna().tolist() == [False, True, True]
+    assert study.alignment_rows(still).empty
+
+
+def test_selecting_on_the_test_images_holds_nothing_out() -> None:
+    def images(count: int) -> ImageSet:
+        return ImageSet(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count) % 2, ("a", "b"))
+
+    whole = Splits(images(10), images(4), images(6))
+    grey = {"normalisation": "half", "sharp": {}}
+    assert study.splits(runs.resolve("raat_boundary", "paper", grey), whole) is whole
+    found = study.splits(runs.resolve("raat_boundary", "paper", {**grey, "select_on": "test"}), whole)
+    assert (len(found.train), len(found.validation), len(found.test)) == (14, 6, 6)
+    with pytest.raises(InputError, match="normalisation = cifar10 is not for images of 1 channels; choose none or half"):
+        study.splits(runs.resolve("raat_boundary", "paper"), whole)
 
 
 def test_figure_2_is_read_from_the_histories() -> None:
@@ -555,14 +708,15 @@ def test_figure_2_is_read_from_the_histories() -> None:
         "study_full-seed0": history(0.8), "study_boundary_0.1-seed0": history(0.7),
         "study_threshold_0.3-seed0": history(0.6), "raat-seed0": history(0.1),
     }  # fmt: skip
-    curves = study.study_curves(histories)
+    curves = study.study_curves(histories, 0.1)
     assert set(curves["panel"]) == {"boundary samples", "other samples", "threshold of the partition"}
     table = study.study_summary(curves)
     assert table.loc["baseline", ("boundary samples", "clean accuracy")] == pytest.approx(80)
     assert table.loc["× 0.1", ("boundary samples", "robust accuracy")] == pytest.approx(35)
+    assert table.loc["η = 0.1", ("threshold of the partition", "clean accuracy")] == pytest.approx(70)  # the same training
     assert table.loc["η = 0.3", ("threshold of the partition", "clean accuracy")] == pytest.approx(60)
-    shares = study.share_curves(histories, ["study_full"])
-    assert set(shares["line"]) == {"study_full-seed0"}
+    shares = study.share_curves(histories, ["study_full", "raat"])
+    assert set(shares["line"]) == {"baseline", "raat"}
     assert set(shares["value"]) == {10.0}
 
 

@@ -1,5 +1,6 @@
 """What the papers report, as data, and the verdict on what was measured."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 import yaml
 
+from paperlib import evaluation
 from paperlib.files import InputError, write_json
 from paperlib.runs import Run, read_presets
 
@@ -16,8 +18,10 @@ HELD = ("reproduced", "direction only")
 LEARNT = 0.1  # of the way from chance to perfect that a network's clean accuracy must surely have gone to count
 ROOM = 10  # points below 100 that a gain needs to show
 SIZE = 0.5  # of the claimed difference that a reproduction must reach
+LEAST = 1.0  # point that an interval must be able to tell from zero where the paper gives no number
 
 
+@functools.cache
 def load(paper: str) -> dict[str, Any]:
     """The paper's tables and claims from claims/<paper>.yaml. Raises InputError when there is no such file."""
     file = Path(__file__).parent / f"{paper}.yaml"
@@ -30,12 +34,14 @@ def load(paper: str) -> dict[str, Any]:
 def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
     """The difference in points that the paper reports for a claim in this case, None where it gives none.
 
-    A case is a data set, or what else tells a paper's tables apart; one that it has not is held against its first table.
+    A case is a data set, or what else tells a paper's tables apart; one that is not named is held against the first table.
     """
     tables = claim.get("claimed")
     if tables is None:
         return None
     name = tables if isinstance(tables, str) else tables.get(case, next(iter(tables.values())))
+    if name is None:
+        return None
     known = rows(paper, name)
     return float(known[claim["method"]][claim["measure"]] - known[claim["than"]][claim["measure"]])
 
@@ -52,41 +58,47 @@ def judge(
     classes: int,
     doubts: Mapping[str, Sequence[str]] | None = None,
     case: str | None = None,
+    excluded: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
     `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure. `classes` is how many
     there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method; they are added to the
-    reason. `case` says which of the paper's tables the run is held against, its data set if not given. Columns: id, place,
-    statement, claimed and measured difference and its interval low … high in points, outcome, reason, and `scale`: where
-    the run is not as the paper. No verdict stands without it.
+    reason. `case` says which of the paper's tables the run is held against, its data set if not given. `excluded` are
+    methods that nothing may be held against, with the reason. Columns: id, place, statement, claimed and measured
+    difference and its interval low … high in points, outcome, reason, and `scale`: where the run is not as the paper. No
+    verdict stands without it.
     """
     ledger = load(paper)
-    scale = "; ".join([*differences(run, ledger["scale"][run.notebook]), *ledger["scale"][run.notebook]["always"]])
-    columns = measured[["method", "measure", "mean", "low", "high"]].itertuples(index=False)
-    values = {(method, measure): tuple(100 * number for number in numbers) for method, measure, *numbers in columns}
-    trained = {(row[0], row[1]): row[2] for row in measured[["method", "measure", "seeds"]].itertuples(index=False)}
+    case = case or str(getattr(run.settings, "data", ""))
+    scale = "; ".join([*differences(run, ledger["scale"][run.notebook], case), *ledger["scale"][run.notebook]["always"]])
+    values = {(row["method"], row["measure"]): row for row in measured.to_dict("records")}
     judged = []
     for claim in ledger["claims"]:
         if claim["notebook"] != run.notebook:
             continue
-        claimed = reported(paper, claim, case or str(getattr(run.settings, "data", "")))
+        claimed = reported(paper, claim, case)
         sides = (claim["method"], claim["than"])
         absent = [side for side in sides if (side, claim["measure"]) not in values]
         least = 100 * (1 / classes + LEARNT * (1 - 1 / classes))
-        chance = [side for side in sides if (side, "clean") in values and values[side, "clean"][1] <= least]
+        chance = [side for side in sides if (side, "clean") in values and 100 * values[side, "clean"]["low"] <= least]
         difference = low = high = None
         if absent:
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
-        elif (seeds := min(trained[side, claim["measure"]] for side in sides)) < claim.get("seeds", 1):
+        elif barred := [side for side in sides if side in (excluded or {})]:
+            outcome, reason = "not tested here", f"{barred[0]} {(excluded or {})[barred[0]]}"
+        elif (seeds := min(values[side, claim["measure"]]["seeds"] for side in sides)) < claim.get("seeds", 1):
             outcome, reason = "not tested here", f"needs {claim['seeds']} seeds or more, this run has {seeds}"
-        elif claim["kind"] == "gain" and (ceiling := values[sides[1], claim["measure"]][0]) > 100 - ROOM:
+        elif claim["kind"] == "gain" and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM:
             outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
         elif chance:
             outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
         else:
-            difference, low, high = difference_interval(*(values[side, claim["measure"]] for side in sides))
+            found = evaluation.difference(*(values[side, claim["measure"]] for side in sides))
+            difference, low, high = (100 * number for number in found)
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
+            if seeds == 1:
+                reason += "; one seed, whose luck the interval leaves out"
             if claim["kind"] == "gain" and (signs := (doubts or {}).get(claim["method"])):
                 reason += f"; signs of masked gradients: {', '.join(signs)}"
         judged.append(
@@ -99,25 +111,16 @@ def judge(
     return pd.DataFrame(judged)
 
 
-Interval = tuple[float, ...]  # a value and its 95 % interval: value, low, high
-
-
-def difference_interval(first: Interval, second: Interval) -> Interval:
-    """first − second of independent values with the interval of Newcombe (1998), which combines the arms that matter."""
-    low = math.hypot(first[0] - first[1], second[2] - second[0])
-    high = math.hypot(first[2] - first[0], second[0] - second[1])
-    difference = first[0] - second[0]
-    return difference, difference - low, difference + high
-
-
 def verdict(
     kind: Literal["gain", "keep"], difference: float, low: float, high: float, claimed: float | None, floor: float = 0.0
 ) -> tuple[Outcome, str]:
     """The outcome for a measured difference in points with its 95 % interval, and the reason in words.
 
-    gain: not reproduced unless the whole interval is above zero; then reproduced if the difference is at least half of what
-    is claimed, or nothing is, else direction only. An interval that holds both zero and what is claimed tests nothing.
-    keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is.
+    gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
+    is, else direction only. An interval that holds both zero and what is claimed (without a number: `LEAST`) tests nothing;
+    one below that is not reproduced. Where the paper's own numbers show no gain there is nothing to reproduce.
+    keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is, not reproduced
+    if the whole interval is below, else not tested.
     """
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if kind == "keep":
@@ -125,9 +128,14 @@ def verdict(
             return "reproduced", f"{found}, not below {floor:+g}"
         if difference >= floor:
             return "direction only", f"{found}, perhaps below {floor:+g}"
+        if high >= floor:
+            return "not tested here", f"{found}, which cannot tell whether it is below {floor:+g}"
         return "not reproduced", f"{found}, below {floor:+g}"
-    if low <= 0 and claimed is not None and high >= claimed:
-        return "not tested here", f"{found}, which cannot tell the paper's {claimed:+.1f} from zero"
+    if claimed is not None and claimed <= 0:
+        return "not tested here", f"{found}; the paper's own table has {claimed:+.1f} in this case, which is no gain"
+    if low <= 0 and high >= (LEAST if claimed is None else claimed):
+        size = f"a gain of {LEAST:g} point" if claimed is None else f"the paper's {claimed:+.1f}"
+        return "not tested here", f"{found}, which cannot tell {size} from zero"
     if low <= 0:
         return "not reproduced", f"{found}, {'below zero' if high < 0 else 'not told from zero'}"
     if claimed is None:
@@ -137,13 +145,14 @@ def verdict(
     return "direction only", f"{found}, less than half of the paper's {claimed:+.1f}"
 
 
-def differences(run: Run, scale: Mapping[str, Any]) -> list[str]:
-    """Where the run's settings differ from those of the preset `paper`, in words; empty where they do not.
+def differences(run: Run, scale: Mapping[str, Any], case: str) -> list[str]:
+    """Where the run's settings differ from the paper's, in words; empty where they do not.
 
-    `scale` says which settings do not matter, and what the paper had for a data set other than the preset's.
+    The paper's are those of the preset `paper`, but for what `scale` says: `by_case` for another case than the preset's,
+    `instead` where the preset itself is not as the paper, `besides` for settings that do not matter.
     """
     paper = read_presets(run.notebook)["paper"]
-    paper |= scale["by_data"].get(getattr(run.settings, "data", None), {})
+    paper |= scale.get("instead", {}) | scale["by_case"].get(case, {})
     settings = run.settings.model_dump()
     wanted = type(run.settings).model_validate(paper).model_dump()  # as the settings are read, 1 and 1.0 alike
     return [
@@ -178,15 +187,17 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(methods + extra, name="method"))
 
 
-def quoted(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table whose numbers the paper quotes from others, with this run's methods below: a row a method, in percent.
+def quoted(paper: str, table: str, measured: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """A table whose numbers the paper quotes from others, with `methods` of this run below: a row a method, in percent.
 
     The column "from" says where a row comes from: reported in the paper, or measured here.
     """
     known = rows(paper, table)
     measures = list(dict.fromkeys(measure for row in known.values() for measure in row))
     lines = [{"method": method, "from": "reported", **row} for method, row in known.items()]
-    for method, part in measured[measured["measure"].isin(measures)].groupby("method", sort=False):
+    for method, part in measured[measured["measure"].isin(measures) & measured["method"].isin(methods)].groupby(
+        "method", sort=False
+    ):
         means = 100 * part.set_index("measure")["mean"]
         lines.append({"method": method, "from": "measured here", **means})
     return pd.DataFrame(lines, columns=["method", "from", *measures]).set_index("method")

@@ -68,6 +68,17 @@ def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Spl
     return Splits(train[~held], train[held], test)
 
 
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of two sets of the same classes as one."""
+
+    def both(name: str) -> Tensor | None:
+        parts = getattr(first, name), getattr(second, name)
+        return None if any(part is None for part in parts) else torch.cat(parts)
+
+    images, labels = torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
+    return ImageSet(images, labels, first.classes, both("depth"), both("mask"))
+
+
 def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
     """`count` images of `data`, equally many of each class (to within one), chosen by `seed`; all where it is fewer.
 

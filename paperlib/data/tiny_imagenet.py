@@ -52,16 +52,20 @@ def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
 
     Raises InputError naming the file or class when the tree is not as it should be.
     """
+    if not (folder / "train").is_dir():
+        raise InputError(f"data folder {folder}: there is no folder train in it")
     numbers = subfolders(folder / "train")
     labels = {number: label for label, number in enumerate(numbers)}
     train = [row for number, label in labels.items() for row in listed(folder, _images(folder / "train" / number), label)]
     annotations = folder / ANNOTATIONS
-    if annotations.is_file() and (folder / "val" / "images").is_dir():
+    loose = folder / "val" / "images"  # empty where its images were moved into class folders
+    if annotations.is_file() and loose.is_dir() and any(loose.iterdir()):
         val = _annotated(folder, annotations, labels)
     else:
         if not (folder / "val").is_dir():
             raise InputError(f"data folder {folder}: there is no folder val in it")
-        if odd := sorted(set(subfolders(folder / "val")) ^ set(numbers)):
+        found = set(subfolders(folder / "val")) - {"images" if loose.is_dir() and not any(loose.iterdir()) else ""}
+        if odd := sorted(found ^ set(numbers)):
             missing = "val" if odd[0] in labels else "train"
             raise InputError(
                 f"data folder {folder}: class {odd[0]!r} is missing from {missing}; both need the same classes"

@@ -197,7 +197,8 @@ def shares(parts: Partition) -> dict[str, Tensor]:
 class RAATSharp:
     """RAAT# (Section 5.3): RAAT in the framework of ReBAT, with a moving average of the weights; neither idea: WA.
 
-    As in its code the attack meets batch norm in training mode, each augmentation on its own; the averaged model says what
+    Always in the form of its code: `form` of the settings does not reach it, the paper has no equations of its own for it.
+    The attack meets batch norm in training mode, each augmentation on its own; the averaged model says what
     is right; the cross-entropy sees the first augmentation alone; DICAR begins with epoch `dicar_from` (from 0).
     """
 
@@ -242,8 +243,8 @@ class PartitionedAT:
     """The proof of concept of Section 2.1: PGD-AT that scales the perturbation by the part an image belongs to.
 
     Misclassified images are seen clean (after MMA), boundary and other images with `boundary` and `other` times their
-    perturbation. Both at 1 are the paper's baseline, its dashed line. `control` spares as many right images drawn at random
-    in place of the boundary samples, which the paper does not try: they are few.
+    perturbation. Both at 1 are the paper's baseline, its dashed line. `control` spares as many of the images that are
+    right, drawn at random, boundary samples among them, which the paper does not try.
     """
 
     attack: Attack

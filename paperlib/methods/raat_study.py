@@ -10,20 +10,27 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
+from paperlib import models
 from paperlib.attacks import Attack, Loss, Norm, autoattack, evaluating, pgd
-from paperlib.data import ImageSet, Splits, as_float, subset
+from paperlib.data import ImageSet, Splits, as_float, joined, subset
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.runs import Run
-from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Settings, Share, TrainingSettings
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
 Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
 START = 0.001  # deviation of TRADES's and MART's normal start
+CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
+    "model",
+    "width",
+    "normalisation",
+    "stem_stride",
+}  # by `sharp` and `toy`: how and what is trained, not on which data, seeds or machine
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
 
@@ -65,8 +72,8 @@ class RaatSettings(ImageSettings):
             raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which methods has not")
         for name in ("sharp", "toy"):
             changes = getattr(self, name)
-            if unknown := set(changes) - set(ImageSettings.model_fields):
-                raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
+            if unknown := set(changes) - CHANGEABLE:
+                raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
             if changes:  # each in place of its own, wrong values refused now
                 values = {field: getattr(self, field) for field in ImageSettings.model_fields}
                 ImageSettings.model_validate({**values, **changes})
@@ -118,8 +125,16 @@ def strongest(settings: RaatSettings) -> dict[str, Attack]:
 
 
 def splits(settings: RaatSettings, images: Splits) -> Splits:
-    """The images, with the test part in place of the validation part where checkpoints are selected on it."""
-    return Splits(images.train, images.test, images.test) if settings.select_on == "test" else images
+    """The images, split for the way in which checkpoints are selected.
+
+    On the test images as in the paper, nothing is held out: the validation part is trained on. Raises InputError where
+    the networks could not take the images.
+    """
+    for normalisation in (settings.normalisation, settings.sharp.get("normalisation", settings.normalisation)):
+        models.check_channels(normalisation, images.train.images.shape[1])
+    if settings.select_on == "validation":
+        return images
+    return Splits(joined(images.train, images.validation), images.test, images.test)
 
 
 def fewer(images: Splits, count: int) -> Splits:
@@ -182,7 +197,11 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
         **{f"study_boundary_{scale:g}": build(settings.eta, boundary=scale) for scale in settings.study_scales},
         **{f"study_random_{scale:g}": build(settings.eta, boundary=scale, control=True) for scale in smallest},
         **{f"study_other_{scale:g}": build(settings.eta, other=scale) for scale in settings.study_scales},
-        **{f"study_threshold_{eta:g}": build(eta, boundary=eta) for eta in settings.study_thresholds},
+        **{
+            f"study_threshold_{eta:g}": build(eta, boundary=eta)
+            for eta in settings.study_thresholds
+            if not (eta == settings.eta and eta in settings.study_scales)  # trained already
+        },
     }
 
 
@@ -232,10 +251,11 @@ def case(settings: RaatSettings) -> str:
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def study_curves(histories: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.DataFrame:
     """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
 
-    Panels: boundary samples, other samples, threshold. The baseline stands in each of them.
+    Panels: boundary samples, other samples, threshold. The baseline stands in each of them; the boundary samples' training
+    at scale η is also that of the threshold η.
     """
     panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
     panels["random"] = panels["boundary"]
@@ -245,11 +265,15 @@ def study_curves(histories: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         if not name.startswith("study_"):
             continue
         _, part, *value = name.split("_")
-        line = {"full": "baseline", "threshold": "η = ", "random": "as many at random × "}.get(part, "× ") + "".join(value)
+        words = {"full": "baseline", "threshold": "η = ", "random": "as many at random × "}
+        line = words.get(part, "× ") + "".join(value)
+        places = [(panel, line) for panel in dict.fromkeys(panels.values())] if part == "full" else [(panels[part], line)]
+        if part == "boundary" and value == [f"{eta:g}"]:
+            places.append((panels["threshold"], f"η = {eta:g}"))
         for epoch in history["epochs"]:
             for measure in ("clean_accuracy", "robust_accuracy"):
-                for panel in dict.fromkeys(panels.values()) if part == "full" else [panels[part]]:
-                    rows.append((panel, measure.replace("_", " "), line, epoch["epoch"], 100 * epoch[measure]))
+                for place in places:
+                    rows.append((place[0], measure.replace("_", " "), place[1], epoch["epoch"], 100 * epoch[measure]))
     frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
     return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
 
@@ -263,7 +287,7 @@ def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
 def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
     """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
     rows = [
-        (panel, training.rsplit("-seed", 1)[0].removeprefix("study_"), epoch["epoch"], 100 * epoch[share])
+        (panel, _line(training), epoch["epoch"], 100 * epoch[share])
         for training, history in histories.items()
         if training.rsplit("-seed", 1)[0] in names
         for epoch in history["epochs"]
@@ -271,6 +295,12 @@ def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str
         if share in epoch
     ]
     return pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+
+
+def _line(training: str) -> str:
+    """How a training of Figure 2 is named where all of them stand in one panel."""
+    name = training.rsplit("-seed", 1)[0].removeprefix("study_")
+    return "baseline" if name == "full" else name.replace("_", " ")
 
 
 def shares_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, chunk: int = 250) -> pd.DataFrame:
@@ -297,11 +327,11 @@ def shares_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: 
 def defects_each(
     run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, chunk: int = 250
 ) -> pd.DataFrame:
-    """The Robust Alignment defect (Definition 1) of every layer under PGD-10.
+    """The Robust Alignment defect (Definition 1) of every layer under PGD-10: one row a method, seed and layer.
 
-    Columns panel (the network's layers differ), method, seed, layer, value, low, high.
-
-    Layers in order, "probabilities" last. The interval is that of the mean over images, ± 1.96 standard errors.
+    Columns method, seed, layer (in order, "probabilities" last), moved (the mean of ‖h(x′) − h(x)‖ over images), value (the
+    mean defect over that: free of the layer's scale, NaN where it does not move) and each (an array N whose mean is the
+    value and whose spread is that of a ratio of means).
     """
     attack, rows = attacks(run.settings)["pgd_10"], []
     for method, members in trained.items():
@@ -316,23 +346,45 @@ def defects_each(
                 for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
                     x = as_float(images).to(run.device)
                     adversarial = attack(model, x, labels.to(run.device))
-                    found.append(alignment_defect(probe, x, adversarial, layers, RATES).cpu())
-            for layer, values in zip(layers, torch.cat(found, 1), strict=True):
-                mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-                panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
-                rows.append((panel, method, seed, layer.removeprefix("model."), mean, mean - half, mean + half))
-    return pd.DataFrame(rows, columns=["panel", "method", "seed", "layer", "value", "low", "high"])
+                    found.append(torch.stack(alignment_defect(probe, x, adversarial, layers, RATES)).cpu().double())
+            for layer, defect, moved in zip(layers, *torch.cat(found, 2).numpy(), strict=True):
+                size = float(moved.mean())
+                ratio = float(defect.mean()) / size if size else np.nan
+                each = ratio + (defect - ratio * moved) / size if size else np.full(len(defect), np.nan)
+                rows.append((method, seed, layer.removeprefix("model."), size, ratio, each))
+    return pd.DataFrame(rows, columns=["method", "seed", "layer", "moved", "value", "each"])
 
 
-def alignment_rows(defects: pd.DataFrame, images: int) -> pd.DataFrame:
+def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn of the defects: columns panel (networks of other layers stand apart), line, layer, value, low, high.
+
+    Means over seeds, with the interval ± 1.96 standard errors over images.
+    """
+    rows = []
+    for (method, layer), part in defects.groupby(["method", "layer"], sort=False):
+        each = np.mean(list(part["each"]), axis=0)
+        mean, half = float(each.mean()), 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5
+        panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
+        rows.append((panel, method, layer, mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["panel", "line", "layer", "value", "low", "high"])
+
+
+def defect_table(defects: pd.DataFrame) -> pd.DataFrame:
+    """The defect and how far the layer moves, means over seeds, for the last layers that all networks have."""
+    last = defects[defects["layer"].isin(["linear", "probabilities"])]
+    table = last.pivot_table(index="method", columns="layer", values=["value", "moved"], sort=False)
+    return table.rename(columns={"value": "defect", "moved": "change"}, level=0)
+
+
+def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
     """1 − the defect of the probabilities, as a measure that claims can be held against: rows as `evaluate_each` has.
 
-    A share in [0,1] like an accuracy: 1 where the output answers in proportion to the perturbation.
+    1 where the output answers in proportion to the perturbation; rows whose output does not move are left out.
     """
-    rows = defects[defects["layer"] == "probabilities"].copy()
-    value = (1 - rows["value"]).clip(0, 1)
-    counts = pd.DataFrame({"measure": "alignment", "n": images, "accuracy": value, "correct": value * images})
-    return pd.concat([rows[["method", "seed"]], counts], axis=1)
+    rows = defects[(defects["layer"] == "probabilities") & defects["value"].notna()]
+    each = [1 - array for array in rows["each"]]
+    numbers = {"measure": "alignment", "n": [len(array) for array in each], "accuracy": 1 - rows["value"], "each": each}
+    return rows[["method", "seed"]].assign(**numbers)
 
 
 def planes(trained: Mapping[str, Mapping[int, nn.Module]], resolution: int = 400) -> dict[str, np.ndarray]:
@@ -416,15 +468,41 @@ def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
     """Rows "mean" and "nrr" of clean accuracy and AutoAttack for each method and seed, as `evaluate_each` has them.
 
     The mean as in Table 2, and the Natural-Robustness Ratio 2 A R / (A + R) of Section 5.3, both on the images that
-    AutoAttack has seen. Their intervals, taken as those of a share, are wider than need be.
+    AutoAttack has seen. `each` of the ratio is its linear expansion by image, whose mean is the ratio.
     """
     rows = []
     for (method, seed), part in table.groupby(["method", "seed"], sort=False):
-        accuracy = part.set_index("measure")["accuracy"]
-        count = int(part["n"].iloc[0])
-        clean, robust = float(accuracy["clean"]), float(accuracy["autoattack"])
+        right = part.set_index("measure")["each"]
+        a, r = right["clean"].astype(float), right["autoattack"].astype(float)
+        clean, robust = float(a.mean()), float(r.mean())
+        total = clean + robust
         # Section 5.3
-        ratio = 2 * clean * robust / (clean + robust) if clean + robust else 0.0
-        for measure, value in (("mean", (clean + robust) / 2), ("nrr", ratio)):
-            rows.append((method, seed, measure, count, value * count, value))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
+        ratio = 2 * clean * robust / total if total else 0.0
+        slopes = (2 * robust**2 / total**2, 2 * clean**2 / total**2) if total else (0.0, 0.0)
+        around = ratio + slopes[0] * (a - clean) + slopes[1] * (r - robust)
+        rows.append((method, seed, "mean", len(a), (clean + robust) / 2, (a + r) / 2))
+        rows.append((method, seed, "nrr", len(a), ratio, around))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
+    """Which methods of a run belong beside the tables that the paper quotes from others, by table.
+
+    Table 2 is of CIFAR-100 and ResNet-18; Table 3 of CIFAR-10 (as which other data count) and CIFAR-100.
+    """
+    hundred = settings.data == "cifar100"
+    tables = {"table2": ["raat"] if case(settings) == "cifar100_resnet18_linf" else []}
+    if settings.norm == "linf" and settings.data != "tiny_imagenet":
+        return {**tables, "table3_cifar100" if hundred else "table3": ["wa", "raat_sharp"]}
+    return {**tables, "table3": []}
+
+
+def unequal_time(histories: Mapping[str, Mapping[str, Any]], tolerance: float = 0.1) -> dict[str, str]:
+    """The long PGD-AT, with the reason, where its training did not take as long as RAAT's to within `tolerance`."""
+    by_seed = {name.rsplit("-seed", 1)[1]: name for name in histories if name.startswith("pgd_at_long-seed")}
+    for seed, long in by_seed.items():
+        if raat := histories.get(f"raat-seed{seed}"):
+            ratio = histories[long]["seconds"] / raat["seconds"]
+            if abs(ratio - 1) > tolerance:
+                return {"pgd_at_long": f"took {ratio:.2f} times RAAT's training time; set long_epochs for within 10 %"}
+    return {}
