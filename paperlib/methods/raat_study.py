@@ -420,6 +420,7 @@ def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFra
     rows = [
         (panel, row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
         for panel, places in named.items()
+        if len(places) > 1  # a sweep
         for method, place in places.items()
         for row in summary[summary["method"] == method].itertuples(index=False)
         if row.measure in ("clean", "pgd_10")
