@@ -207,7 +207,7 @@ summary = evaluation.summary(evaluation.combine(table, strong, auto, study.trade
 
 # %%
 reported = study.case(s)
-main = summary[summary["method"].isin(models) & (summary["measure"] != "alignment")]
+main = summary[summary["method"].isin(models) & (summary["measure"] != "defect")]
 figures.table(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %%

@@ -674,7 +674,7 @@ def test_defects_are_a_ratio_of_means_with_its_own_spread(home: Any) -> None:
     assert (points["low"] < points["value"]).all()
     rows = study.alignment_rows(found)
     assert list(rows["seed"]) == [0, 1]
-    assert rows["accuracy"].iloc[0] == pytest.approx(1 - found.iloc[2]["value"])
+    assert rows["accuracy"].iloc[0] == pytest.approx(found.iloc[2]["value"])
     assert rows["each"].iloc[0].mean() == pytest.approx(rows["accuracy"].iloc[0])
     table = study.defect_table(found)
     assert table.loc["raat", ("defect", "probabilities")] == pytest.approx(found.iloc[2]["value"], rel=0.2)

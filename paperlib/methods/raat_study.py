@@ -377,14 +377,13 @@ def defect_table(defects: pd.DataFrame) -> pd.DataFrame:
 
 
 def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
-    """1 − the defect of the probabilities, as a measure that claims can be held against: rows as `evaluate_each` has.
+    """The defect of the probabilities as a measure that claims can be held against: rows as `evaluate_each` has.
 
-    1 where the output answers in proportion to the perturbation; rows whose output does not move are left out.
+    Measure "defect"; rows whose output does not move are left out.
     """
     rows = defects[(defects["layer"] == "probabilities") & defects["value"].notna()]
-    each = [1 - array for array in rows["each"]]
-    numbers = {"measure": "alignment", "n": [len(array) for array in each], "accuracy": 1 - rows["value"], "each": each}
-    return rows[["method", "seed"]].assign(**numbers)
+    counts = [len(array) for array in rows["each"]]
+    return rows[["method", "seed", "each"]].assign(measure="defect", n=counts, accuracy=rows["value"])
 
 
 def planes(trained: Mapping[str, Mapping[int, nn.Module]], resolution: int = 400) -> dict[str, np.ndarray]:
