@@ -10,7 +10,7 @@ reproduce: .venv/installed
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
