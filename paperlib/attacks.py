@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from paperlib.files import InputError
 
 Norm = Literal["linf", "l2"]
-Loss = Literal["ce", "kl", "margin", "dlr"]
+Loss = Literal["ce", "mse", "mse_softmax", "kl", "margin", "dlr"]
 Attack = partial[Tensor]  # of an attack function: only model, images and labels are open
 BOX = (0.0, 1.0)  # where images live
 
@@ -47,6 +47,11 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return other - own
 
 
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """‖z − e_y‖² / C of the raw outputs N×C against the one-hot label e_y, the mean over classes: N."""
+    return (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
+
+
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """−(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), which no scaling of the logits changes (Croce & Hein 2020, eq. 6).
 
@@ -61,10 +66,14 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
 def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None, kappa: float = math.inf) -> Tensor:
     """The named loss of each image, N from logits N×C; `clean` are the logits that kl departs from.
 
+    "mse" is what models trained on squared errors were trained with. Attacks that follow it overstate their robustness.
+
     `kappa` is Carlini & Wagner's confidence κ: a margin beyond it counts no further.
     """
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
+    if loss in ("mse", "mse_softmax"):
+        return squared_error(logits if loss == "mse" else logits.softmax(1), labels)
     if loss == "kl":
         assert clean is not None
         return F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
@@ -187,6 +196,72 @@ def pgd(
     return kept
 
 
+def pgd_in_cone(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "l2",
+    around: Literal["radial", "tangential"],
+    angle: float,
+    steps: int,
+    step_size: float,
+    loss: Loss = "margin",
+) -> Tensor:
+    """PGD in L2 whose perturbation stays within `angle` degrees of the images' own direction, or of what is orthogonal.
+
+    GFA splits a perturbation δ of x into its radial part along ±x and its tangential rest. "radial" with 0 moves along x
+    alone, "tangential" with 0 only across it; 90 is no constraint either way. Two random starts, one on each side of x;
+    image by image the stronger result. Points may leave [0,1]: a clamp would not keep the angle. Raises InputError for
+    another norm or an angle beyond 0 … 90.
+    """
+    if norm != "l2":
+        raise InputError(f"pgd_in_cone with norm = {norm!r}: angles are those of l2")
+    if not 0 <= angle <= 90:
+        raise InputError(f"angle = {angle:g} degrees; choose from 0 to 90")
+    axis = images / _lengths(images)
+
+    def inside(perturbation: Tensor) -> Tensor:
+        return project(into_cone(perturbation, axis, around, angle), eps, norm)
+
+    best, reached = images, torch.full((len(images),), -torch.inf, device=images.device)
+    for side in (1, -1):
+        noise = torch.randn_like(images)
+        along = (noise * axis).flatten(1).sum(1).view(-1, *[1] * (images.ndim - 1))
+        change = eps * ascent(into_cone(noise + (side * along.abs() - along) * axis, axis, around, angle), norm)
+        for _ in range(steps):
+            current = (images + change).detach().requires_grad_(True)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(attack_loss(model(current), labels, loss).sum(), current)
+            change = inside(change + step_size * ascent(gradient, norm))
+        with torch.no_grad():
+            strength = margin(model(images + change), labels)
+        better = strength > reached
+        best = torch.where(better.view(-1, *[1] * (images.ndim - 1)), images + change, best)
+        reached = reached.maximum(strength)
+    return best
+
+
+def into_cone(perturbation: Tensor, axis: Tensor, around: Literal["radial", "tangential"], angle: float) -> Tensor:
+    """The nearest perturbation N×… within `angle` degrees of the line along the unit vectors `axis`, or of what is across.
+
+    The other two sides of the right angle: "radial" keeps the part along the axis dominant, "tangential" that across it.
+    """
+    flat, unit = perturbation.flatten(1), axis.flatten(1)
+    radial = (flat * unit).sum(1, keepdim=True)
+    tangential = flat - radial * unit
+    across = tangential.norm(dim=1, keepdim=True)
+    # In the half-plane of (|radial|, across) the cone is a wedge from its axis up to the angle θ of its edge.
+    theta = math.radians(angle if around == "radial" else 90 - angle)
+    along_edge = (radial.abs() * math.cos(theta) + across * math.sin(theta)).clamp_min(0)
+    beyond = torch.atan2(across, radial.abs()) > theta if around == "radial" else torch.atan2(across, radial.abs()) < theta
+    sign = torch.where(radial < 0, -1.0, 1.0)
+    edge = math.cos(theta) * sign * unit + math.sin(theta) * tangential / across.clamp_min(1e-12)
+    nearest = torch.where((across > 1e-12) | (theta == 0), along_edge * edge, 0.0)  # nothing across: the cone's tip
+    return torch.where(beyond, nearest, flat).view_as(perturbation)
+
+
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:
     """One full step along the gradient from the clean image (Goodfellow et al. 2015)."""
     return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random_start=False)
@@ -218,6 +293,35 @@ def apgd(
             device=images.device,
         )  # fmt: skip
         return attack.perturb(images.clone(), labels.clone()).detach()
+
+
+def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int = 5000) -> Tensor:
+    """Square (Andriushchenko et al. 2020) through pyautoattack: random search without gradients.
+
+    With fewer queries than AutoAttack's 5,000 its schedule is shortened to them. The clean image where it fails.
+    """
+    from pyautoattack.square import SquareAttack
+
+    seed = int(torch.randint(2**31, ()))
+    with torch.random.fork_rng():
+        attack = SquareAttack(
+            model,
+            norm=LIBRARY_NORMS[norm],
+            n_queries=queries,
+            eps=eps,
+            seed=seed,
+            device=images.device,
+            resc_schedule=queries != 5000,
+        )
+        return attack.perturb(images.clone(), labels.clone()).detach()
+
+
+def transfer(
+    model: nn.Module, images: Tensor, labels: Tensor, *, source: nn.Module, attack: Attack, eps: float, norm: Norm
+) -> Tensor:
+    """What `attack` finds against `source`, an independently trained model; `model` itself is not asked."""
+    with evaluating(source):
+        return attack(source, images, labels, eps=eps, norm=norm)
 
 
 def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Tensor:

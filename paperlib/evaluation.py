@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, masking_flags
 from paperlib.data import ImageSet, as_float
-from paperlib.files import digest, read_tensors, write_tensors
+from paperlib.files import described, digest, read_tensors, write_tensors
 from paperlib.progress import bar, live
 from paperlib.runs import Run
 
@@ -238,7 +238,4 @@ def _assert_allowed(
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    described: list[Any] = [
-        [name, one.func.__name__, {key: str(value) for key, value in one.keywords.items()}] for name, one in attacks.items()
-    ]
-    return digest(model, data, [described, seed, CHUNK])
+    return digest(model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, CHUNK])

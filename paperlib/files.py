@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
     for tensor in (*model.state_dict().values(), data.images, data.labels):
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def described(value: Any) -> Any:
+    """What an attack's settings are, the same in every process: partials by name, other models by their weights."""
+    if isinstance(value, partial):
+        return [value.func.__name__, {key: described(one) for key, one in value.keywords.items()}]
+    if isinstance(value, nn.Module):
+        content = hashlib.sha256()
+        for tensor in value.state_dict().values():
+            content.update(_bytes(tensor))
+        return content.hexdigest()
+    return str(value)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

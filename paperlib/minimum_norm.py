@@ -1,0 +1,244 @@
+"""Attacks that look for the nearest misclassified image, and the attack on single pixels: thin calls to foolbox and SciPy.
+
+The signature is that of `attacks`; `eps` is infinite unless said, and then what lies beyond is no success. Where an attack
+finds nothing it returns the clean image: of foolbox's own answers every one is checked again, because some of its attacks
+return a black image where they fail, which passes for a success whenever black is misclassified.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import differential_evolution
+from torch import Tensor, nn
+
+from paperlib.attacks import Norm, margin
+from paperlib.files import InputError
+
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
+
+
+def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
+    """The size of each perturbation N×… in the norm: N."""
+    flat = perturbation.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, norm: Norm) -> Tensor:
+    """How far each image is from its adversarial one: N, zero where the model is wrong anyway, infinite at failures."""
+    with torch.no_grad():
+        wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
+    found = lengths(adversarial - images, norm).where(fooled, torch.inf)
+    return found.masked_fill(wrong, 0)
+
+
+def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """The median of `first` over that of `second`, distances S×N of S seeds on the same N images, with its 95 % interval.
+
+    Of the images that both have right: distances of zero on either side are left out, so that clean accuracy does not
+    decide. The interval is by bootstrap over images, all seeds of an image together. Infinite distances are larger than any
+    other; a draw that leaves nothing, or infinity over infinity, widens the interval to the side on which it could be. NaN
+    where the ratio itself is undefined. Raises InputError for distances of different images.
+    """
+    if first.shape != second.shape:
+        raise InputError(f"distances of shapes {first.shape} and {second.shape}: a ratio needs the same images and seeds")
+    both = (first > 0) & (second > 0)
+    one, two = (np.where(both, values, np.nan) for values in (first, second))
+    value = float(_over(_median(one[:, None]), _median(two[:, None]))[0])
+    if math.isnan(value):
+        return math.nan, math.nan, math.nan
+    chosen = np.random.default_rng(seed).integers(0, first.shape[1], (draws, first.shape[1]))
+    ratios = _over(_median(one[:, chosen]), _median(two[:, chosen]))
+    low = np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=np.inf), 0.025, method="closest_observation")
+    high = np.quantile(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf), 0.975, method="closest_observation")
+    return value, float(low), float(high)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """The lower median of S×D×N over seeds and images, NaN left out: D. An observation, so no infinity meets another."""
+    flat = np.sort(np.moveaxis(values, 0, 1).reshape(values.shape[1], -1), axis=1)  # NaN last
+    counts = (~np.isnan(flat)).sum(1)
+    found = flat[np.arange(len(flat)), np.maximum(counts - 1, 0) // 2]
+    return np.where(counts > 0, found, np.nan)
+
+
+def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(first, second)
+
+
+# Foolbox -----------------------------------------------------------------------------------------------------------
+
+
+def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm) -> Tensor:
+    """What a foolbox attack finds, or the clean image: checked here, since its own report cannot be trusted."""
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+    with torch.enable_grad(), _frozen(model):
+        found = attack(wrapped, images, labels, epsilons=None)[1].detach()
+    found = found.nan_to_num(0).clamp(0, 1)
+    with torch.no_grad():
+        fooled = model(found).argmax(1) != labels
+    black = found.flatten(1).abs().amax(1) == 0  # where the library found nothing
+    good = fooled & ~black & (lengths(found - images, norm) <= eps)
+    return torch.where(good.view(-1, *[1] * (images.ndim - 1)), found, images)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients of the weights, which the library would fill."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+class _Scaled(nn.Module):
+    """A model whose margin's gradient has length one at the median image: what C&W's and EAD's constants are made for."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        leaf = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(margin(model(leaf), labels).sum(), leaf)
+        size = float(gradient.flatten(1).norm(dim=1).median())
+        self.scale = size if 0 < size < math.inf else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) / self.scale
+
+
+def deepfool(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm, eps: float = math.inf, steps: int = 50
+) -> Tensor:
+    """DeepFool (Moosavi-Dezfooli et al. 2016): to the nearest boundary of the linearised model, again and again.
+
+    It follows one class's boundary at a time and overstates the distance on robust models: see `ddn`.
+    """
+    from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
+
+    kind = {"linf": LinfDeepFoolAttack, "l2": L2DeepFoolAttack}[norm]
+    return _nearest(kind(steps=steps, overshoot=0.02), model, images, labels, eps, norm)
+
+
+def carlini_wagner(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
+    searches: int = 9,
+) -> Tensor:  # fmt: skip
+    """C&W-L2 (Carlini & Wagner 2017) with `searches` binary-search steps over the constant, `steps` of Adam each.
+
+    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    """
+    from foolbox.attacks import L2CarliniWagnerAttack
+
+    _only_l2("carlini_wagner", norm)
+    attack = L2CarliniWagnerAttack(
+        binary_search_steps=searches, steps=steps, stepsize=0.01, initial_const=1.0, abort_early=False
+    )
+    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+
+
+def elastic_net(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
+    searches: int = 9, regularization: float = 0.01,
+) -> Tensor:  # fmt: skip
+    """EAD with the elastic-net rule (Chen et al. 2018): least ‖δ‖₂² + β ‖δ‖₁, with β = `regularization`.
+
+    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    """
+    from foolbox.attacks import EADAttack
+
+    _only_l2("elastic_net", norm)
+    attack = EADAttack(
+        binary_search_steps=searches, steps=steps, initial_stepsize=0.01, initial_const=1.0,
+        regularization=regularization, decision_rule="EN", abort_early=False,
+    )  # fmt: skip
+    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+
+
+def ddn(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 200
+) -> Tensor:
+    """Decoupled direction and norm (Rony et al. 2019), L2: stronger than DeepFool.
+
+    Not FMN: foolbox 3.3.4's L2 form of it never projects.
+    """
+    from foolbox.attacks import DDNAttack
+
+    _only_l2("ddn", norm)
+    return _nearest(DDNAttack(steps=steps), model, images, labels, eps, norm)
+
+
+def _only_l2(name: str, norm: Norm) -> None:
+    if norm != "l2":
+        raise InputError(f"{name} with norm = {norm!r}: it is an L2 attack; deepfool has both norms")
+
+
+# One pixel ---------------------------------------------------------------------------------------------------------
+
+
+def one_pixel(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 1.0, norm: Norm = "linf", pixels: int = 1,
+    population: int = 400, generations: int = 75,
+) -> Tensor:  # fmt: skip
+    """The one-pixel attack (Su et al. 2019) on images N×C×H×W: SciPy's differential evolution lowers p(y).
+
+    `population` candidates, each `pixels` times a place and a colour, over `generations`; an image is left as soon as one
+    fools the model. The pixels take any colour: `eps` must be 1 in L∞. Seeded by PyTorch's global generator.
+    """
+    if (norm, eps) != ("linf", 1.0):
+        raise InputError(f"one_pixel with norm = {norm!r}, eps = {eps:g}: its pixels take any colour, so linf and 1")
+    results = [
+        _evolved(model, image, label, pixels, population, generations) for image, label in zip(images, labels, strict=True)
+    ]
+    return torch.stack(results)
+
+
+def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, population: int, generations: int) -> Tensor:
+    channels, height, width = image.shape
+    genes = 2 + channels
+    best = image
+
+    def apply(candidates: np.ndarray) -> Tensor:
+        """The image under each of S candidates, given as (pixels · genes)×S: S×C×H×W."""
+        values = torch.as_tensor(candidates.T, dtype=image.dtype, device=image.device).view(-1, pixels, genes)
+        changed = image.repeat(len(values), 1, 1, 1)
+        rows = values[..., 0].long().clamp(0, height - 1)
+        columns = values[..., 1].long().clamp(0, width - 1)
+        members = torch.arange(len(values), device=image.device)
+        for pixel in range(pixels):
+            changed[members, :, rows[:, pixel], columns[:, pixel]] = values[:, pixel, 2:]
+        return changed
+
+    def confidence(candidates: np.ndarray) -> np.ndarray:
+        nonlocal best
+        changed = apply(candidates)
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in changed.split(500)])
+        fooled = (logits.argmax(1) != label).nonzero()
+        if len(fooled) and best is image:
+            best = changed[fooled[0, 0]]
+        return logits.softmax(1)[:, label].double().cpu().numpy()
+
+    with torch.no_grad():
+        if int(model(image[None]).argmax()) != int(label):
+            return image  # wrong anyway
+    stop: Callable[..., bool] = lambda *_, **__: best is not image  # noqa: E731
+    differential_evolution(
+        confidence, [(0, height), (0, width), *[(0, 1)] * channels] * pixels, vectorized=True, updating="deferred",
+        maxiter=generations, popsize=max(1, population // (genes * pixels)), recombination=1.0, mutation=0.5,
+        init="latinhypercube", polish=False, tol=0, atol=-1, callback=stop,
+        seed=int(torch.randint(2**31, ())),
+    )  # fmt: skip
+    return best
