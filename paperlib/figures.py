@@ -1,6 +1,7 @@
 """Venue styles, plots, and figures and tables written with the data and settings behind them."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -67,12 +68,36 @@ NAMES = {
     "cw": "C&W",
     "autoattack": "AutoAttack",
     "nrr": "NRR",
+    "standard": "Standard",
+    "gradient_penalty": "Gradient penalty",
+    "first": "FIRST",
+    "deep": "DEEP",
+    "mlp_standard": "Standard",
+    "mlp_first": "FIRST",
+    "mlp_deep": "DEEP",
+    "fgsm": "FGSM",
+    "pgd_task": "PGD (task loss)",
+    "pgd_ce": "PGD (CE)",
+    "pgd_margin": "PGD (margin)",
+    "apgd_ce": "APGD-CE",
+    "apgd_dlr": "APGD-DLR",
+    "square": "Square",
+    "one_pixel": "one pixel",
+    "deepfool": "DeepFool",
+    "ead": "EAD",
+    "ddn": "DDN",
+    "deepfool_l2": "DeepFool ℓ2",
+    "ead_l2": "EAD ℓ2",
+    "cw_l2": "C&W ℓ2",
+    "ddn_l2": "DDN ℓ2",
 }
 
 
 def title(name: str) -> str:
     """The words for a method or measure."""
-    return NAMES.get(name, name.replace("lambda_", "λ = ").replace("_", " "))
+    if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and what is said of it
+        return title(match[1]) + match[2]
+    return NAMES.get(name, name.replace("lambda_", "λ = ").replace("beta_", "β = ").replace("_", " "))
 
 
 def style(venue: str) -> dict[str, Any]:
@@ -435,3 +460,64 @@ def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
     right.set(yscale="log")
     right.legend(fontsize=6)
     return save(run, figure, "gaussian", needed)
+
+
+def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figure:
+    """The loss over the radial × tangential plane, a panel a method, the same colours and contours in each.
+
+    `values` are square grids over ± `reach` in L2, rows along the tangential direction.
+    """
+    figure, axes = new(run, 1, len(values), sharey=True, squeeze=False, height=WIDTHS[run.settings.venue][0] * 0.3)
+    low, high = (float(edge(list(values.values()))) for edge in (np.min, np.max))
+    levels = np.linspace(low, high, 13)
+    axis_values = np.linspace(-reach, reach, len(next(iter(values.values()))))
+    for axis, (method, grid) in zip(axes[0], values.items(), strict=True):
+        drawn = axis.contourf(axis_values, axis_values, grid, levels, cmap="viridis")
+        axis.contour(axis_values, axis_values, grid, levels, colors="white", linewidths=0.3)
+        axis.plot(0, 0, "+", color="white", markersize=5)
+        axis.set(title=title(method), xlabel="radial (L2)", aspect="equal")
+    axes[0][0].set_ylabel("tangential (L2)")
+    figure.colorbar(drawn, ax=axes[0].tolist(), label="loss", shrink=0.8, format="%.2g")
+    rows = [
+        (method, a, b, grid[j, i])
+        for method, grid in values.items()
+        for j, b in enumerate(axis_values)
+        for i, a in enumerate(axis_values)
+    ]
+    return save(run, figure, "landscapes", pd.DataFrame(rows, columns=["method", "radial", "tangential", "loss"]))
+
+
+def attack_bars(run: Run, summary: pd.DataFrame) -> Figure:
+    """Accuracy of each method under every attack, a group an attack, with 95 % intervals: GFA's bar charts."""
+    measures, methods = list(dict.fromkeys(summary["measure"])), list(dict.fromkeys(summary["method"]))
+    figure, axis = new(run)
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        part = summary[summary["method"] == method].set_index("measure")
+        places = [measures.index(measure) + (number - (len(methods) - 1) / 2) * width for measure in part.index]
+        axis.bar(places, 100 * part["mean"], width, yerr=_arms(part), color=COLOURS[number % len(COLOURS)],
+                 error_kw={"linewidth": 0.6}, label=title(method))  # fmt: skip
+    axis.set_xticks(range(len(measures)), [title(measure) for measure in measures], rotation=30, ha="right")
+    axis.set(ylabel="accuracy (%)", ylim=(0, 100))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods))
+    return save(run, figure, "attacks", summary)
+
+
+def distance_curves(run: Run, distances: pd.DataFrame) -> Figure:
+    """Share of images that an attack needs more than a distance for, a panel an attack: columns attack, method, each."""
+    attacks = list(dict.fromkeys(distances["attack"]))
+    figure, axes = new(run, 1, len(attacks), sharey=True, squeeze=False)
+    frames = []
+    for axis, attack in zip(axes[0], attacks, strict=True):
+        own = distances[distances["attack"] == attack]
+        for number, (method, part) in enumerate(own.groupby("method", sort=False)):
+            values = np.sort(np.concatenate(list(part["each"])))
+            shares = 100 * (1 - np.arange(1, len(values) + 1) / len(values))
+            finite = np.isfinite(values)
+            axis.step(np.append(0, values[finite]), np.append(100, shares[finite]), where="post", linewidth=1,
+                      color=COLOURS[number % len(COLOURS)], label=title(str(method)))  # fmt: skip
+            frames.append(pd.DataFrame({"attack": attack, "method": method, "distance": values}))
+        axis.set(title=title(attack), xlabel="L2 distance", ylim=(-2, 102))
+    axes[0][0].set_ylabel("images beyond (%)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+    return save(run, figure, "distances", pd.concat(frames))

@@ -1,7 +1,8 @@
 """Alignment measures: gradients with respect to the input, how layers respond to a change of it, decision boundaries."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from contourpy import contour_generator
 from scipy import ndimage
 from torch import Tensor, nn
 
+from paperlib.attacks import evaluating
 from paperlib.files import InputError
 
 Output = Literal["log_softmax", "logit"]
@@ -91,6 +93,55 @@ def layer_outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> li
         for handle in handles:
             handle.remove()
     return [found[name] for name in layers]
+
+
+@contextmanager
+def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects, by name, what goes into the named submodules in the forward passes within; the model is not changed.
+
+    A submodule gets a copy of its input, so that what it does in place leaves the collected one alone. Raises InputError
+    when a name is not a submodule's, when no forward pass came by, or when something else overwrote an input in place.
+    """
+    known = dict(model.named_modules())
+    if unknown := [name for name in layers if name not in known]:
+        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    found: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
+
+    def keep(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            found[name], versions[name] = inputs[0], inputs[0]._version
+            return (inputs[0].clone(), *inputs[1:])
+
+        return hook
+
+    handles = [known[name].register_forward_pre_hook(keep(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missed := [name for name in layers if name not in found]:
+        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
+    if spoilt := [name for name in layers if found[name]._version != versions[name]]:
+        raise InputError(f"the input of layer {spoilt[0]!r} is overwritten in place by another; use inplace=False there")
+
+
+def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
+    """The linear and convolutional submodules, in the order in which images N×… meet them."""
+    order: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: order.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
 
 
 def nonlinear_layers(model: nn.Module) -> list[str]:

@@ -66,6 +66,72 @@ def small_cnn(
     return nn.Sequential(Normalise(statistics), *layers, *head)
 
 
+def mlp(
+    classes: int,
+    channels: int = 1,
+    width: int = 256,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    size: int,
+) -> nn.Sequential:
+    """Three linear layers with ReLU between them, for images of `size` × `size`."""
+    _no_stem("mlp", stem_stride)
+    inputs = channels * size * size
+    layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
+    return nn.Sequential(Normalise(statistics), nn.Flatten(), *layers)
+
+
+def cnn(
+    classes: int, channels: int = 3, width: int = 32, statistics: Statistics | None = None, stem_stride: int = 1
+) -> nn.Sequential:
+    """Convolution, pooling, fully connected, without batch norm: the form of GFA's CNN, whose layout is not published."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((channels, width, stem_stride), (width, 2 * width, 1), (2 * width, 4 * width, 1)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU(), nn.MaxPool2d(2)]
+    head = [
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * width, 4 * width),
+        nn.ReLU(),
+        nn.Linear(4 * width, classes),
+    ]
+    return nn.Sequential(Normalise(statistics), *layers, *head)
+
+
+def vit(
+    classes: int,
+    channels: int = 3,
+    width: int = 96,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    size: int,
+) -> nn.Sequential:
+    """A small vision transformer of timm's: 8×8 patches and a class token, six blocks of heads of 32, attention not fused.
+
+    Fused attention has no second derivative on a CPU. Raises InputError when the size or the width does not divide.
+    """
+    from timm.models.vision_transformer import VisionTransformer  # a second and a half that other networks need not wait
+
+    _no_stem("vit", stem_stride)
+    if size % 8 or width % 32:
+        raise InputError(f"vit of width {width} for images of {size} px: width must be a multiple of 32, the size one of 8")
+    body = VisionTransformer(
+        img_size=size, patch_size=size // 8, in_chans=channels, num_classes=classes, embed_dim=width, depth=6,
+        num_heads=width // 32, mlp_ratio=2,
+    )  # fmt: skip
+    for module in body.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    return nn.Sequential(OrderedDict(normalise=Normalise(statistics), vit=body))
+
+
+def _no_stem(name: str, stem_stride: int) -> None:
+    if stem_stride != 1:
+        raise InputError(f"stem_stride = {stem_stride}: {name} has no first convolution to stride; use 1")
+
+
 class Projection(nn.Conv2d):
     """A strided 1×1 convolution: what it skips is cut away first, and the rest convolved without stride.
 
@@ -197,12 +263,18 @@ preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
 wide_resnet28 = partial(resnet, PreActBlock, (4, 4, 4), stem=16)
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "vit": vit,
     "small_cnn": small_cnn,
     "resnet18": resnet18,
     "resnet18_bottleneck": resnet18_bottleneck,
     "preact_resnet18": preact_resnet18,
     "wide_resnet28": wide_resnet28,
 }
+
+
+SIZED = {"mlp", "vit"}  # those for images of one size
 
 
 def check_channels(normalisation: str, channels: int) -> None:
@@ -224,15 +296,18 @@ def build(
     seed: int,
     normalisation: str = "half",
     stem_stride: int = 1,
+    size: int = 32,
 ) -> nn.Module:
     """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator.
 
-    Raises InputError for a normalisation of other channels.
+    `size` of the images matters to mlp and vit alone, which take no other afterwards. Raises InputError for a normalisation
+    of other channels, and where an architecture cannot have the width, size or stem.
     """
     check_channels(normalisation, channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ARCHITECTURES[name](classes, channels, width, NORMALISATIONS[normalisation], stem_stride)
+        sized = {"size": size} if name in SIZED else {}
+        return ARCHITECTURES[name](classes, channels, width, NORMALISATIONS[normalisation], stem_stride, **sized)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

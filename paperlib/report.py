@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib.claims import HELD
+from paperlib.claims import HELD, number
 from paperlib.files import read_json, root, write_text
 from paperlib.runs import status
 
@@ -77,7 +77,7 @@ def index_page() -> Path:
         return html.escape(file.relative_to(base).as_posix()) if file.exists() else None
 
     template = Environment(autoescape=True).from_string(INDEX)
-    write_text(base / "index.html", template.render(runs=runs(), tally=tally, embed=embed, page=page))
+    write_text(base / "index.html", template.render(runs=runs(), tally=tally, embed=embed, page=page, number=number))
     return base / "index.html"
 
 
@@ -102,9 +102,9 @@ INDEX = """<!doctype html>
 {% if run.claims %}<div class="wide"><table>
 <tr><th>Claim</th><th>Place</th><th class="number">Paper</th><th class="number">Measured</th><th>Verdict</th></tr>
 {% for claim in run.claims %}<tr><td>{{ claim.statement }}</td><td>{{ claim.place }}</td>
-<td class="number">{% if claim.claimed is not none %}{{ "%+.1f"|format(claim.claimed) }}{% else %}–{% endif %}</td>
-<td class="number">{% if claim.measured is not none %}{{ "%+.1f"|format(claim.measured) }}<br>
-<small>{{ "%+.1f"|format(claim.low) }} to {{ "%+.1f"|format(claim.high) }}</small>{% else %}–{% endif %}</td>
+<td class="number">{{ number(claim.claimed, claim.kind) }}</td>
+<td class="number">{{ number(claim.measured, claim.kind) }}{% if claim.measured is not none %}<br>
+<small>{{ number(claim.low, claim.kind) }} to {{ number(claim.high, claim.kind) }}</small>{% endif %}</td>
 <td><strong>{{ claim.outcome }}</strong>: {{ claim.reason }}</td></tr>{% endfor %}
 </table></div>
 {% if run.claims[0].scale %}<p><small>Not as the paper: {{ run.claims[0].scale }}.</small></p>{% endif %}

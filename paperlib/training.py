@@ -16,7 +16,7 @@ from paperlib.attacks import Attack, evaluating
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import read_json, read_tensors, write_json, write_tensors
-from paperlib.methods import Batch, Method, Step
+from paperlib.methods import Batch, Measured, Method, Step
 from paperlib.progress import bar, live
 from paperlib.runs import Run, environment
 from paperlib.settings import TrainingSettings
@@ -69,6 +69,7 @@ def build(settings: Any, data: Splits, seed: int) -> nn.Module:
         seed=seed,
         normalisation=settings.normalisation,
         stem_stride=settings.stem_stride,
+        size=data.train.images.shape[-1],
     )
 
 
@@ -157,8 +158,9 @@ def fit(
             _draw_from(_mix(seed, epoch, -2))
             paused = time.monotonic()
             accuracies = validate(averaged, data.validation, attack, device)
+            measured = method.measure(averaged, data.validation) if isinstance(method, Measured) else {}
             about["validation_seconds"] += time.monotonic() - paused
-            history.append({"epoch": epoch + 1, **averages, **accuracies})
+            history.append({"epoch": epoch + 1, **averages, **accuracies, **measured})
             if _score(history[-1], settings) >= max((_score(past, settings) for past in history[:-1]), default=-1.0):
                 best = {key: value.detach().clone() for key, value in averaged.state_dict().items()}
             about |= {"epoch": epoch + 1, "index": 0, "sums": {}}

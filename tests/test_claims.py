@@ -50,14 +50,14 @@ def test_quoted_rows_say_where_they_come_from() -> None:
     assert "pgd_10" not in table
 
 
-@pytest.mark.parametrize("paper", ["pag", "raat"])
+@pytest.mark.parametrize("paper", ["pag", "raat", "gfa"])
 def test_every_claim_is_complete_and_points_at_numbers_that_exist(paper: str) -> None:
     ledger = claims.load(paper)
     identifiers = [claim["id"] for claim in ledger["claims"]]
     assert len(set(identifiers)) == len(identifiers)
     for claim in ledger["claims"]:
         assert claim["notebook"] in runs.studies()
-        assert claim["kind"] in ("gain", "keep")
+        assert claim["kind"] in ("gain", "keep", "ratio")
         assert claim["statement"].endswith((".", ")."))
         cases = claim.get("claimed", {})
         for case in ["scenes", *cases] if isinstance(cases, dict) else ["scenes"]:
@@ -77,7 +77,7 @@ def test_reported_differences_follow_the_data_set() -> None:
     assert claims.reported("pag", claim, "cifar10") == 49.68
     assert claims.reported("pag", claim, "stl10") == 36.65
     assert claims.reported("pag", claim, "folder:somewhere") == 49.68
-    with pytest.raises(InputError, match="no claims of paper 'page'; there are pag, raat"):
+    with pytest.raises(InputError, match="no claims of paper 'page'; there are gfa, pag, raat"):
         claims.load("page")
 
 
@@ -107,6 +107,34 @@ def test_verdicts(
     found, reason = claims.verdict(kind, difference, low, high, claimed, floor)
     assert found == outcome
     assert f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" in reason
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "claimed", "outcome"),
+    [
+        (25, 21, 30, 20, "reproduced"),
+        (10, 3, 18, 20, "reproduced"),
+        (9, 3, 18, 20, "direction only"),
+        (1.1, 0.9, 1.4, 20, "not reproduced"),
+        (0.5, 0.4, 0.6, 20, "not reproduced"),
+        (5, 0.9, 40, 20, "not tested here"),
+        (1.5, 1.2, 1.9, None, "reproduced"),
+        (1.5, 0.8, 1.9, None, "not tested here"),
+        (math.nan, math.nan, math.nan, 20, "not tested here"),
+        (math.inf, 3, math.inf, 20, "reproduced"),
+    ],
+)
+def test_ratios_are_judged_against_one(ratio: float, low: float, high: float, claimed: float | None, outcome: str) -> None:
+    found, reason = claims.verdict("ratio", ratio, low, high, claimed)
+    assert found == outcome
+    assert "times" in reason
+
+
+def test_numbers_are_shown_by_their_kind() -> None:
+    assert [claims.number(*pair) for pair in ((3.14, "gain"), (-0.04, "keep"), (25.0, "ratio"), (None, "ratio"))] == [
+        "+3.1", "-0.0", "× 25", "–",
+    ]  # fmt: skip
+    assert claims.number(math.inf, "ratio") == "× inf"
 
 
 RANK = {"not reproduced": 0, "not tested here": 1, "direction only": 2, "reproduced": 3}

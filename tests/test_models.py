@@ -70,7 +70,7 @@ def test_pre_activation_blocks_compute_the_papers_formula() -> None:
         torch.testing.assert_close(block(x), branch + shortcut)
 
 
-@pytest.mark.parametrize("name", list(models.ARCHITECTURES))
+@pytest.mark.parametrize("name", sorted(set(models.ARCHITECTURES) - models.SIZED))
 def test_a_stem_of_stride_two_halves_the_image_and_normalisation_is_the_first_layer(name: str) -> None:
     images = torch.rand(2, 3, 32, 32)
     small, half = (
@@ -80,6 +80,26 @@ def test_a_stem_of_stride_two_halves_the_image_and_normalisation_is_the_first_la
     assert small(images).shape == (2, 7)
     assert [part.shape[-1] for part in map(small[:2], [images])] == [16]
     torch.testing.assert_close(half(images), small(2 * images - 1))
+
+
+def test_networks_of_one_size_say_what_they_cannot_take() -> None:
+    for name, size, width in (("mlp", 28, 8), ("vit", 32, 64), ("vit", 64, 32)):
+        model = models.build(name, classes=7, channels=1, width=width, seed=0, size=size).eval()
+        assert model(torch.rand(2, 1, size, size)).shape == (2, 7)
+    layers = [
+        module
+        for module in models.build("mlp", classes=7, channels=1, width=8, seed=0, size=28)
+        if hasattr(module, "weight")
+    ]
+    assert [tuple(layer.weight.shape) for layer in layers] == [(8, 784), (8, 8), (7, 8)]
+    for changes, message in (
+        ({"name": "vit", "width": 48}, "vit of width 48 for images of 32 px: width must be a multiple of 32"),
+        ({"name": "vit", "width": 64, "size": 28}, "the size one of 8"),
+        ({"name": "mlp", "stem_stride": 2}, "stem_stride = 2: mlp has no first convolution"),
+    ):
+        settings = {"classes": 3, "channels": 1, "width": 8, "seed": 0, **changes}
+        with pytest.raises(InputError, match=message):
+            models.build(**settings)  # type: ignore[arg-type]
 
 
 def test_residual_blocks_compute_what_torchvisions_do() -> None:

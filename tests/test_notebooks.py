@@ -17,7 +17,7 @@ from paperlib import claims, runs
 from paperlib.files import read_json
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat"}
+PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat", "gfa_landscape": "gfa"}
 TINY = {
     "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
     "cifar_pag": {
@@ -34,6 +34,14 @@ TINY = {
         "autoattack_images": "2", "audit_images": "10", "toy_hidden": "[4]", "gaussian_dimensions": "[16, 64]",
         "gaussian_trials": "2", "norm": "l2", "methods": "[pgd_at, mart, raat, raat_plus_plus]", "one_seed": "[mart]",
         "toy": "{epochs: 1, optimizer: adam, crop_padding: 0, flip: false, selection: last}",
+    },
+    "gfa_landscape": {
+        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
+        "methods": "[standard, first, deep]", "train_steps": "1", "sweep": "[10]", "tasks": "[ce]", "restarts": "1",
+        "mlp": "{model: mlp, width: 8, channels_last: false}", "queries": "5",
+        "architectures": "{resnet18: {model: resnet18, width: 4}}", "landscape_images": "10",
+        "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",
+        "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",
     },
 }  # fmt: skip
 

@@ -63,7 +63,10 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"sources": ["one_image", "two_images"]}, "two_images"),
         ({"weights": {"one_image": 1.0}}, "weights has no λ for"),
         ({"sources": ["one_image"], "sweep_weights": [0.1]}, "sweep_weights needs class_mean"),
-        ({"model": "vgg"}, "model = 'vgg': Input should be 'small_cnn', 'resnet18', 'resnet18_bottleneck'"),
+        (
+            {"model": "vgg"},
+            "model = 'vgg': Input should be 'mlp', 'cnn', 'vit', 'small_cnn', 'resnet18', 'resnet18_bottleneck'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str, Any], message: str) -> None:
@@ -72,7 +75,7 @@ def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str
 
 
 def test_unknown_notebooks_and_presets_are_refused() -> None:
-    with pytest.raises(InputError, match="no notebook 'cifar'; there are cifar_pag, raat_boundary, toy_pag"):
+    with pytest.raises(InputError, match="no notebook 'cifar'; there are cifar_pag, gfa_landscape, raat_boundary, toy_pag"):
         runs.resolve("cifar")
     with pytest.raises(InputError, match="preset = 'tiny': toy_pag has quick, laptop, gpu, paper"):
         runs.resolve("toy_pag", "tiny")

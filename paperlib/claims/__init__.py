@@ -34,11 +34,12 @@ def load(paper: str) -> dict[str, Any]:
 def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
     """The difference in points that the paper reports for a claim in this case, None where it gives none.
 
-    A case is a data set, or what else tells a paper's tables apart; one that is not named is held against the first table.
+    `claimed` is the number itself, or names the table that has the two. A case is a data set, or what else tells a paper's
+    tables apart; one that is not named is held against the first table.
     """
     tables = claim.get("claimed")
-    if tables is None:
-        return None
+    if tables is None or isinstance(tables, float | int):
+        return tables
     name = tables if isinstance(tables, str) else tables.get(case, next(iter(tables.values())))
     if name is None:
         return None
@@ -65,9 +66,9 @@ def judge(
     `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure. `classes` is how many
     there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method; they are added to the
     reason. `case` says which of the paper's tables the run is held against, its data set if not given. `excluded` are
-    methods that nothing may be held against, with the reason. Columns: id, place, statement, claimed and measured
-    difference and its interval low … high in points, outcome, reason, and `scale`: where the run is not as the paper. No
-    verdict stands without it.
+    methods that nothing may be held against, with the reason. Columns: id, place, statement, kind, claimed and
+    measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason, and `scale`:
+    where the run is not as the paper. No verdict stands without it.
     """
     ledger = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -78,8 +79,9 @@ def judge(
         if claim["notebook"] != run.notebook:
             continue
         claimed = reported(paper, claim, case)
-        sides = (claim["method"], claim["than"])
-        absent = [side for side in sides if (side, claim["measure"]) not in values]
+        ratio, sides = claim["kind"] == "ratio", [claim["method"], claim["than"]]
+        needed = sides[:1] if ratio else sides  # a ratio is of both, and stands with the method
+        absent = [side for side in needed if (side, claim["measure"]) not in values]
         least = 100 * (1 / classes + LEARNT * (1 - 1 / classes))
         chance = [side for side in sides if (side, "clean") in values and 100 * values[side, "clean"]["low"] <= least]
         difference = low = high = None
@@ -87,15 +89,18 @@ def judge(
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
         elif barred := [side for side in sides if side in (excluded or {})]:
             outcome, reason = "not tested here", f"{barred[0]} {(excluded or {})[barred[0]]}"
-        elif (seeds := min(values[side, claim["measure"]]["seeds"] for side in sides)) < claim.get("seeds", 1):
+        elif (seeds := min(values[side, claim["measure"]]["seeds"] for side in needed)) < claim.get("seeds", 1):
             outcome, reason = "not tested here", f"needs {claim['seeds']} seeds or more, this run has {seeds}"
         elif claim["kind"] == "gain" and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM:
             outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
         elif chance:
             outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
         else:
-            found = evaluation.difference(*(values[side, claim["measure"]] for side in sides))
-            difference, low, high = (100 * number for number in found)
+            both = [values[side, claim["measure"]] for side in needed]
+            if ratio:
+                difference, low, high = (both[0][name] for name in ("mean", "low", "high"))
+            else:
+                difference, low, high = (100 * number for number in evaluation.difference(*both))
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
             if seeds == 1:
                 reason += "; one seed, whose luck the interval leaves out"
@@ -103,25 +108,47 @@ def judge(
                 reason += f"; signs of masked gradients: {', '.join(signs)}"
         judged.append(
             {
-                "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "claimed": claimed,
-                "measured": difference, "low": low, "high": high, "outcome": outcome, "reason": reason, "scale": scale,
+                "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "kind": claim["kind"],
+                "claimed": claimed, "measured": difference, "low": low, "high": high, "outcome": outcome,
+                "reason": reason, "scale": scale,
             }
         )  # fmt: skip
-    write_json(run.folder / "claims.json", judged)
+    write_json(run.folder / "claims.json", [{key: _plain(value) for key, value in row.items()} for row in judged])
     return pd.DataFrame(judged)
 
 
 def verdict(
-    kind: Literal["gain", "keep"], difference: float, low: float, high: float, claimed: float | None, floor: float = 0.0
+    kind: Literal["gain", "keep", "ratio"],
+    difference: float,
+    low: float,
+    high: float,
+    claimed: float | None,
+    floor: float = 0.0,
 ) -> tuple[Outcome, str]:
-    """The outcome for a measured difference in points with its 95 % interval, and the reason in words.
+    """The outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason in words.
 
     gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
     is, else direction only. An interval that holds both zero and what is claimed (without a number: `LEAST`) tests nothing;
     one below that is not reproduced. Where the paper's own numbers show no gain there is nothing to reproduce.
     keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is, not reproduced
     if the whole interval is below, else not tested.
+    ratio: as a gain, with one in place of zero.
     """
+    if kind == "ratio":
+        found = f"measured {difference:.2g} ({low:.2g} to {high:.2g}) times"
+        if math.isnan(difference):
+            return "not tested here", f"{found}: there is no such ratio"
+        if low > 1:
+            told = "" if claimed is None else f", the paper {claimed:g}"
+            if claimed is None or difference >= SIZE * claimed:
+                return "reproduced", f"{found}{told}"
+            return "direction only", f"{found}, less than half of the paper's {claimed:g}"
+        if high >= (1 + LEAST / 100 if claimed is None else claimed):
+            return (
+                "not tested here",
+                f"{found}, which cannot tell {'a gain' if claimed is None else f'{claimed:g}'} from one",
+            )
+        return "not reproduced", f"{found}, {'below one' if high < 1 else 'not told from one'}"
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if kind == "keep":
         if low >= floor:
@@ -225,6 +252,20 @@ def show(verdicts: pd.DataFrame) -> Any:
     """The verdicts as a notebook shows them, the scale they hold for in the caption."""
     scale = next(iter(verdicts["scale"]), "")
     caption = f"Not as the paper: {scale}." if scale else "At the paper's settings."
-    shown = verdicts[["statement", "place", "claimed", "measured", "low", "high", "outcome", "reason"]]
-    numbers = dict.fromkeys(("claimed", "measured", "low", "high"), "{:+.1f}")
-    return shown.style.format(cast(Any, numbers), na_rep="–").hide(axis="index").set_caption(caption)
+    shown = verdicts[["statement", "place", "claimed", "measured", "low", "high", "outcome", "reason"]].copy()
+    columns = ["claimed", "measured", "low", "high"]
+    for column in columns:
+        shown[column] = [number(value, kind) for value, kind in zip(shown[column], verdicts["kind"], strict=True)]
+    return shown.style.hide(axis="index").set_caption(caption)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: ratios may be infinite or undefined."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | str | None, kind: str) -> str:
+    """A claimed or measured number in words: a difference with its sign, a ratio with ×, – for none."""
+    if value is None or math.isnan(value := float(value)):
+        return "–"
+    return f"× {value:.3g}" if kind == "ratio" else f"{value:+.1f}"

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from paperlib.data import ImageSet
 
 
 @dataclass(frozen=True)
@@ -41,4 +43,13 @@ class Method(Protocol):
 
         Whatever else is to be recorded over training, say a share of the batch, may stand beside them.
         """
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A method that has something to say about the validation images after each epoch."""
+
+    def measure(self, model: nn.Module, data: ImageSet) -> dict[str, float]:
+        """Numbers for the training history, by name, of the model in evaluation mode."""
         ...

@@ -1,16 +1,19 @@
-"""What the papers' methods are measured against: plain training, PGD-AT, TRADES, MART and Cons-AT (RAAT, Table 4).
+"""What the papers' methods are measured against: plain training, gradient penalty, PGD-AT, TRADES, MART and Cons-AT.
+
+The last four after RAAT, Table 4.
 
 The inner maximiser is given: `functools.partial(pgd, …)` with the loss and the start that the method asks for. Batch norm
 uses its running statistics while the attack runs, and those of each forward pass in the step.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, evaluating
+from paperlib.attacks import Attack, evaluating, squared_error
 from paperlib.methods import Batch, Step, outputs
 
 TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, in their code
@@ -47,31 +50,63 @@ def weighted_kl(clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
     return kl_divergence(log_p, adversarial.log_softmax(1)) * (1.0000001 - own)
 
 
+Task = Literal["ce", "mse", "mse_softmax"]
+
+
+def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Each image's loss N from logits N×C: cross-entropy, or the squared error against the one-hot label.
+
+    "mse" takes the outputs as they are, "mse_softmax" their softmax; both are means over the classes.
+    """
+    if task == "ce":
+        return F.cross_entropy(logits, labels, reduction="none")
+    return squared_error(logits if task == "mse" else logits.softmax(1), labels)
+
+
 # Methods -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Plain training: the cross-entropy on augmented images ("vanilla")."""
+    """Plain training: the cross-entropy on augmented images ("vanilla"), or another task loss."""
+
+    task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """CE(f(aug(x)), y)."""
-        total = F.cross_entropy(outputs(model, batch.augment(batch.images)), batch.labels)
-        return {"total": total}
+        return {"total": task_loss(outputs(model, batch.augment(batch.images)), batch.labels, self.task).mean()}
 
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """PGD-AT (Madry et al. 2018; PAG, Equation 5): the cross-entropy on adversarial images alone."""
+    """PGD-AT (Madry et al. 2018; PAG, Equation 5): the cross-entropy, or another task loss, on adversarial images alone."""
 
     attack: Attack
+    task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """max_δ CE(f(aug(x) + δ), y), the maximum approximated by the attack."""
         images = batch.augment(batch.images)
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
-        return {"total": F.cross_entropy(outputs(model, adversarial), batch.labels)}
+        return {"total": task_loss(outputs(model, adversarial), batch.labels, self.task).mean()}
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """Input-gradient regularisation (Ross & Doshi-Velez 2018, Equation 5): a small gradient, whatever its direction."""
+
+    weight: float  # λ
+    task: Task = "ce"
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """L + λ ‖∇ₓ L‖₂², means over the images; terms "task", "penalty" and "total"."""
+        images = batch.augment(batch.images).detach().requires_grad_(True)
+        each = task_loss(outputs(model, images), batch.labels, self.task)
+        (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
+        # Equation (5)
+        penalty = gradient.flatten(1).square().sum(1).mean()
+        return {"task": each.mean(), "penalty": penalty, "total": each.mean() + self.weight * penalty}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,706 @@
+"""The study `gfa_landscape`: what GFA's notebook can be told, and what it trains, attacks and measures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from paperlib import models
+from paperlib.attacks import (
+    Attack,
+    Loss,
+    apgd,
+    attack_loss,
+    autoattack,
+    evaluating,
+    fgsm,
+    margin,
+    pgd,
+    pgd_in_cone,
+    square,
+    transfer,
+)
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.files import described, digest, read_tensors, write_tensors
+from paperlib.geometry import layer_inputs, weighted_layers
+from paperlib.methods import Method, outputs
+from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task, task_loss
+from paperlib.methods.gfa import GFA, Watched, check_differentiable_twice, cosines
+from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, median_ratio, one_pixel
+from paperlib.runs import Run
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Settings, Share, TrainingSettings
+
+Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
+CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
+    "model",
+    "width",
+    "normalisation",
+    "stem_stride",
+}  # by `mlp` and `architectures`: how and what is trained, not on which data, seeds or machine
+
+
+class GfaSettings(ImageSettings):
+    """Almost nothing of it is published; every value is a choice."""
+
+    methods: Annotated[list[Name], Field(min_length=2)]
+    task: Task  # mse: the paper
+    alpha: Positive  # α
+    betas: dict[Literal["first", "deep"], list[Radius]]  # β of each layer
+    aim: Share | None  # mean cosine that is aimed at; the paper reports 0.93
+    ramp: Share  # share of the steps over which β rises
+    penalty: Radius  # λ of the gradient penalty
+    train_steps: Count  # of PGD-AT's attack
+    sweep: list[Radius]  # factors of β, for FIRST
+    tasks: list[Task]  # FIRST and standard training under other task losses
+    architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
+    mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
+    mlp_data: str | None  # its images; None: the same
+    restarts: Count  # of the adaptive attack
+    queries: Count  # of Square
+    minimum_images: Count  # of the minimum-norm attacks
+    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
+    pixel_images: Count  # of the one-pixel attack
+    pixel_generations: Count
+    landscape_images: Count
+    landscape_reach: Positive  # L2 distance to which losses are drawn
+    cone_angles: list[Annotated[float, Field(ge=0, le=90)]]  # degrees
+    epsilons: list[Positive]  # ε of the sweep in L∞
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, layers in (("first", 1), ("deep", 3)):
+            if name in self.methods and len(self.betas.get(name, [])) != layers:  # type: ignore[arg-type, call-overload]
+                raise ValueError(f"betas needs {layers} β for {name}")
+        for name, changes in {"mlp": self.mlp, **self.architectures}.items():
+            if unknown := set(changes) - CHANGEABLE:
+                raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
+            ImageSettings.model_validate({field: getattr(self, field) for field in ImageSettings.model_fields} | changes)
+        if missing := {"standard", "first"} - set(self.methods):
+            raise ValueError(f"methods needs {' and '.join(sorted(missing))}: everything is held against them")
+        return self
+
+
+STUDIES = {"gfa_landscape": GfaSettings}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
+    """The first `count` layers of the network in the settings; InputError where it cannot be differentiated twice."""
+    images = as_float(data.train.images[:2])
+    model = models.build(
+        settings.model, classes=len(data.train.classes), channels=images.shape[1], width=settings.width, seed=0,
+        normalisation=settings.normalisation, stem_stride=settings.stem_stride, size=images.shape[-1],
+    )  # fmt: skip
+    found = weighted_layers(model, images)[:count]
+    check_differentiable_twice(model, images, found)
+    return found
+
+
+def training_attack(settings: GfaSettings) -> Attack:
+    """PGD-AT's, on the task loss, with steps that add up to 2.5 ε."""
+    eps, steps = settings.eps_linf, settings.train_steps
+    return partial(pgd, eps=eps, norm="linf", steps=steps, step_size=2.5 * eps / steps, loss=settings.task)
+
+
+def methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """The methods of the settings for a network whose first layers have these names."""
+    everything: dict[str, Method] = {
+        "standard": Standard(settings.task),
+        "pgd_at": AdversarialTraining(training_attack(settings), settings.task),
+        "gradient_penalty": GradientPenalty(settings.penalty, settings.task),
+    }
+    for name, count in (("first", 1), ("deep", 3)):
+        if name in settings.methods:
+            everything[name] = _gfa(settings, names[:count], settings.betas[name])  # type: ignore[index]
+    return {name: everything[name] for name in settings.methods}
+
+
+def _gfa(settings: GfaSettings, names: Sequence[str], betas: Sequence[float], **changes: Any) -> GFA:
+    fixed = {"alpha": settings.alpha, "task": settings.task, "aim": settings.aim, "ramp": settings.ramp}
+    return GFA(tuple(names), tuple(betas), **{**fixed, **changes})
+
+
+def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """Standard training, FIRST and DEEP of the MLP, as "mlp_…"; none without settings for it."""
+    if not settings.mlp:
+        return {}
+    built = methods(settings, names)
+    watched: dict[str, Method] = {"mlp_standard": Watched(built["standard"], tuple(names), settings.task)}
+    return watched | {f"mlp_{name}": built[name] for name in ("first", "deep") if name in built}
+
+
+def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """FIRST at each factor of β but one."""
+    (beta,) = settings.betas["first"]
+    return {
+        f"beta_{factor * beta:g}": _gfa(settings, names[:1], [factor * beta]) for factor in settings.sweep if factor != 1
+    }
+
+
+def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """Standard training and FIRST under each other task loss."""
+    found: dict[str, Method] = {}
+    for task in settings.tasks:
+        found[f"standard_{task}"] = Standard(task)
+        found[f"first_{task}"] = _gfa(settings, names[:1], settings.betas["first"], task=task)
+    return found
+
+
+def architecture_methods(settings: GfaSettings, name: str, names: Sequence[str]) -> dict[str, Method]:
+    """Standard training and FIRST of another architecture."""
+    first = _gfa(settings, names[:1], settings.betas["first"])
+    return {f"standard_{name}": Standard(settings.task), f"first_{name}": first}
+
+
+def train_architectures(
+    run: Run, settings: GfaSettings, data: Splits, attack: Attack, train_each: Callable[..., Any]
+) -> dict[str, dict[int, nn.Module]]:
+    """Standard training and FIRST of every other architecture, with the first seed, by `training.train_each`."""
+    trained: dict[str, dict[int, nn.Module]] = {}
+    for name, changes in settings.architectures.items():
+        names = layers(settings.model_copy(update=changes), data, 1)
+        built = architecture_methods(settings, name, names)
+        trained |= train_each(run, built, data, attack, seeds=settings.seeds[:1], **changes)
+    return trained
+
+
+def judge(settings: GfaSettings) -> dict[str, Method]:
+    """A plainly trained model of another seed, whose adversarial images are transferred."""
+    return {"judge": Standard(settings.task)}
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def selection_attack(settings: GfaSettings) -> Attack:
+    """What validation images are attacked with: PGD-10 on the margin, which no saturated loss blinds."""
+    return partial(pgd, eps=settings.eps_linf, norm="linf", steps=10, step_size=settings.eps_linf / 4, loss="margin")
+
+
+def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
+    """What the paper reports, FGSM and PGD: as libraries run them, on cross-entropy; along the task loss; on the margin."""
+    eps = settings.eps_linf
+    strong = partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8)
+    return {
+        "fgsm": partial(fgsm, eps=eps, norm="linf"),
+        "pgd_task": partial(strong, loss=task),
+        "pgd_ce": strong,
+        "pgd_margin": partial(strong, loss="margin"),
+    }
+
+
+def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack]:
+    """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, and AutoAttack."""
+    eps = settings.eps_linf
+    steps = partial(pgd, steps=40, step_size=eps / 8)
+    again = partial(steps, eps=eps, norm="linf", restarts=settings.restarts)
+    return {
+        "apgd_ce": partial(apgd, eps=eps, norm="linf"),
+        "apgd_dlr": partial(apgd, eps=eps, norm="linf", loss="dlr"),
+        "square": partial(square, eps=eps, norm="linf", queries=settings.queries),
+        "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm="linf"),
+        "restarts": again,
+        "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=settings.restarts),
+        "autoattack": partial(autoattack, eps=eps, norm="linf"),
+    }
+
+
+def pixel_attacks(settings: GfaSettings) -> dict[str, Attack]:
+    """The one-pixel attack."""
+    return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=settings.pixel_generations)}
+
+
+def adaptive(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Literal["linf"], steps: int, restarts: int
+) -> Tensor:
+    """An attack made for GFA in L∞: it follows the logit margin, and starts off the radial direction.
+
+    An aligned gradient points along the image, so the first step of other attacks is a uniform brightening, and the squared
+    error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a corner of the ball
+    less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all steps and restarts.
+    """
+    shape = -1, *[1] * (images.ndim - 1)
+    best = images.clone()
+    with torch.no_grad():
+        reached = _margin(model, best, labels)
+    unit = images / images.flatten(1).norm(dim=1).clamp_min(1e-12).view(shape)
+    for _ in range(restarts):
+        corner = eps * torch.randn_like(images).sign()
+        radial = (corner * unit).flatten(1).sum(1).view(shape)
+        current = (images + (corner - radial * unit).clamp(-eps, eps)).clamp(0, 1)
+        for step in range(steps + 1):
+            current = current.detach().requires_grad_(True)
+            with torch.enable_grad():
+                strength = _margin(model, current, labels)
+                (gradient,) = torch.autograd.grad(strength.sum(), current)
+            better = strength.detach() > reached
+            best = torch.where(better.view(shape), current.detach(), best)
+            reached = reached.maximum(strength.detach())
+            size = eps * 0.5 * 0.04 ** (step / max(1, steps - 1))
+            change = current.detach() - images + size * gradient.nan_to_num(0, 0, 0).sign()
+            current = (images + change.clamp(-eps, eps)).clamp(0, 1)
+    return best
+
+
+def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return margin(outputs(model, images), labels)
+
+
+def minimum_attacks(settings: GfaSettings) -> dict[str, Attack]:
+    """DeepFool and EAD, which the paper reports, C&W, and DDN, which is stronger than DeepFool; all in L2."""
+    steps = settings.minimum_steps
+    return {
+        "deepfool": partial(deepfool, norm="l2"),
+        "ead": partial(elastic_net, norm="l2", steps=steps),
+        "cw": partial(carlini_wagner, norm="l2", steps=steps),
+        "ddn": partial(ddn, norm="l2", steps=steps),
+    }
+
+
+def epsilon_sweep(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, evaluate_each: Callable[..., pd.DataFrame]
+) -> pd.DataFrame:
+    """Accuracy under PGD on the margin at every ε of the settings, by `evaluation.evaluate_each`: its columns, and eps."""
+    tried = {
+        f"eps={eps:g}": partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8, loss="margin", best=True)
+        for eps in run.settings.epsilons
+    }
+    table = evaluate_each(run, trained, data, tried, "epsilons")
+    table["eps"] = table["measure"].map({"clean": 0.0} | {name: one.keywords["eps"] for name, one in tried.items()})
+    return table
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def distances_each(
+    run: Run,
+    trained: Mapping[str, Mapping[int, nn.Module]],
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    chunk: int = 100,
+) -> pd.DataFrame:
+    """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
+
+    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by chunk.
+    """
+    rows = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            for name, attack in attacks.items():
+                file = run.folder / "distances" / f"{name}-{method}-seed{seed}.safetensors"
+                recipe = digest(model, data, [name, described(attack), chunk])
+                found = torch.empty(0)
+                if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
+                    found = stored[0]["distance"]
+                with evaluating(model.to(run.device)), torch.random.fork_rng():
+                    for start in range(len(found), len(data), chunk):
+                        torch.manual_seed(seed * 1_000_003 + start)
+                        images = as_float(data.images[start : start + chunk]).to(run.device)
+                        labels = data.labels[start : start + chunk].to(run.device)
+                        near = attack(model, images, labels)
+                        found = torch.cat([found, distances(model, images, labels, near, "l2").cpu()])
+                        write_tensors(file, {"distance": found}, {"recipe": recipe})
+                rows.append((method, seed, name, found.numpy()))
+    return pd.DataFrame(rows, columns=["method", "seed", "attack", "each"])
+
+
+def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
+    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
+
+    The ratio is of medians over the images that both have right, with its 95 % interval (see `median_ratio`).
+    """
+    rows = []
+    for (attack, method), part in found.groupby(["attack", "method"], sort=False):
+        own = np.stack(list(part["each"]))
+        correct = np.sort(own[own > 0])
+        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((own > 0).mean())}
+        row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
+        row["failed (%)"] = 100 * float(np.isinf(own).mean())
+        theirs = np.stack(list(found[(found["attack"] == attack) & (found["method"] == against)]["each"]))
+        row["ratio"], row["low"], row["high"] = median_ratio(own, theirs)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["attack", "method"])
+
+
+def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """Accuracy under each minimum-norm attack within L2 `eps`: rows as `evaluate_each` has, measure "<attack>_l2"."""
+    rows = [
+        (row.method, row.seed, f"{row.attack}_l2", len(row.each), float((row.each > eps).mean()), row.each > eps)
+        for row in found.itertuples(index=False)
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The ratios of `distance_table` as rows that claims can be held against: measure "<attack>_ratio", mean, low, high."""
+    seeds, count = found.groupby("method")["seed"].nunique(), len(found["each"].iloc[0])
+    rows = [
+        _row(one.method, f"{one.attack}_ratio", one.ratio, one.low, one.high, int(seeds[one.method]), count)
+        for one in distance_table(found, against).reset_index().itertuples(index=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def gradient_table(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, task: Task) -> pd.DataFrame:
+    """How large the input gradients are, first model of each method: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
+
+    Of the task loss, of cross-entropy and of the margin: outputs near their targets have hardly any gradient of a squared
+    error, and then attacks along it are blind. The margin's is over the outputs' own scale, their spread.
+    """
+    rows = {}
+    losses: dict[str, Loss] = {"task loss": task, "cross-entropy": "ce", "margin": "margin"}
+    for method, members in trained.items():
+        with evaluating(member := next(iter(members.values()))):
+            model, images, labels = _in_evaluation(run, member, data, 0)
+            row: dict[tuple[str, str], float] = {}
+            for name, loss in losses.items():
+                leaf = images.detach().requires_grad_(True)
+                logits = outputs(model, leaf)
+                scale = float(logits.detach().std(1).median()) if loss == "margin" else 1.0
+                (gradient,) = torch.autograd.grad((attack_loss(logits, labels, loss) / scale).sum(), leaf)
+                sizes = gradient.flatten(1).norm(dim=1)
+                row[name, "median"] = float(sizes.median())
+                row[name, "zeros (%)"] = 100 * float((sizes == 0).float().mean())
+        rows[method] = row
+    return pd.DataFrame(rows).T
+
+
+def cosine_table(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], parts: Mapping[str, ImageSet], names: Sequence[str]
+) -> pd.DataFrame:
+    """Mean cosine of loss gradient and layer input, by method (rows), set of images and layer (columns), over seeds."""
+    rows = {}
+    for method, members in trained.items():
+        row: dict[tuple[str, str], float] = {}
+        for part, data in parts.items():
+            found = [cosines(model.to(run.device), data, names, run.settings.task) for model in members.values()]
+            row |= {(part, name): float(value) for name, value in zip(names, torch.stack(found).mean((0, 2)), strict=True)}
+        rows[method] = row
+    return pd.DataFrame(rows).T
+
+
+def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """The cosines over training: columns panel (the layer), line (the method, and on which images), epoch, value.
+
+    On training images as the loss saw them, mean over the epoch; on validation images after it, in evaluation mode.
+    """
+    rows = [
+        (
+            f"input of {key.rsplit('cosine ', 1)[1]}",
+            f"{training.rsplit('-seed', 1)[0]}, {'validation' if key.startswith('validation') else 'training'}",
+            epoch["epoch"],
+            epoch[key],
+        )
+        for training, history in histories.items()
+        if training.rsplit("-seed", 1)[0] in names
+        for epoch in history["epochs"]
+        for key in epoch
+        if key.startswith(("cosine ", "validation cosine "))
+    ]
+    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
+
+
+def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, task: Task) -> dict[str, Tensor]:
+    """Unit directions N×… from each image: radial (away from black), random tangential, adversarial, and its two parts."""
+    unit = _units(images)
+
+    def across(change: Tensor) -> Tensor:
+        return change - (change * unit).flatten(1).sum(1).view(-1, *[1] * (images.ndim - 1)) * unit
+
+    attacked = pgd(model, images, labels, eps=eps, norm="l2", steps=20, step_size=eps / 5, loss=task)
+    adversarial = attacked - images
+    return {
+        "radial": unit,
+        "random tangential": _units(across(torch.randn_like(images))),
+        "adversarial": _units(adversarial),
+        "its tangential part": _units(across(adversarial)),
+        "its radial part": _units(adversarial - across(adversarial)),
+    }
+
+
+def _units(vectors: Tensor) -> Tensor:
+    return vectors / vectors.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (vectors.ndim - 1))
+
+
+def _in_evaluation(run: Run, model: nn.Module, data: ImageSet, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return model.to(run.device), as_float(data.images).to(run.device), data.labels.to(run.device)
+
+
+def profiles(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, points: int = 21) -> pd.DataFrame:
+    """The task loss along each of `directions`, its change from the image: columns panel, line, distance, value, low, high.
+
+    Means over images and seeds, with the interval ± 1.96 standard errors. Images may leave [0,1] on the way.
+    """
+    settings, rows = run.settings, []
+    steps = np.linspace(0, settings.landscape_reach, points)
+    for method, members in trained.items():
+        found: dict[tuple[str, float], list[Tensor]] = {}
+        for seed, member in members.items():
+            with evaluating(member), torch.random.fork_rng():
+                model, images, labels = _in_evaluation(run, member, data, seed)
+                ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
+                with torch.no_grad():
+                    start = task_loss(model(images), labels, settings.task)
+                    for name, way in ways.items():
+                        for distance in steps:
+                            change = task_loss(model(images + float(distance) * way), labels, settings.task) - start
+                            found.setdefault((name, float(distance)), []).append(change.cpu())
+        for (name, distance), parts in found.items():
+            each = torch.stack(parts).mean(0)
+            mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
+            rows.append((name, method, distance, mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["panel", "line", "distance", "value", "low", "high"])
+
+
+def surfaces(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, resolution: int = 21
+) -> dict[str, np.ndarray]:
+    """The task loss over the radial × adversarial-tangential plane, mean over images, of each method's first model.
+
+    A grid resolution×resolution over ± `landscape_reach` in L2, rows along the tangential direction.
+    """
+    settings, found = run.settings, {}
+    axis = np.linspace(-settings.landscape_reach, settings.landscape_reach, resolution)
+    for method, members in trained.items():
+        seed, member = next(iter(members.items()))
+        with evaluating(member), torch.random.fork_rng():
+            model, images, labels = _in_evaluation(run, member, data, seed)
+            ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
+            radial, across = ways["radial"], ways["its tangential part"]
+            with torch.no_grad():
+                points = [[images + float(a) * radial + float(b) * across for a in axis] for b in axis]
+                grid = [[float(task_loss(model(x), labels, settings.task).mean()) for x in row] for row in points]
+        found[method] = np.array(grid)
+    return found
+
+
+def flatness_rows(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet) -> pd.DataFrame:
+    """Minus the rise of the task loss across each image, at half of `landscape_reach`: rows as `evaluate_each` has.
+
+    The direction is the tangential part of the adversarial one.
+    """
+    settings, rows = run.settings, []
+    size = settings.landscape_reach / 2
+    for method, members in trained.items():
+        for seed, member in members.items():
+            with evaluating(member), torch.random.fork_rng():
+                model, images, labels = _in_evaluation(run, member, data, seed)
+                way = directions(model, images, labels, size, settings.task)["its tangential part"]
+                with torch.no_grad():
+                    both = (images, images + size * way)
+                    before, after = (task_loss(model(points), labels, settings.task) for points in both)
+            each = (before - after).cpu().double().numpy()
+            rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def _row(method: str, measure: str, value: float, low: float, high: float, seeds: int, n: int) -> dict[str, Any]:
+    """A row as `evaluation.summary` has them, of a measure that has an interval of its own."""
+    return {"method": method, "measure": measure, "mean": value, "deviation": math.nan, "low": low, "high": high,
+            "seeds": seeds, "n": n, "sample_low": low, "sample_high": high, "each": None}  # fmt: skip
+
+
+def cosine_rows(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], parts: Mapping[str, ImageSet], name: str
+) -> pd.DataFrame:
+    """The cosine at one layer by image, on each set of images as method "<method> on <set>": rows as `evaluate_each`.
+
+    And clean accuracy beside it, since the cosine of a model at chance says nothing.
+    """
+    rows = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            for part, data in parts.items():
+                each = cosines(model.to(run.device), data, [name], run.settings.task)[0].double().numpy()
+                rows.append((f"{method} on {part}", seed, "cosine", len(each), float(each.mean()), each))
+                with evaluating(model), torch.no_grad():
+                    right = model(as_float(data.images).to(run.device)).argmax(1).cpu() == data.labels
+                rows.append((f"{method} on {part}", seed, "clean", len(right), float(right.double().mean()), right.numpy()))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def cones(settings: GfaSettings) -> dict[str, Attack]:
+    """PGD within each angle of the radial line and of the tangential plane, by "<around>_<angle>"; beyond [0,1] as well."""
+    attack = partial(pgd_in_cone, eps=settings.eps_l2, norm="l2", steps=20, step_size=settings.eps_l2 / 5)
+    return {
+        f"{around}_{angle:g}": partial(attack, around=around, angle=angle)
+        for around in ("radial", "tangential")
+        for angle in settings.cone_angles
+    }
+
+
+def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy against the angle: columns panel, line, angle, value, low, high in percent."""
+    rows = [
+        (f"within an angle of the {place[0]} {'line' if place[0] == 'radial' else 'plane'}", row.method, float(place[1]),
+         100 * row.mean, 100 * row.low, 100 * row.high)
+        for row in summary.itertuples(index=False)
+        if len(place := str(row.measure).split("_")) == 2 and place[0] in ("radial", "tangential")
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["panel", "line", "angle", "value", "low", "high"])
+
+
+@torch.no_grad()
+def amplification(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, attack: Attack) -> pd.DataFrame:
+    """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, depth (from 1), value, low, high.
+
+    Means over images and seeds, with the interval ± 1.96 standard errors.
+    """
+    rows = []
+    for method, members in trained.items():
+        found = []
+        for seed, member in members.items():
+            with evaluating(member), torch.random.fork_rng():
+                model, images, labels = _in_evaluation(run, member, data, seed)
+                names = weighted_layers(model, images[:2])
+                moved = attack(model, images, labels)
+                with layer_inputs(model, names) as clean:
+                    model(images)
+                with layer_inputs(model, names) as full:
+                    model(moved)
+            sizes = [
+                (full[name] - clean[name]).flatten(1).norm(dim=1) / clean[name].flatten(1).norm(dim=1).clamp_min(1e-12)
+                for name in names
+            ]
+            found.append(torch.stack(sizes).cpu())
+        for depth, each in enumerate(torch.stack(found).mean(0), 1):
+            mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
+            rows.append((method, str(depth), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["line", "depth", "value", "low", "high"])
+
+
+def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Clean and robust accuracy and 100 × the cosine on test images: columns line, "β of FIRST", value."""
+    (beta,) = settings.betas["first"]
+    places = {"standard": 0.0, "first": beta} | {
+        f"beta_{factor * beta:g}": factor * beta for factor in settings.sweep if factor != 1
+    }
+    rows = [
+        (str(row.measure), places[row.method], 100 * row.mean)
+        for summary in summaries
+        for row in summary.itertuples(index=False)
+        if row.method in places and row.measure in ("clean", "pgd_margin")
+    ]
+    rows += [
+        ("cosine × 100", places[method], 100 * float(table.loc[method, ("test images", name)]))
+        for method in places
+        if method in table.index
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["line", "β of FIRST", "value"]).sort_values("β of FIRST", kind="stable")
+
+
+def others_each(
+    run: Run, groups: Mapping[str, Mapping[str, Mapping[int, nn.Module]]], data: ImageSet,
+    evaluate_each: Callable[..., pd.DataFrame],
+) -> pd.DataFrame:  # fmt: skip
+    """`evaluation.evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
+    tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items() if models]  # type: ignore[arg-type]
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_task(
+    settings: GfaSettings, tasked: Mapping[str, Mapping[int, nn.Module]], *others: Mapping[str, Mapping[int, nn.Module]]
+) -> dict[str, dict[str, Mapping[int, nn.Module]]]:
+    """Models by the task loss they were trained with: `tasked` have it in their names, `others` the settings'."""
+    groups: dict[str, dict[str, Mapping[int, nn.Module]]] = {settings.task: {}}
+    for members in others:
+        groups[settings.task] |= members
+    for task in settings.tasks:
+        groups.setdefault(task, {}).update({name: one for name, one in tasked.items() if name.partition("_")[2] == task})
+    return groups
+
+
+def first_cosines(run: Run, groups: Mapping[str, Mapping[str, Mapping[int, nn.Module]]], data: ImageSet) -> pd.Series:
+    """The mean cosine at each model's own first layer under its own task loss, by method."""
+    found = {}
+    for task, members in groups.items():
+        for method, one in members.items():
+            model = next(iter(one.values())).to(run.device)
+            names = weighted_layers(model, as_float(data.images[:2]).to(run.device))[:1]
+            found[method] = float(cosines(model, data, names, task).mean())  # type: ignore[arg-type]
+    return pd.Series(found, name=("cosine", "here"))
+
+
+def measured(
+    run: Run, summary: pd.DataFrame, others: pd.DataFrame, found: pd.DataFrame,
+    trained: Mapping[str, Mapping[int, nn.Module]], parts: Mapping[str, ImageSet], name: str,
+    summarise: Callable[[pd.DataFrame], pd.DataFrame],
+) -> pd.DataFrame:  # fmt: skip
+    """Everything that claims are held against, as an `evaluation.summary`: accuracies, ratios, flatness and cosines."""
+    flat = summarise(flatness_rows(run, trained, parts["test images"]))
+    aligned = summarise(cosine_rows(run, trained, parts, name))
+    aligned.loc[~aligned["method"].str.endswith("on test images"), "each"] = None  # other images: nothing to pair
+    return pd.concat([summary, others, ratio_rows(found, "standard"), flat, aligned], ignore_index=True)
+
+
+# The trial ---------------------------------------------------------------------------------------------------------
+
+REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
+SHOWN = ("fgsm", "pgd_task", REPORTED)  # beside the best of all attacks
+GAP = 0.05  # accuracy by which that may overstate the best of all attacks, and a gain that counts
+
+
+def trial(
+    tables: Sequence[pd.DataFrame], compare: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]],
+    summarise: Callable[[pd.DataFrame], pd.DataFrame], signs: Mapping[str, Sequence[str]], against: str = "standard",
+) -> pd.DataFrame:  # fmt: skip
+    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
+
+    `tables` are of `evaluate_each` on the same images and in the same ball. The outcome: *real* if the worst case is
+    surely above that of `against`, APGD does not surely overstate it by more than 5 points, and the audit has no sign;
+    *partly real* if it is surely above, but one of these fails; *masked* if it is not, and one of these fails; else no
+    robustness could be *told*.
+    """
+    table = pd.concat(tables, ignore_index=True)
+    rows = []
+    for (method, seed), part in table.groupby(["method", "seed"], sort=False):
+        survived = np.logical_and.reduce(list(part["each"]))
+        rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
+    worst = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    summary = summarise(pd.concat([table, worst], ignore_index=True))
+    known = {(row["method"], row["measure"]): row for row in summary.to_dict("records")}
+    found = {}
+    for method in dict.fromkeys(table["method"]):
+        least, reported = known[method, "worst"], known[method, REPORTED]
+        gain, low, high = compare(least, known[against, "worst"])
+        gap = reported["mean"] - least["mean"]
+        doubts = list(signs.get(method, []))
+        overstated = gap > GAP and compare(reported, least)[1] > 0
+        if low > 0:
+            outcome = "partly real" if overstated or doubts else "real"
+        else:
+            outcome = "masked" if overstated or doubts else "none told"
+        found[method] = {
+            **{name: 100 * known[method, name]["mean"] for name in SHOWN if (method, name) in known},
+            "best of all": 100 * least["mean"], "overstated by": 100 * gap, "gain": 100 * gain, "low": 100 * low,
+            "high": 100 * high, "signs": "; ".join(doubts), "outcome": "–" if method == against else outcome,
+        }  # fmt: skip
+    return pd.DataFrame(found).T.rename_axis("method")
+
+
+def trial_points(trials: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """The evidence in one figure: accuracy against ε, and what each attack leaves; the outcome beside the name.
+
+    Columns panel, line, x, value.
+    """
+    outcomes = trials["outcome"].to_dict()
+    lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in outcomes.items()}
+    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    rows: list[tuple[str, str, Any, float]] = [
+        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.accuracy)
+        for row in means.itertuples(index=False)
+    ]
+    for name in [name for name in (*SHOWN, "best of all") if name in trials]:
+        rows += [("who attacks", lines[method], name, float(value)) for method, value in trials[name].items()]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "value"])
