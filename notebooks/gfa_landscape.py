@@ -256,7 +256,7 @@ checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), 
 figures.table(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
-curve = study.epsilon_sweep(run, trained, subset(images.test, s.sweep_images, 0), evaluation.evaluate_each)
+curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.sweep_attack(), s.epsilons)
 again = evaluation.evaluate_each(run, trained, some, study.attacks(s, s.task), "trial")
 trials = study.trial([again, strong], evaluation.difference, evaluation.summary, audit.signs(run))
 figures.table(run, trials, "trial", "Own attacks, and the best of all, image by image (%).")

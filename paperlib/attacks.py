@@ -83,9 +83,20 @@ def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None
 # Geometry of the two balls --------------------------------------------------------------------------------------
 
 
+def each_image(values: Tensor, images: Tensor) -> Tensor:
+    """One value for each image, N, shaped to meet images N×…: N×1×…×1."""
+    return values.view(-1, *[1] * (images.ndim - 1))
+
+
+def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
+    """The size of each perturbation N×… in the norm: N."""
+    flat = perturbation.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
 def _lengths(vectors: Tensor) -> Tensor:
     """Euclidean norms N×1×…×1 that divide N×…, never zero."""
-    return vectors.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (vectors.ndim - 1))
+    return each_image(lengths(vectors, "l2").clamp_min(1e-12), vectors)
 
 
 def project(perturbation: Tensor, eps: float, norm: Norm) -> Tensor:
@@ -228,7 +239,7 @@ def pgd_in_cone(
     best, reached = images, torch.full((len(images),), -torch.inf, device=images.device)
     for side in (1, -1):
         noise = torch.randn_like(images)
-        along = (noise * axis).flatten(1).sum(1).view(-1, *[1] * (images.ndim - 1))
+        along = each_image((noise * axis).flatten(1).sum(1), images)
         change = eps * ascent(into_cone(noise + (side * along.abs() - along) * axis, axis, around, angle), norm)
         for _ in range(steps):
             current = (images + change).detach().requires_grad_(True)
@@ -238,7 +249,7 @@ def pgd_in_cone(
         with torch.no_grad():
             strength = margin(model(images + change), labels)
         better = strength > reached
-        best = torch.where(better.view(-1, *[1] * (images.ndim - 1)), images + change, best)
+        best = torch.where(each_image(better, images), images + change, best)
         reached = reached.maximum(strength)
     return best
 

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import beta, norm, t
 from torch import Tensor, nn
 
-from paperlib.attacks import BOX, Attack, evaluating, masking_flags
+from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float
 from paperlib.files import described, digest, read_tensors, write_tensors
 from paperlib.progress import bar, live
@@ -226,8 +226,7 @@ def _assert_allowed(
 ) -> None:
     settings = attack.keywords
     eps, kind = settings["eps"], settings["norm"]
-    change = (adversarial - images).double().flatten(1)
-    size = float((change.abs().amax(1) if kind == "linf" else change.norm(dim=1)).max())
+    size = float(lengths((adversarial - images).double(), kind).max())
     if not size <= eps * (1 + 1e-4) + 1e-6:  # single precision; also where it is not a number
         raise AttackError(f"{name}: a perturbation of {kind} size {size:g} leaves the ball of radius {eps:g}")
     if box is not None and not (box[0] <= float(adversarial.min()) and float(adversarial.max()) <= box[1]):

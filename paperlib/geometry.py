@@ -73,14 +73,20 @@ def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, re
 # How layers respond (RAAT, Definition 1) ---------------------------------------------------------------------------
 
 
+def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """All submodules by name. Raises InputError when a name of `layers` is not among them."""
+    known = dict(model.named_modules())
+    if unknown := [name for name in layers if name not in known]:
+        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    return known
+
+
 def layer_outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
     """What the named submodules put out for the images, in the order of `layers`; the model is not changed.
 
     Raises InputError when a name is not a submodule's.
     """
-    known = dict(model.named_modules())
-    if unknown := [name for name in layers if name not in known]:
-        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -102,9 +108,7 @@ def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
     A submodule gets a copy of its input, so that what it does in place leaves the collected one alone. Raises InputError
     when a name is not a submodule's, when no forward pass came by, or when something else overwrote an input in place.
     """
-    known = dict(model.named_modules())
-    if unknown := [name for name in layers if name not in known]:
-        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
     versions: dict[str, int] = {}
 

@@ -99,6 +99,19 @@ class ImageSettings(TrainingSettings):
     audit_images: Count
 
 
+# What part of a study may set for itself: how and what is trained, not on which data, seeds or machine.
+CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
+    "model", "width", "normalisation", "stem_stride",
+}  # fmt: skip
+
+
+def check_changes(settings: ImageSettings, name: str, changes: Mapping[str, Any]) -> None:
+    """Raise ValueError where `changes`, the study's setting `name`, cannot stand in place of its own settings."""
+    if unknown := set(changes) - CHANGEABLE:
+        raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
+    ImageSettings.model_validate({**{field: getattr(settings, field) for field in ImageSettings.model_fields}, **changes})
+
+
 S = TypeVar("S", bound=Settings)
 
 PRESENTATION = {"venue"}  # fields that change no number, so the same run serves them all

@@ -14,7 +14,8 @@ from paperlib.attacks import evaluating
 from paperlib.data import ImageSet
 from paperlib.evaluation import evaluate
 from paperlib.files import InputError
-from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, median_ratio, one_pixel
+from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
+from paperlib.statistics import median_ratio
 
 
 class Plane(nn.Module):

@@ -16,8 +16,10 @@ from paperlib.attacks import (
     Attack,
     Loss,
     apgd,
+    ascent,
     attack_loss,
     autoattack,
+    each_image,
     evaluating,
     fgsm,
     margin,
@@ -32,17 +34,12 @@ from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.methods import Method, outputs
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task, task_loss
 from paperlib.methods.gfa import GFA, Watched, check_differentiable_twice, cosines
-from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, median_ratio, one_pixel
+from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
 from paperlib.runs import Run
-from paperlib.settings import Count, ImageSettings, Positive, Radius, Settings, Share, TrainingSettings
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
+from paperlib.statistics import mean_interval, median_ratio
 
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
-CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
-    "model",
-    "width",
-    "normalisation",
-    "stem_stride",
-}  # by `mlp` and `architectures`: how and what is trained, not on which data, seeds or machine
 
 
 class GfaSettings(ImageSettings):
@@ -78,9 +75,7 @@ class GfaSettings(ImageSettings):
             if name in self.methods and len(self.betas.get(name, [])) != layers:  # type: ignore[arg-type, call-overload]
                 raise ValueError(f"betas needs {layers} β for {name}")
         for name, changes in {"mlp": self.mlp, **self.architectures}.items():
-            if unknown := set(changes) - CHANGEABLE:
-                raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
-            ImageSettings.model_validate({field: getattr(self, field) for field in ImageSettings.model_fields} | changes)
+            check_changes(self, name, changes)
         if missing := {"standard", "first"} - set(self.methods):
             raise ValueError(f"methods needs {' and '.join(sorted(missing))}: everything is held against them")
         return self
@@ -227,14 +222,13 @@ def adaptive(
     error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a corner of the ball
     less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all steps and restarts.
     """
-    shape = -1, *[1] * (images.ndim - 1)
     best = images.clone()
     with torch.no_grad():
         reached = _margin(model, best, labels)
-    unit = images / images.flatten(1).norm(dim=1).clamp_min(1e-12).view(shape)
+    unit = ascent(images, "l2")
     for _ in range(restarts):
         corner = eps * torch.randn_like(images).sign()
-        radial = (corner * unit).flatten(1).sum(1).view(shape)
+        radial = each_image((corner * unit).flatten(1).sum(1), images)
         current = (images + (corner - radial * unit).clamp(-eps, eps)).clamp(0, 1)
         for step in range(steps + 1):
             current = current.detach().requires_grad_(True)
@@ -242,7 +236,7 @@ def adaptive(
                 strength = _margin(model, current, labels)
                 (gradient,) = torch.autograd.grad(strength.sum(), current)
             better = strength.detach() > reached
-            best = torch.where(better.view(shape), current.detach(), best)
+            best = torch.where(each_image(better, images), current.detach(), best)
             reached = reached.maximum(strength.detach())
             size = eps * 0.5 * 0.04 ** (step / max(1, steps - 1))
             change = current.detach() - images + size * gradient.nan_to_num(0, 0, 0).sign()
@@ -265,17 +259,9 @@ def minimum_attacks(settings: GfaSettings) -> dict[str, Attack]:
     }
 
 
-def epsilon_sweep(
-    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, evaluate_each: Callable[..., pd.DataFrame]
-) -> pd.DataFrame:
-    """Accuracy under PGD on the margin at every ε of the settings, by `evaluation.evaluate_each`: its columns, and eps."""
-    tried = {
-        f"eps={eps:g}": partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8, loss="margin", best=True)
-        for eps in run.settings.epsilons
-    }
-    table = evaluate_each(run, trained, data, tried, "epsilons")
-    table["eps"] = table["measure"].map({"clean": 0.0} | {name: one.keywords["eps"] for name, one in tried.items()})
-    return table
+def sweep_attack() -> Attack:
+    """PGD on the margin within ε = 1, which `evaluation.sweep` brings to every ε of the settings."""
+    return partial(pgd, eps=1.0, norm="linf", steps=40, step_size=1 / 8, loss="margin", best=True)
 
 
 # What is measured --------------------------------------------------------------------------------------------------
@@ -412,24 +398,20 @@ def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[st
 
 def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, task: Task) -> dict[str, Tensor]:
     """Unit directions N×… from each image: radial (away from black), random tangential, adversarial, and its two parts."""
-    unit = _units(images)
+    unit = ascent(images, "l2")
 
     def across(change: Tensor) -> Tensor:
-        return change - (change * unit).flatten(1).sum(1).view(-1, *[1] * (images.ndim - 1)) * unit
+        return change - each_image((change * unit).flatten(1).sum(1), images) * unit
 
     attacked = pgd(model, images, labels, eps=eps, norm="l2", steps=20, step_size=eps / 5, loss=task)
     adversarial = attacked - images
     return {
         "radial": unit,
-        "random tangential": _units(across(torch.randn_like(images))),
-        "adversarial": _units(adversarial),
-        "its tangential part": _units(across(adversarial)),
-        "its radial part": _units(adversarial - across(adversarial)),
+        "random tangential": ascent(across(torch.randn_like(images)), "l2"),
+        "adversarial": ascent(adversarial, "l2"),
+        "its tangential part": ascent(across(adversarial), "l2"),
+        "its radial part": ascent(adversarial - across(adversarial), "l2"),
     }
-
-
-def _units(vectors: Tensor) -> Tensor:
-    return vectors / vectors.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (vectors.ndim - 1))
 
 
 def _in_evaluation(run: Run, model: nn.Module, data: ImageSet, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -457,9 +439,8 @@ def profiles(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: Ima
                             change = task_loss(model(images + float(distance) * way), labels, settings.task) - start
                             found.setdefault((name, float(distance)), []).append(change.cpu())
         for (name, distance), parts in found.items():
-            each = torch.stack(parts).mean(0)
-            mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
-            rows.append((name, method, distance, mean, mean - half, mean + half))
+            each = torch.stack(parts).mean(0).numpy()
+            rows.append((name, method, distance, *mean_interval(each)))
     return pd.DataFrame(rows, columns=["panel", "line", "distance", "value", "low", "high"])
 
 
@@ -574,9 +555,8 @@ def amplification(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data
                 for name in names
             ]
             found.append(torch.stack(sizes).cpu())
-        for depth, each in enumerate(torch.stack(found).mean(0), 1):
-            mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
-            rows.append((method, str(depth), mean, mean - half, mean + half))
+        for depth, each in enumerate(torch.stack(found).mean(0).numpy(), 1):
+            rows.append((method, str(depth), *mean_interval(each)))
     return pd.DataFrame(rows, columns=["line", "depth", "value", "low", "high"])
 
 

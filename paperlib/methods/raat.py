@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, evaluating
+from paperlib.attacks import Attack, each_image, evaluating
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step, outputs
 from paperlib.methods.baselines import TEMPERATURE, boosted_cross_entropy, jensen_shannon, weighted_kl
@@ -145,7 +145,7 @@ class RAAT:
             parts = partition(model, images, labels, self.attack, self.eta, self.form)
             full, on_clean = parts.full, parts.right[0]
             softened = parts.boundary if self.form == "code" else ~parts.right[2]
-            trained = torch.where(softened.view(-1, *[1] * (images.ndim - 1)), parts.reduced, full)
+            trained = torch.where(each_image(softened, images), parts.reduced, full)
             terms |= shares(parts)
         else:
             with evaluating(model):
@@ -226,7 +226,7 @@ class RAATSharp:
             parts = Partition(full[0], reduced, correct[:3], "code")
             terms |= shares(parts)
             if self.bound:
-                trained = torch.where(parts.boundary.view(-1, *[1] * (reduced.ndim - 1)), reduced, full[0])
+                trained = torch.where(each_image(parts.boundary, reduced), reduced, full[0])
         terms["ce"] = total = F.cross_entropy(outputs(model, trained), batch.labels)
         terms["dicar"] = torch.zeros_like(total)
         if aligning:
@@ -263,5 +263,5 @@ class PartitionedAT:
             places = torch.rand(len(chosen), device=chosen.device).masked_fill(parts.misclassified, 2).argsort().argsort()
             chosen = places < chosen.sum()
         scale = self.boundary * chosen + self.other * (~parts.misclassified & ~chosen)
-        seen = images + scale.view(-1, *[1] * (images.ndim - 1)) * (parts.full - images)
+        seen = images + each_image(scale, images) * (parts.full - images)
         return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}

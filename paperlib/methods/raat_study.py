@@ -18,19 +18,14 @@ from paperlib.methods import Method
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.runs import Run
-from paperlib.settings import Count, ImageSettings, Positive, Radius, Settings, Share, TrainingSettings
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
+from paperlib.statistics import mean_interval
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
 Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
 START = 0.001  # deviation of TRADES's and MART's normal start
-CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
-    "model",
-    "width",
-    "normalisation",
-    "stem_stride",
-}  # by `sharp` and `toy`: how and what is trained, not on which data, seeds or machine
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
 
@@ -71,12 +66,7 @@ class RaatSettings(ImageSettings):
         if extra := set(self.one_seed) - set(self.methods):
             raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which methods has not")
         for name in ("sharp", "toy"):
-            changes = getattr(self, name)
-            if unknown := set(changes) - CHANGEABLE:
-                raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
-            if changes:  # each in place of its own, wrong values refused now
-                values = {field: getattr(self, field) for field in ImageSettings.model_fields}
-                ImageSettings.model_validate({**values, **changes})
+            check_changes(self, name, getattr(self, name))
         if self.sharp and not self.sharp.get("ema", self.ema):
             raise ValueError("sharp has ema = 0: RAAT# needs the moving average of the weights (paper: 0.999)")
         if (self.components or self.etas or self.weights) and not {"pgd_at", "raat"} <= set(self.methods):
@@ -363,9 +353,8 @@ def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (method, layer), part in defects.groupby(["method", "layer"], sort=False):
         each = np.mean(list(part["each"]), axis=0)
-        mean, half = float(each.mean()), 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5
         panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
-        rows.append((panel, method, layer, mean, mean - half, mean + half))
+        rows.append((panel, method, layer, *mean_interval(each)))
     return pd.DataFrame(rows, columns=["panel", "line", "layer", "value", "low", "high"])
 
 
