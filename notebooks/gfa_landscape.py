@@ -83,7 +83,7 @@ device: str = None  # auto · cpu · cuda
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, runs, source, training
+from paperlib import audit, claims, evaluation, figures, landscape, runs, source, training, trial
 from paperlib.data import load, subset
 from paperlib.methods import baselines, gfa
 from paperlib.methods import gfa_study as study
@@ -159,16 +159,29 @@ cosines = study.cosine_table(run, trained, parts, names)
 figures.table(run, cosines, "cosines", "Mean cosine of loss gradient and layer input.", 3)
 
 # %% [markdown]
+# What is a high cosine worth by itself? The *twin* is the standard model with the same multiple of the image's mean square
+# added to every output. Decisions, margins and cross-entropy stay what they are, and so does the distance to the boundary;
+# the squared error now rises along the image. A cosine near one can be had without any robustness, and an attack that
+# follows the squared error is led astray.
+
+# %%
+twins = {"standard": trained["standard"], "twin": study.twins(trained["standard"], names[0])}
+same = evaluation.evaluate_each(run, twins, subset(images.test, s.landscape_images, 0), study.attacks(s, s.task), "twin")
+beside = claims.beside("gfa", "reported", evaluation.summary(same))
+beside["cosine", "here"] = study.first_cosines(run, {s.task: twins}, parts["test images"])
+figures.table(run, beside, "twin", "A twin of the same decisions: accuracy (%) and cosine.", 2)
+
+# %% [markdown]
 # ## The landscape
 # The task loss over the plane of the radial and the adversarial tangential direction, mean over test images, the same
 # colours in every panel.
 
 # %%
 sample = subset(images.test, s.landscape_images, 0)
-figures.landscapes(run, study.surfaces(run, trained, sample), s.landscape_reach)
+figures.landscapes(run, landscape.surfaces(run, trained, sample), s.landscape_reach)
 
 # %%
-figures.panels(run, study.profiles(run, trained, sample), "profiles", x="distance", label="change of the task loss")
+figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="distance", label="change of the task loss")
 
 # %% [markdown]
 # ## Radial or tangential?
@@ -188,7 +201,7 @@ figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones", x="ang
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))
 some = subset(images.test, s.autoattack_images, 0)
 strong = evaluation.evaluate_each(run, trained, some, study.strong_attacks(s, judge), "strong")
-distances = study.distances_each(run, trained, subset(images.test, s.minimum_images, 0), study.minimum_attacks(s))
+distances = evaluation.distances_each(run, trained, subset(images.test, s.minimum_images, 0), study.minimum_attacks(s))
 pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_images, 0), study.pixel_attacks(s), "pixel")
 
 # %%
@@ -215,7 +228,7 @@ figures.distance_curves(run, distances)
 # ‖Δh‖/‖h‖ at the input of each layer, under PGD.
 
 # %%
-figures.panels(run, study.amplification(run, trained, sample, attack), "amplification", x="depth", label="‖Δh‖ / ‖h‖")
+figures.panels(run, landscape.amplification(run, trained, sample, attack), "amplification", x="depth", label="‖Δh‖ / ‖h‖")
 
 # %% [markdown]
 # ## β, the task loss, other architectures
@@ -245,10 +258,10 @@ figures.table(run, beside, "others", "Other task losses and architectures: accur
 # image? Among them AutoAttack, Square, transfer, restarts, and one made for this defence:
 
 # %%
-source.show(study.adaptive, study.trial)
+source.show(study.adaptive, trial.judge)
 
 # %%
-figures.table(run, study.gradient_table(run, trained, sample, s.task), "gradients", "Length of the input gradients.", 4)
+figures.table(run, landscape.gradient_sizes(run, trained, sample, s.task), "gradients", "Length of the input gradients.", 4)
 
 # %%
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps_linf, norm="linf",
@@ -258,11 +271,11 @@ figures.table(run, checks, "audit", "Signs of masked gradients.")
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.sweep_attack(), s.epsilons)
 again = evaluation.evaluate_each(run, trained, some, study.attacks(s, s.task), "trial")
-trials = study.trial([again, strong], evaluation.difference, evaluation.summary, audit.signs(run))
+trials = trial.judge([again, strong], audit.signs(run))
 figures.table(run, trials, "trial", "Own attacks, and the best of all, image by image (%).")
 
 # %%
-figures.panels(run, study.trial_points(trials, curve), "trial", x="x", label="accuracy (%)")
+figures.panels(run, trial.points(trials, curve), "trial", x="x", label="accuracy (%)")
 
 # %%
 evaluation.flags(table, strong, pixel)
@@ -275,7 +288,9 @@ evaluation.flags(table, strong, pixel)
 # with one in place of zero.
 
 # %%
-measured = study.measured(run, summary, others, distances, trained, parts, names[0], evaluation.summary)
+flat = evaluation.summary(landscape.flatness(run, trained, sample))
+aligned = evaluation.summary(study.cosine_rows(run, trained, parts, names[0]))
+measured = study.measured([summary, others, study.ratio_rows(distances, "standard"), flat], aligned)
 verdicts = claims.judge("gfa", run, measured, len(images.test.classes), audit.signs(run))
 run.finish()
 claims.show(verdicts)

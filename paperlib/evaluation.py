@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float
 from paperlib.files import described, digest, read_tensors, write_tensors
+from paperlib.minimum_norm import distances
 from paperlib.progress import bar, live
 from paperlib.runs import Run
 
@@ -105,6 +106,38 @@ def evaluate_each(
                 print(f"{label} {method} seed {seed}: {accuracies}", flush=True)
     columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags", "each"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def distances_each(
+    run: Run,
+    trained: Mapping[str, Mapping[int, nn.Module]],
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    chunk: int = 100,  # images attacked together
+) -> pd.DataFrame:
+    """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
+
+    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by chunk.
+    """
+    rows = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            for name, attack in attacks.items():
+                file = run.folder / "distances" / f"{name}-{method}-seed{seed}.safetensors"
+                recipe = digest(model, data, [name, described(attack), chunk])
+                found = torch.empty(0)
+                if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
+                    found = stored[0]["distance"]
+                with evaluating(model.to(run.device)), torch.random.fork_rng():
+                    for start in range(len(found), len(data), chunk):
+                        torch.manual_seed(seed * 1_000_003 + start)
+                        images = as_float(data.images[start : start + chunk]).to(run.device)
+                        labels = data.labels[start : start + chunk].to(run.device)
+                        near = attack(model, images, labels)
+                        found = torch.cat([found, distances(model, images, labels, near, "l2").cpu()])
+                        write_tensors(file, {"distance": found}, {"recipe": recipe})
+                rows.append((method, seed, name, found.numpy()))
+    return pd.DataFrame(rows, columns=["method", "seed", "attack", "each"])
 
 
 def sweep(

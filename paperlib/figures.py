@@ -463,21 +463,26 @@ def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
 
 
 def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figure:
-    """The loss over the radial × tangential plane, a panel a method, the same colours and contours in each.
+    """The loss over the radial × tangential plane, surface above contours, a column a method, all on one colour scale.
 
     `values` are square grids over ± `reach` in L2, rows along the tangential direction.
     """
-    figure, axes = new(run, 1, len(values), sharey=True, squeeze=False, height=WIDTHS[run.settings.venue][0] * 0.3)
+    figure, axes = new(run, 2, len(values), sharey="row", squeeze=False, height=WIDTHS[run.settings.venue][0] * 0.5)
     low, high = (float(edge(list(values.values()))) for edge in (np.min, np.max))
     levels = np.linspace(low, high, 13)
     axis_values = np.linspace(-reach, reach, len(next(iter(values.values()))))
-    for axis, (method, grid) in zip(axes[0], values.items(), strict=True):
+    across, along = np.meshgrid(axis_values, axis_values)
+    for place, (above, axis, (method, grid)) in enumerate(zip(*axes, values.items(), strict=True)):
+        above.remove()
+        surface = figure.add_subplot(2, len(values), place + 1, projection="3d")
+        surface.plot_surface(across, along, grid, cmap="viridis", vmin=low, vmax=high, rasterized=True)
+        surface.set(title=title(method), zlim=(low, high), xticks=[], yticks=[], zticks=[])
         drawn = axis.contourf(axis_values, axis_values, grid, levels, cmap="viridis")
         axis.contour(axis_values, axis_values, grid, levels, colors="white", linewidths=0.3)
         axis.plot(0, 0, "+", color="white", markersize=5)
-        axis.set(title=title(method), xlabel="radial (L2)", aspect="equal")
-    axes[0][0].set_ylabel("tangential (L2)")
-    figure.colorbar(drawn, ax=axes[0].tolist(), label="loss", shrink=0.8, format="%.2g")
+        axis.set(xlabel="radial (L2)", aspect="equal")
+    axes[1][0].set_ylabel("tangential (L2)")
+    figure.colorbar(drawn, ax=axes[1].tolist(), label="loss", shrink=0.8, format="%.2g")
     rows = [
         (method, a, b, grid[j, i])
         for method, grid in values.items()

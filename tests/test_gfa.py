@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import attacks, evaluation, geometry, models, runs, training
+from paperlib import attacks, geometry, models, runs, training, trial
 from paperlib.attacks import into_cone, pgd, pgd_in_cone, square, transfer
 from paperlib.data import ImageSet, Splits
 from paperlib.files import InputError
@@ -394,6 +394,15 @@ def test_transfer_attacks_the_source_alone() -> None:
 # The study ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_twin_is_aligned_and_decides_as_before() -> None:
+    torch.manual_seed(0)
+    model, x, y = mlp(), torch.rand(4, 12, dtype=torch.float64), LABELS
+    twin = gfa.RadialTwin(model, "1")
+    assert torch.allclose(twin(x).softmax(1), model(x).softmax(1))  # cross-entropy, margins and decisions follow from it
+    assert gfa.aligned(model, x, y, ["1"])[1].abs().max() < 0.9
+    assert gfa.aligned(twin, x, y, ["model.1"])[1].min() > 0.99
+
+
 def test_the_adaptive_attack_finds_what_the_squared_error_hides() -> None:
     """Outputs that are their targets: the squared error has no gradient there, the margin has."""
 
@@ -429,18 +438,18 @@ def test_the_trial_tells_real_from_masked() -> None:
     ]
     table = pd.DataFrame(rows)
     signs = {"odd": ["images without gradient"]}
-    found = study.trial([table[:15], table[15:]], evaluation.difference, evaluation.summary, signs)
+    found = trial.judge([table[:15], table[15:]], signs)
     assert found["outcome"].to_dict() == {
         "standard": "–", "honest": "real", "odd": "partly real", "half": "partly real", "blind": "masked",
         "nothing": "none told",
     }  # fmt: skip
     few = pd.DataFrame([{**row, "n": 5, "each": row["each"][::40], "accuracy": row["each"][::40].mean()} for row in rows])
-    undecided = study.trial([few], evaluation.difference, evaluation.summary, {})["outcome"].to_dict()
+    undecided = trial.judge([few], {})["outcome"].to_dict()
     assert set(undecided.values()) <= {"–", "none told"}  # five images tell nothing
     assert found.loc["half", "overstated by"] == pytest.approx(30)
     assert found.loc["half", "best of all"] == pytest.approx(30)
     curve = pd.DataFrame({"method": ["standard", "half"], "eps": [0.1, 0.1], "accuracy": [0.0, 0.5]})
-    points = study.trial_points(found, curve)
+    points = trial.points(found, curve)
     assert "half: partly real" in set(points["line"])
     assert set(points["panel"]) == {"PGD (margin) against ε", "who attacks"}
 

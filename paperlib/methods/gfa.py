@@ -114,6 +114,25 @@ def _means(model: nn.Module, data: ImageSet, layers: Sequence[str], task: Task) 
     return {f"validation cosine {name}": float(value) for name, value in zip(layers, found, strict=True)}
 
 
+class RadialTwin(nn.Module):
+    """A model with `size` times the mean square of a layer's input added to every output.
+
+    Its decisions, margins and cross-entropy are the model's own, so it is exactly as robust. But the squared error of its
+    outputs rises along that input faster than in any other direction: for a large `size` the cosine goes to 1. A control
+    of ours, not of the paper: high alignment by itself is worth nothing.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, size: float = 100.0) -> None:
+        super().__init__()
+        self.model, self.layer, self.size = model, layer, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs N×C of images N×…"""
+        with layer_inputs(self.model, [self.layer]) as inputs:
+            logits = outputs(self.model, x)
+        return logits + self.size * inputs[self.layer].square().flatten(1).mean(1, keepdim=True)
+
+
 def check_differentiable_twice(model: nn.Module, images: Tensor, layers: Sequence[str], task: Task = "mse") -> None:
     """Raise InputError, saying why and what helps, where the alignment of a model on images N×… cannot be trained.
 

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from paperlib import models
 from paperlib.attacks import (
     Attack,
-    Loss,
     apgd,
     ascent,
-    attack_loss,
     autoattack,
     each_image,
     evaluating,
@@ -29,15 +27,14 @@ from paperlib.attacks import (
     transfer,
 )
 from paperlib.data import ImageSet, Splits, as_float
-from paperlib.files import described, digest, read_tensors, write_tensors
-from paperlib.geometry import layer_inputs, weighted_layers
+from paperlib.geometry import weighted_layers
 from paperlib.methods import Method, outputs
-from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task, task_loss
-from paperlib.methods.gfa import GFA, Watched, check_differentiable_twice, cosines
-from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
+from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
+from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
+from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, elastic_net, one_pixel
 from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
-from paperlib.statistics import mean_interval, median_ratio
+from paperlib.statistics import median_ratio
 
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
 
@@ -167,6 +164,11 @@ def train_architectures(
     return trained
 
 
+def twins(members: Mapping[int, nn.Module], layer: str) -> dict[int, nn.Module]:
+    """The `RadialTwin` of each model, by seed, at the input of a layer."""
+    return {seed: RadialTwin(model, layer) for seed, model in members.items()}
+
+
 def judge(settings: GfaSettings) -> dict[str, Method]:
     """A plainly trained model of another seed, whose adversarial images are transferred."""
     return {"judge": Standard(settings.task)}
@@ -267,38 +269,6 @@ def sweep_attack() -> Attack:
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def distances_each(
-    run: Run,
-    trained: Mapping[str, Mapping[int, nn.Module]],
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    chunk: int = 100,
-) -> pd.DataFrame:
-    """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
-
-    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by chunk.
-    """
-    rows = []
-    for method, members in trained.items():
-        for seed, model in members.items():
-            for name, attack in attacks.items():
-                file = run.folder / "distances" / f"{name}-{method}-seed{seed}.safetensors"
-                recipe = digest(model, data, [name, described(attack), chunk])
-                found = torch.empty(0)
-                if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
-                    found = stored[0]["distance"]
-                with evaluating(model.to(run.device)), torch.random.fork_rng():
-                    for start in range(len(found), len(data), chunk):
-                        torch.manual_seed(seed * 1_000_003 + start)
-                        images = as_float(data.images[start : start + chunk]).to(run.device)
-                        labels = data.labels[start : start + chunk].to(run.device)
-                        near = attack(model, images, labels)
-                        found = torch.cat([found, distances(model, images, labels, near, "l2").cpu()])
-                        write_tensors(file, {"distance": found}, {"recipe": recipe})
-                rows.append((method, seed, name, found.numpy()))
-    return pd.DataFrame(rows, columns=["method", "seed", "attack", "each"])
-
-
 def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
     """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
 
@@ -336,30 +306,6 @@ def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gradient_table(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, task: Task) -> pd.DataFrame:
-    """How large the input gradients are, first model of each method: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
-
-    Of the task loss, of cross-entropy and of the margin: outputs near their targets have hardly any gradient of a squared
-    error, and then attacks along it are blind. The margin's is over the outputs' own scale, their spread.
-    """
-    rows = {}
-    losses: dict[str, Loss] = {"task loss": task, "cross-entropy": "ce", "margin": "margin"}
-    for method, members in trained.items():
-        with evaluating(member := next(iter(members.values()))):
-            model, images, labels = _in_evaluation(run, member, data, 0)
-            row: dict[tuple[str, str], float] = {}
-            for name, loss in losses.items():
-                leaf = images.detach().requires_grad_(True)
-                logits = outputs(model, leaf)
-                scale = float(logits.detach().std(1).median()) if loss == "margin" else 1.0
-                (gradient,) = torch.autograd.grad((attack_loss(logits, labels, loss) / scale).sum(), leaf)
-                sizes = gradient.flatten(1).norm(dim=1)
-                row[name, "median"] = float(sizes.median())
-                row[name, "zeros (%)"] = 100 * float((sizes == 0).float().mean())
-        rows[method] = row
-    return pd.DataFrame(rows).T
-
-
 def cosine_table(
     run: Run, trained: Mapping[str, Mapping[int, nn.Module]], parts: Mapping[str, ImageSet], names: Sequence[str]
 ) -> pd.DataFrame:
@@ -394,96 +340,6 @@ def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[st
     ]
     frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
     return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
-
-
-def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, task: Task) -> dict[str, Tensor]:
-    """Unit directions N×… from each image: radial (away from black), random tangential, adversarial, and its two parts."""
-    unit = ascent(images, "l2")
-
-    def across(change: Tensor) -> Tensor:
-        return change - each_image((change * unit).flatten(1).sum(1), images) * unit
-
-    attacked = pgd(model, images, labels, eps=eps, norm="l2", steps=20, step_size=eps / 5, loss=task)
-    adversarial = attacked - images
-    return {
-        "radial": unit,
-        "random tangential": ascent(across(torch.randn_like(images)), "l2"),
-        "adversarial": ascent(adversarial, "l2"),
-        "its tangential part": ascent(across(adversarial), "l2"),
-        "its radial part": ascent(adversarial - across(adversarial), "l2"),
-    }
-
-
-def _in_evaluation(run: Run, model: nn.Module, data: ImageSet, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    return model.to(run.device), as_float(data.images).to(run.device), data.labels.to(run.device)
-
-
-def profiles(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, points: int = 21) -> pd.DataFrame:
-    """The task loss along each of `directions`, its change from the image: columns panel, line, distance, value, low, high.
-
-    Means over images and seeds, with the interval ± 1.96 standard errors. Images may leave [0,1] on the way.
-    """
-    settings, rows = run.settings, []
-    steps = np.linspace(0, settings.landscape_reach, points)
-    for method, members in trained.items():
-        found: dict[tuple[str, float], list[Tensor]] = {}
-        for seed, member in members.items():
-            with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
-                ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
-                with torch.no_grad():
-                    start = task_loss(model(images), labels, settings.task)
-                    for name, way in ways.items():
-                        for distance in steps:
-                            change = task_loss(model(images + float(distance) * way), labels, settings.task) - start
-                            found.setdefault((name, float(distance)), []).append(change.cpu())
-        for (name, distance), parts in found.items():
-            each = torch.stack(parts).mean(0).numpy()
-            rows.append((name, method, distance, *mean_interval(each)))
-    return pd.DataFrame(rows, columns=["panel", "line", "distance", "value", "low", "high"])
-
-
-def surfaces(
-    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, resolution: int = 21
-) -> dict[str, np.ndarray]:
-    """The task loss over the radial × adversarial-tangential plane, mean over images, of each method's first model.
-
-    A grid resolution×resolution over ± `landscape_reach` in L2, rows along the tangential direction.
-    """
-    settings, found = run.settings, {}
-    axis = np.linspace(-settings.landscape_reach, settings.landscape_reach, resolution)
-    for method, members in trained.items():
-        seed, member = next(iter(members.items()))
-        with evaluating(member), torch.random.fork_rng():
-            model, images, labels = _in_evaluation(run, member, data, seed)
-            ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
-            radial, across = ways["radial"], ways["its tangential part"]
-            with torch.no_grad():
-                points = [[images + float(a) * radial + float(b) * across for a in axis] for b in axis]
-                grid = [[float(task_loss(model(x), labels, settings.task).mean()) for x in row] for row in points]
-        found[method] = np.array(grid)
-    return found
-
-
-def flatness_rows(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet) -> pd.DataFrame:
-    """Minus the rise of the task loss across each image, at half of `landscape_reach`: rows as `evaluate_each` has.
-
-    The direction is the tangential part of the adversarial one.
-    """
-    settings, rows = run.settings, []
-    size = settings.landscape_reach / 2
-    for method, members in trained.items():
-        for seed, member in members.items():
-            with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
-                way = directions(model, images, labels, size, settings.task)["its tangential part"]
-                with torch.no_grad():
-                    both = (images, images + size * way)
-                    before, after = (task_loss(model(points), labels, settings.task) for points in both)
-            each = (before - after).cpu().double().numpy()
-            rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
 
 
 def _row(method: str, measure: str, value: float, low: float, high: float, seeds: int, n: int) -> dict[str, Any]:
@@ -530,34 +386,6 @@ def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
         if len(place := str(row.measure).split("_")) == 2 and place[0] in ("radial", "tangential")
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["panel", "line", "angle", "value", "low", "high"])
-
-
-@torch.no_grad()
-def amplification(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, attack: Attack) -> pd.DataFrame:
-    """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, depth (from 1), value, low, high.
-
-    Means over images and seeds, with the interval ± 1.96 standard errors.
-    """
-    rows = []
-    for method, members in trained.items():
-        found = []
-        for seed, member in members.items():
-            with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
-                names = weighted_layers(model, images[:2])
-                moved = attack(model, images, labels)
-                with layer_inputs(model, names) as clean:
-                    model(images)
-                with layer_inputs(model, names) as full:
-                    model(moved)
-            sizes = [
-                (full[name] - clean[name]).flatten(1).norm(dim=1) / clean[name].flatten(1).norm(dim=1).clamp_min(1e-12)
-                for name in names
-            ]
-            found.append(torch.stack(sizes).cpu())
-        for depth, each in enumerate(torch.stack(found).mean(0).numpy(), 1):
-            rows.append((method, str(depth), *mean_interval(each)))
-    return pd.DataFrame(rows, columns=["line", "depth", "value", "low", "high"])
 
 
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -612,75 +440,7 @@ def first_cosines(run: Run, groups: Mapping[str, Mapping[str, Mapping[int, nn.Mo
     return pd.Series(found, name=("cosine", "here"))
 
 
-def measured(
-    run: Run, summary: pd.DataFrame, others: pd.DataFrame, found: pd.DataFrame,
-    trained: Mapping[str, Mapping[int, nn.Module]], parts: Mapping[str, ImageSet], name: str,
-    summarise: Callable[[pd.DataFrame], pd.DataFrame],
-) -> pd.DataFrame:  # fmt: skip
-    """Everything that claims are held against, as an `evaluation.summary`: accuracies, ratios, flatness and cosines."""
-    flat = summarise(flatness_rows(run, trained, parts["test images"]))
-    aligned = summarise(cosine_rows(run, trained, parts, name))
+def measured(summaries: Sequence[pd.DataFrame], aligned: pd.DataFrame) -> pd.DataFrame:
+    """Everything that claims are held against, as an `evaluation.summary`; `aligned` is that of `cosine_rows`."""
     aligned.loc[~aligned["method"].str.endswith("on test images"), "each"] = None  # other images: nothing to pair
-    return pd.concat([summary, others, ratio_rows(found, "standard"), flat, aligned], ignore_index=True)
-
-
-# The trial ---------------------------------------------------------------------------------------------------------
-
-REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
-SHOWN = ("fgsm", "pgd_task", REPORTED)  # beside the best of all attacks
-GAP = 0.05  # accuracy by which that may overstate the best of all attacks, and a gain that counts
-
-
-def trial(
-    tables: Sequence[pd.DataFrame], compare: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]],
-    summarise: Callable[[pd.DataFrame], pd.DataFrame], signs: Mapping[str, Sequence[str]], against: str = "standard",
-) -> pd.DataFrame:  # fmt: skip
-    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
-
-    `tables` are of `evaluate_each` on the same images and in the same ball. The outcome: *real* if the worst case is
-    surely above that of `against`, APGD does not surely overstate it by more than 5 points, and the audit has no sign;
-    *partly real* if it is surely above, but one of these fails; *masked* if it is not, and one of these fails; else no
-    robustness could be *told*.
-    """
-    table = pd.concat(tables, ignore_index=True)
-    rows = []
-    for (method, seed), part in table.groupby(["method", "seed"], sort=False):
-        survived = np.logical_and.reduce(list(part["each"]))
-        rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
-    worst = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
-    summary = summarise(pd.concat([table, worst], ignore_index=True))
-    known = {(row["method"], row["measure"]): row for row in summary.to_dict("records")}
-    found = {}
-    for method in dict.fromkeys(table["method"]):
-        least, reported = known[method, "worst"], known[method, REPORTED]
-        gain, low, high = compare(least, known[against, "worst"])
-        gap = reported["mean"] - least["mean"]
-        doubts = list(signs.get(method, []))
-        overstated = gap > GAP and compare(reported, least)[1] > 0
-        if low > 0:
-            outcome = "partly real" if overstated or doubts else "real"
-        else:
-            outcome = "masked" if overstated or doubts else "none told"
-        found[method] = {
-            **{name: 100 * known[method, name]["mean"] for name in SHOWN if (method, name) in known},
-            "best of all": 100 * least["mean"], "overstated by": 100 * gap, "gain": 100 * gain, "low": 100 * low,
-            "high": 100 * high, "signs": "; ".join(doubts), "outcome": "–" if method == against else outcome,
-        }  # fmt: skip
-    return pd.DataFrame(found).T.rename_axis("method")
-
-
-def trial_points(trials: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
-    """The evidence in one figure: accuracy against ε, and what each attack leaves; the outcome beside the name.
-
-    Columns panel, line, x, value.
-    """
-    outcomes = trials["outcome"].to_dict()
-    lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in outcomes.items()}
-    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
-    rows: list[tuple[str, str, Any, float]] = [
-        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.accuracy)
-        for row in means.itertuples(index=False)
-    ]
-    for name in [name for name in (*SHOWN, "best of all") if name in trials]:
-        rows += [("who attacks", lines[method], name, float(value)) for method, value in trials[name].items()]
-    return pd.DataFrame(rows, columns=["panel", "line", "x", "value"])
+    return pd.concat([*summaries, aligned], ignore_index=True)
