@@ -33,8 +33,8 @@ aim: float = None  # mean cosine that is aimed at
 ramp: float = None  # share of the steps over which β rises
 penalty: float = None  # λ of the gradient penalty
 train_steps: int = None  # of PGD-AT's attack
-sweep: list = None  # factors of β
-tasks: list = None  # other task losses
+sweep: list = None  # factors of β, for FIRST and DEEP
+tasks: dict = None  # other task losses, each with its β
 architectures: dict = None  # by name, settings in place of these
 mlp: dict = None  # settings in place of these for the MLP
 mlp_data: str = None  # its images
@@ -232,7 +232,7 @@ figures.panels(run, landscape.amplification(run, trained, sample, attack), "ampl
 
 # %% [markdown]
 # ## β, the task loss, other architectures
-# *centred* has images in [-1,1], where they are not all nearly parallel to a constant.
+# *uncentred* has images in [0,1], where they are all nearly parallel to a constant; elsewhere here they are in [-1,1].
 
 # %%
 swept = training.train_each(run, study.sweep_methods(s, names), images, attack, seeds=s.seeds[:1])
@@ -244,7 +244,7 @@ more = study.others_each(run, groups, images.test, evaluation.evaluate_each)
 # %%
 sweep_cosines = study.cosine_table(run, trained | swept, {"test images": sample}, names[:1])
 others = evaluation.summary(more)
-figures.panels(run, study.sweep_points(s, [summary, others], sweep_cosines, names[0]), "sweep", x="β of FIRST", label="%")
+figures.panels(run, study.sweep_points(s, [summary, others], sweep_cosines, names[0]), "sweep", x="β of each layer", label="%")
 
 # %%
 beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other])])

@@ -487,7 +487,7 @@ def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], message: st
 
 
 def test_nothing_is_built_that_was_not_asked_for() -> None:
-    bare = runs.resolve("gfa_landscape", "paper", {"mlp": {}, "sweep": [], "tasks": [], "architectures": {},
+    bare = runs.resolve("gfa_landscape", "paper", {"mlp": {}, "sweep": [], "tasks": {}, "architectures": {},
                                                    "methods": ["standard", "first"]})  # fmt: skip
     names = ["1", "4", "7"]
     assert set(study.methods(bare, names)) == {"standard", "first"}

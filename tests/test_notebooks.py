@@ -37,7 +37,7 @@ TINY = {
     },
     "gfa_landscape": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
-        "methods": "[standard, first, deep]", "train_steps": "1", "sweep": "[10]", "tasks": "[ce]", "restarts": "1",
+        "methods": "[standard, first, deep]", "train_steps": "1", "sweep": "[10]", "tasks": "{ce: 1.0}", "restarts": "1",
         "mlp": "{model: mlp, width: 8, channels_last: false}", "queries": "5",
         "architectures": "{resnet18: {model: resnet18, width: 4}}", "landscape_images": "10",
         "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",

@@ -36,6 +36,7 @@ from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
 from paperlib.statistics import median_ratio
 
+ARMS = {"first": 1, "deep": 3}  # layers that are aligned
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
 
 
@@ -50,8 +51,8 @@ class GfaSettings(ImageSettings):
     ramp: Share  # share of the steps over which β rises
     penalty: Radius  # λ of the gradient penalty
     train_steps: Count  # of PGD-AT's attack
-    sweep: list[Radius]  # factors of β, for FIRST
-    tasks: list[Task]  # FIRST and standard training under other task losses
+    sweep: list[Radius]  # factors of β, for FIRST and DEEP
+    tasks: dict[Task, Radius]  # FIRST and standard training under other task losses, with β: losses differ in scale
     architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
     mlp_data: str | None  # its images; None: the same
@@ -68,7 +69,7 @@ class GfaSettings(ImageSettings):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        for name, layers in (("first", 1), ("deep", 3)):
+        for name, layers in ARMS.items():
             if name in self.methods and len(self.betas.get(name, [])) != layers:  # type: ignore[arg-type, call-overload]
                 raise ValueError(f"betas needs {layers} β for {name}")
         for name, changes in {"mlp": self.mlp, **self.architectures}.items():
@@ -109,7 +110,7 @@ def methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
         "pgd_at": AdversarialTraining(training_attack(settings), settings.task),
         "gradient_penalty": GradientPenalty(settings.penalty, settings.task),
     }
-    for name, count in (("first", 1), ("deep", 3)):
+    for name, count in ARMS.items():
         if name in settings.methods:
             everything[name] = _gfa(settings, names[:count], settings.betas[name])  # type: ignore[index]
     return {name: everything[name] for name in settings.methods}
@@ -130,19 +131,21 @@ def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method
 
 
 def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """FIRST at each factor of β but one."""
-    (beta,) = settings.betas["first"]
+    """FIRST and DEEP at each factor of β, by "<method>_x<factor>"."""
     return {
-        f"beta_{factor * beta:g}": _gfa(settings, names[:1], [factor * beta]) for factor in settings.sweep if factor != 1
+        f"{name}_x{factor:g}": _gfa(settings, names[:count], [factor * beta for beta in settings.betas[name]])  # type: ignore[index]
+        for name, count in ARMS.items()
+        if name in settings.methods
+        for factor in settings.sweep
     }
 
 
 def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
     """Standard training and FIRST under each other task loss."""
     found: dict[str, Method] = {}
-    for task in settings.tasks:
+    for task, beta in settings.tasks.items():
         found[f"standard_{task}"] = Standard(task)
-        found[f"first_{task}"] = _gfa(settings, names[:1], settings.betas["first"], task=task)
+        found[f"first_{task}"] = _gfa(settings, names[:1], [beta], task=task)
     return found
 
 
@@ -389,23 +392,26 @@ def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Clean and robust accuracy and 100 × the cosine on test images: columns line, "β of FIRST", value."""
-    (beta,) = settings.betas["first"]
-    places = {"standard": 0.0, "first": beta} | {
-        f"beta_{factor * beta:g}": factor * beta for factor in settings.sweep if factor != 1
-    }
-    rows = [
-        (str(row.measure), places[row.method], 100 * row.mean)
-        for summary in summaries
-        for row in summary.itertuples(index=False)
-        if row.method in places and row.measure in ("clean", "pgd_margin")
-    ]
-    rows += [
-        ("cosine × 100", places[method], 100 * float(table.loc[method, ("test images", name)]))
-        for method in places
-        if method in table.index
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["line", "β of FIRST", "value"]).sort_values("β of FIRST", kind="stable")
+    """Clean and robust accuracy and 100 × the cosine on test images against β; standard training is β = 0 of both.
+
+    Columns panel (the method), line, "β of each layer", value, low, high.
+    """
+    summary = pd.concat(summaries, ignore_index=True)
+    rows: list[tuple[Any, ...]] = []
+    for arm in (arm for arm in ARMS if arm in settings.methods):
+        beta = settings.betas[arm][0]  # type: ignore[index]
+        places = {"standard": 0.0, arm: beta} | {f"{arm}_x{factor:g}": factor * beta for factor in settings.sweep}
+        rows += [
+            (arm.upper(), str(row.measure), places[row.method], 100 * row.mean, 100 * row.low, 100 * row.high)
+            for row in summary.itertuples(index=False)
+            if row.method in places and row.measure in ("clean", "pgd_margin")
+        ]
+        found = {
+            method: 100 * float(table.loc[method, ("test images", name)]) for method in places if method in table.index
+        }
+        rows += [(arm.upper(), "cosine × 100", places[method], value, value, value) for method, value in found.items()]
+    frame = pd.DataFrame(rows, columns=["panel", "line", "β of each layer", "value", "low", "high"])
+    return frame.sort_values(["panel", "β of each layer"], ascending=[False, True], kind="stable")
 
 
 def others_each(
