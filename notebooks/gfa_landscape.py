@@ -10,8 +10,9 @@
 # # GFA: does a gradient along the features make a network robust, and is that robustness real?
 #
 # *DeepDefense: Layer-Wise Gradient-Feature Alignment for Building Robust Neural Networks* (arXiv 2511.13749). The loss
-# gradient at a layer's input is trained to point along that input. A perturbation then has a *radial* part, along the image,
-# and a *tangential* rest, in which the aligned loss should be flat. The paper reports up to 15.2 points more under APGD and
+# gradient at a layer's input is trained to point along that input. A perturbation then has a *radial* part, along the image
+# as the first layer sees it (from grey, where images are centred), and a *tangential* rest, in which the aligned loss should
+# be flat. The paper reports up to 15.2 points more under APGD and
 # 24.7 under FGSM than adversarial training, and perturbations 20 to 30 times larger under DeepFool and EAD.
 #
 # Its full text and code cannot be had: what is not in the abstract and its summaries is chosen here, and a setting. This
@@ -37,6 +38,7 @@ sweep: list = None  # factors of β, for FIRST and DEEP
 tasks: dict = None  # other task losses, each with its β
 architectures: dict = None  # by name, settings in place of these
 mlp: dict = None  # settings in place of these for the MLP
+mlp_betas: dict = None  # its β of each layer
 mlp_data: str = None  # its images
 restarts: int = None
 queries: int = None  # of Square

@@ -12,13 +12,14 @@ from paperlib.data import ImageSet, as_float
 from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.methods import outputs
 from paperlib.methods.baselines import Task, task_loss
+from paperlib.radial import radial
 from paperlib.runs import Run
 from paperlib.statistics import mean_interval
 
 
 def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, task: Task) -> dict[str, Tensor]:
-    """Unit directions N×… from each image: radial (away from black), random tangential, adversarial, and its two parts."""
-    unit = ascent(images, "l2")
+    """Unit directions N×… from each image: radial (see `radial`), random tangential, adversarial, and its two parts."""
+    unit = radial(model, images)
 
     def across(change: Tensor) -> Tensor:
         return change - each_image((change * unit).flatten(1).sum(1), images) * unit
@@ -78,9 +79,9 @@ def surfaces(
         with evaluating(member), torch.random.fork_rng():
             model, images, labels = _in_evaluation(run, member, data, seed)
             ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
-            radial, across = ways["radial"], ways["its tangential part"]
+            along, across = ways["radial"], ways["its tangential part"]
             with torch.no_grad():
-                points = [[images + float(a) * radial + float(b) * across for a in axis] for b in axis]
+                points = [[images + float(a) * along + float(b) * across for a in axis] for b in axis]
                 grid = [[float(task_loss(model(x), labels, settings.task).mean()) for x in row] for row in points]
         found[method] = np.array(grid)
     return found

@@ -18,8 +18,8 @@ def judge(tables: Sequence[pd.DataFrame], signs: Mapping[str, Sequence[str]], ag
 
     `tables` are of `evaluate_each` on the same images and in the same ball. The outcome: *real* if the worst case is
     surely above that of `against`, APGD does not surely overstate it by more than 5 points, and the audit has no sign;
-    *partly real* if it is surely above, but one of these fails; *masked* if it is not, and one of these fails; else no
-    robustness could be *told*.
+    *partly real* if it is surely above, but one of these fails. Not surely above, it is *masked* if APGD overstates it, or
+    if it is surely above under APGD and the audit has a sign; else no robustness could be *told*.
     """
     table = pd.concat(tables, ignore_index=True)
     rows = []
@@ -39,7 +39,8 @@ def judge(tables: Sequence[pd.DataFrame], signs: Mapping[str, Sequence[str]], ag
         if low > 0:
             outcome = "partly real" if overstated or doubts else "real"
         else:
-            outcome = "masked" if overstated or doubts else "none told"
+            apparent = difference(reported, known[against, REPORTED])[1] > 0
+            outcome = "masked" if overstated or (doubts and apparent) else "none told"
         found[method] = {
             **{name: 100 * known[method, name]["mean"] for name in SHOWN if (method, name) in known},
             "best of all": 100 * least["mean"], "overstated by": 100 * gap, "gain": 100 * gain, "low": 100 * low,

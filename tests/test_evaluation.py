@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_ind
 from torch import Tensor, nn
 
-from paperlib import audit, evaluation
+from paperlib import audit, evaluation, runs
 from paperlib.attacks import fgsm, pgd
 from paperlib.data import ImageSet
 from paperlib.evaluation import AttackError, evaluate
@@ -249,3 +249,28 @@ def test_the_audit_finds_planted_defects_and_clears_an_honest_model() -> None:
     assert "logits differ between calls" in signs(Random())
     assert {"images without gradient", "accuracy at eps = 0.5"} <= signs(Quantised())
     assert "gradient turns within the ball" in signs(Shattered())
+
+
+def test_distances_are_kept_by_chunk_and_go_on(home: Path) -> None:
+    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    data = ImageSet(torch.randint(0, 256, (7, 1, 2, 2), dtype=torch.uint8), torch.zeros(7, dtype=torch.long), ("a", "b"))
+    seen: list[int] = []
+
+    def away(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return images + torch.randn_like(images)
+
+    attacks = {"away": partial(away)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.distances_each(run, {"net": {3: model}}, data, attacks, chunk=3)
+    resumed = evaluation.distances_each(run, {"net": {3: model}}, data, attacks, chunk=3)["each"].iloc[0]
+    assert seen == [3, 3, 3, 1]  # the first chunk is not attacked again
+    (run.folder / "distances" / "away-net-seed3.safetensors").unlink()
+    whole = evaluation.distances_each(run, {"net": {3: model}}, data, attacks, chunk=3)["each"].iloc[0]
+    np.testing.assert_array_equal(resumed, whole)
+    with torch.no_grad():
+        wrong = model(data.images.float() / 255).argmax(1) == 1
+    assert (whole[wrong.numpy()] == 0).all()

@@ -15,14 +15,12 @@ from paperlib import models
 from paperlib.attacks import (
     Attack,
     apgd,
-    ascent,
     autoattack,
     each_image,
     evaluating,
     fgsm,
     margin,
     pgd,
-    pgd_in_cone,
     square,
     transfer,
 )
@@ -32,6 +30,7 @@ from paperlib.methods import Method, outputs
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
 from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, elastic_net, one_pixel
+from paperlib.radial import pgd_in_cone, radial
 from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
 from paperlib.statistics import median_ratio
@@ -55,6 +54,7 @@ class GfaSettings(ImageSettings):
     tasks: dict[Task, Radius]  # FIRST and standard training under other task losses, with β: losses differ in scale
     architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
+    mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
     mlp_data: str | None  # its images; None: the same
     restarts: Count  # of the adaptive attack
     queries: Count  # of Square
@@ -70,8 +70,9 @@ class GfaSettings(ImageSettings):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         for name, layers in ARMS.items():
-            if name in self.methods and len(self.betas.get(name, [])) != layers:  # type: ignore[arg-type, call-overload]
-                raise ValueError(f"betas needs {layers} β for {name}")
+            for field, betas in {"betas": self.betas, "mlp_betas": self.mlp_betas if self.mlp else self.betas}.items():
+                if name in self.methods and len(betas.get(name, [])) != layers:  # type: ignore[call-overload, arg-type]
+                    raise ValueError(f"{field} needs {layers} β for {name}")
         for name, changes in {"mlp": self.mlp, **self.architectures}.items():
             check_changes(self, name, changes)
         if missing := {"standard", "first"} - set(self.methods):
@@ -125,7 +126,7 @@ def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method
     """Standard training, FIRST and DEEP of the MLP, as "mlp_…"; none without settings for it."""
     if not settings.mlp:
         return {}
-    built = methods(settings, names)
+    built = methods(settings.model_copy(update={"betas": settings.mlp_betas}), names)
     watched: dict[str, Method] = {"mlp_standard": Watched(built["standard"], tuple(names), settings.task)}
     return watched | {f"mlp_{name}": built[name] for name in ("first", "deep") if name in built}
 
@@ -223,18 +224,19 @@ def adaptive(
 ) -> Tensor:
     """An attack made for GFA in L∞: it follows the logit margin, and starts off the radial direction.
 
-    An aligned gradient points along the image, so the first step of other attacks is a uniform brightening, and the squared
-    error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a corner of the ball
-    less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all steps and restarts.
+    An aligned gradient points along the image, so the first step of other attacks is a uniform change of contrast, and the
+    squared error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a corner of
+    the ball less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all steps and
+    restarts.
     """
     best = images.clone()
     with torch.no_grad():
         reached = _margin(model, best, labels)
-    unit = ascent(images, "l2")
+    unit = radial(model, images)
     for _ in range(restarts):
         corner = eps * torch.randn_like(images).sign()
-        radial = each_image((corner * unit).flatten(1).sum(1), images)
-        current = (images + (corner - radial * unit).clamp(-eps, eps)).clamp(0, 1)
+        along = each_image((corner * unit).flatten(1).sum(1), images)
+        current = (images + (corner - along * unit).clamp(-eps, eps)).clamp(0, 1)
         for step in range(steps + 1):
             current = current.detach().requires_grad_(True)
             with torch.enable_grad():
