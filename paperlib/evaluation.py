@@ -20,6 +20,7 @@ from paperlib.progress import bar, live
 from paperlib.runs import Run
 
 CHUNK = 250  # images attacked together, and lost at most when the process is killed
+LEARNT = 0.1  # of the way from chance to perfect that a network must have gone to be held against anything
 MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck
 
 
@@ -183,17 +184,18 @@ def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
 
-    Columns mean, deviation (of seeds; NaN for one seed), low, high, seeds, n, sample_low, sample_high and each. The
+    Columns mean, deviation (of seeds; NaN for one), low, high, seeds, n, sample_low, sample_high, each and by_seed. The
     interval is the wider of the test sample's, which stands apart as well, and, where there are several seeds, the seeds'
     (Student's t). The test sample's is binomial, or normal where a measure gives an image something else than right or
-    wrong. `each` is the mean over seeds by image, None where the table has no outcomes by image.
+    wrong. `each` is the mean over seeds by image, None where the table has no outcomes by image; `by_seed` is of each seed.
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
         mean, seeds, count = float(part["accuracy"].mean()), len(part), int(part["n"].iloc[0])
         images = list(part["each"]) if "each" in part and isinstance(part["each"].iloc[0], np.ndarray) else []
         each = np.mean(images, axis=0) if images else None
-        if each is None or images[0].dtype == bool:
+        shares = each is None or images[0].dtype == bool
+        if each is None or shares:
             low, high = binomial_interval(round(mean * count), count)
         else:
             half = float(norm.ppf(0.975)) * each.std(ddof=1) / math.sqrt(count)
@@ -202,25 +204,37 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
         if seeds > 1:
             half = float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
-            low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
-        rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each))
+            least, most = (0.0, 1.0) if shares else (-math.inf, math.inf)
+            low, high = min(low, max(least, mean - half)), max(high, min(most, mean + half))
+        rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each, part["accuracy"].to_numpy()))
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "by_seed"])
 
 
-def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
+def at_chance(clean: Mapping[str, Any], classes: int) -> bool:
+    """Whether a row of a `summary`, of clean accuracy, is of networks that have hardly learnt: they test nothing."""
+    return bool(clean["low"] <= 1 / classes + LEARNT * (1 - 1 / classes))
+
+
+def difference(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, same_models: bool = False
+) -> tuple[float, float, float]:
     """first − second of two rows of a `summary`, and its 95 % interval: the wider of the test sample's and the seeds'.
 
     Of the test sample: Newcombe's (1998) method 10, from the two intervals and the correlation of the outcomes image by
     image, where both have them for as many images; else the outcomes count as independent. Of the seeds, where both sides
-    have several: Welch's t.
+    have several: Welch's t; or with `same_models`, two measures of the same trainings, Student's t of their differences.
     """
     value = first["mean"] - second["mean"]
     (l1, u1), (l2, u2) = (_sample_arms(row) for row in (first, second))
     phi = _correlation(first["each"], second["each"])
     low = math.sqrt(max(0.0, l1**2 + u2**2 - 2 * phi * l1 * u2))
     high = math.sqrt(max(0.0, u1**2 + l2**2 - 2 * phi * u1 * l2))
-    if min(first["seeds"], second["seeds"]) > 1:
+    if same_models and first["seeds"] == second["seeds"] > 1:
+        apart = np.asarray(first["by_seed"]) - np.asarray(second["by_seed"])
+        half = float(t.ppf(0.975, len(apart) - 1)) * float(apart.std(ddof=1)) / math.sqrt(len(apart))
+        low, high = max(low, half), max(high, half)
+    elif min(first["seeds"], second["seeds"]) > 1:
         (one, k), (two, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
         if one + two > 0:
             freedom = (one + two) ** 2 / (one**2 / k + two**2 / m)

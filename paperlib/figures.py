@@ -152,7 +152,7 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
         )
     write_text(folder / f"{name}.json", json.dumps({**provenance, "settings": run.settings.model_dump()}, indent=1))
     if data is not None:
-        numbers = data.drop(columns="each", errors="ignore")  # outcomes by image are in evaluation/
+        numbers = data.drop(columns=["each", "by_seed"], errors="ignore")  # outcomes by image are in evaluation/
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
     plt.close(figure)
     return figure

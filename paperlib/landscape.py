@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, evaluating, pgd
+from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, evaluating, margin, pgd
 from paperlib.data import ImageSet, as_float
 from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.methods import outputs
@@ -17,14 +17,14 @@ from paperlib.runs import Run
 from paperlib.statistics import mean_interval
 
 
-def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, task: Task) -> dict[str, Tensor]:
+def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, loss: Loss) -> dict[str, Tensor]:
     """Unit directions N×… from each image: radial (see `radial`), random tangential, adversarial, and its two parts."""
     unit = radial(model, images)
 
     def across(change: Tensor) -> Tensor:
         return change - each_image((change * unit).flatten(1).sum(1), images) * unit
 
-    attacked = pgd(model, images, labels, eps=eps, norm="l2", steps=20, step_size=eps / 5, loss=task)
+    attacked = pgd(model, images, labels, eps=eps, norm="l2", steps=20, step_size=eps / 5, loss=loss)
     adversarial = attacked - images
     return {
         "radial": unit,
@@ -88,9 +88,10 @@ def surfaces(
 
 
 def flatness(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet) -> pd.DataFrame:
-    """Minus the rise of the task loss across each image, at half of `landscape_reach`: rows as `evaluate_each` has.
+    """Minus the rise of the margin loss across each image at half of `landscape_reach`: rows as `evaluate_each` has.
 
-    The direction is the tangential part of the adversarial one.
+    In units of the clean outputs' spread over classes, so that smaller outputs are not flatter. The direction is the
+    tangential part of that of PGD on the margin, which no outputs near their targets blind.
     """
     settings, rows = run.settings, []
     size = settings.landscape_reach / 2
@@ -98,11 +99,11 @@ def flatness(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: Ima
         for seed, member in members.items():
             with evaluating(member), torch.random.fork_rng():
                 model, images, labels = _in_evaluation(run, member, data, seed)
-                way = directions(model, images, labels, size, settings.task)["its tangential part"]
+                way = directions(model, images, labels, size, "margin")["its tangential part"]
                 with torch.no_grad():
-                    both = (images, images + size * way)
-                    before, after = (task_loss(model(points), labels, settings.task) for points in both)
-            each = (before - after).cpu().double().numpy()
+                    clean, moved = outputs(model, images), outputs(model, images + size * way)
+            scale = clean.std(1).median().clamp_min(torch.finfo(clean.dtype).tiny)
+            each = ((margin(clean, labels) - margin(moved, labels)) / scale).cpu().double().numpy()
             rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
 

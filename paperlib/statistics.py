@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.stats import t
 
 from paperlib.files import InputError
 
@@ -17,9 +18,11 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
     """The median of `first` over that of `second`, distances S×N of S seeds on the same N images, with its 95 % interval.
 
     Of the images that both have right: distances of zero on either side are left out, so that clean accuracy does not
-    decide. The interval is by bootstrap over images, all seeds of an image together. Infinite distances are larger than any
-    other; a draw that leaves nothing, or infinity over infinity, widens the interval to the side on which it could be. NaN
-    where the ratio itself is undefined. Raises InputError for distances of different images.
+    decide. The interval is the wider of two: by bootstrap over images, all seeds of an image together, and, of several
+    seeds, Student's t of the logarithms of their own ratios. Infinite distances are larger than any other; a draw that
+    leaves nothing, or infinity over infinity, widens the interval to the side on which it could be, and so does a seed
+    whose ratio is zero, infinite or undefined. NaN where the ratio itself is undefined. Raises InputError for distances
+    of different images.
     """
     if first.shape != second.shape:
         raise InputError(f"distances of shapes {first.shape} and {second.shape}: a ratio needs the same images and seeds")
@@ -32,6 +35,15 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
     ratios = _over(_median(one[:, chosen]), _median(two[:, chosen]))
     low = np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=np.inf), 0.025, method="closest_observation")
     high = np.quantile(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf), 0.975, method="closest_observation")
+    if len(first) > 1:
+        own = np.array(
+            [float(_over(_median(a[None, None]), _median(b[None, None]))[0]) for a, b in zip(one, two, strict=True)]
+        )
+        if np.isfinite(own).all() and (own > 0).all():
+            half = float(t.ppf(0.975, len(own) - 1)) * float(np.log(own).std(ddof=1)) / math.sqrt(len(own))
+            low, high = min(low, value * math.exp(-half)), max(high, value * math.exp(half))
+        else:
+            low, high = min(low, float(np.nanmin(own, initial=low))), math.inf
     return value, float(low), float(high)
 
 

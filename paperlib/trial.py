@@ -6,45 +6,72 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from paperlib.evaluation import difference, summary
+from paperlib.evaluation import at_chance, difference, summary
+from paperlib.files import InputError
 
 REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
 SHOWN = ("fgsm", "pgd_task", REPORTED)  # beside the best of all attacks
-GAP = 0.05  # accuracy by which that may overstate the best of all attacks, and a gain that counts
+GAP = 0.05  # accuracy by which that may overstate the best of all attacks
 
 
-def judge(tables: Sequence[pd.DataFrame], signs: Mapping[str, Sequence[str]], against: str = "standard") -> pd.DataFrame:
-    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
+def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows of tables of `evaluate_each` on the same images, and as measure "worst" the best of all attacks by image.
 
-    `tables` are of `evaluate_each` on the same images and in the same ball. The outcome: *real* if the worst case is
-    surely above that of `against`, APGD does not surely overstate it by more than 5 points, and the audit has no sign;
-    *partly real* if it is surely above, but one of these fails. Not surely above, it is *masked* if APGD overstates it, or
-    if it is surely above under APGD and the audit has a sign; else no robustness could be *told*.
+    Raises InputError where the tables are of other images: their clean outcomes differ.
     """
     table = pd.concat(tables, ignore_index=True)
     rows = []
     for (method, seed), part in table.groupby(["method", "seed"], sort=False):
+        clean = list(part.loc[part["measure"] == "clean", "each"])
+        if any(not np.array_equal(clean[0], other) for other in clean[1:]):
+            raise InputError(
+                f"the tables of {method}, seed {seed}, are not of the same images: their clean outcomes differ"
+            )
         survived = np.logical_and.reduce(list(part["each"]))
         rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
-    worst = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
-    summarised = summary(pd.concat([table, worst], ignore_index=True))
+    columns = ["method", "seed", "measure", "n", "accuracy", "each"]
+    return pd.concat([table, pd.DataFrame(rows, columns=columns)], ignore_index=True)
+
+
+def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int, against: str = "standard") -> pd.DataFrame:
+    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
+
+    `table` is of `worst`. The outcome of a network that surely learnt something:
+
+    - *real*: the worst case is surely above that of `against`, APGD does not surely overstate it by more than 5 points, and
+      the audit has no sign that `against` has not;
+    - *partly real*: it is surely above, but one of these fails;
+    - *masked*: it is not surely above, though under APGD it is, and one of these fails;
+    - *none told*: no robustness could be told, neither real nor apparent.
+
+    A network at chance is *not tested*. Raises InputError where `table` lacks clean accuracy, APGD or `against`.
+    """
+    summarised = summary(table)
     known = {(row["method"], row["measure"]): row for row in summarised.to_dict("records")}
+    methods = list(dict.fromkeys(table["method"]))
+    needed = [(method, measure) for method in (against, *methods) for measure in ("clean", REPORTED, "worst")]
+    if absent := [pair for pair in needed if pair not in known]:
+        raise InputError(f"the trial needs {absent[0][1]} of {absent[0][0]}")
     found = {}
-    for method in dict.fromkeys(table["method"]):
+    for method in methods:
         least, reported = known[method, "worst"], known[method, REPORTED]
         gain, low, high = difference(least, known[against, "worst"])
-        gap = reported["mean"] - least["mean"]
-        doubts = list(signs.get(method, []))
-        overstated = gap > GAP and difference(reported, least)[1] > 0
-        if low > 0:
+        gap, gap_low, _ = difference(reported, least, same_models=True)
+        overstated = gap_low > GAP
+        doubts = [sign for sign in signs.get(method, []) if sign not in signs.get(against, [])]
+        apparent = difference(reported, known[against, REPORTED])[1] > 0
+        if method == against:
+            outcome = "–"
+        elif at_chance(known[method, "clean"], classes):
+            outcome = "not tested"
+        elif low > 0:
             outcome = "partly real" if overstated or doubts else "real"
         else:
-            apparent = difference(reported, known[against, REPORTED])[1] > 0
-            outcome = "masked" if overstated or (doubts and apparent) else "none told"
+            outcome = "masked" if apparent and (overstated or doubts) else "none told"
         found[method] = {
             **{name: 100 * known[method, name]["mean"] for name in SHOWN if (method, name) in known},
             "best of all": 100 * least["mean"], "overstated by": 100 * gap, "gain": 100 * gain, "low": 100 * low,
-            "high": 100 * high, "signs": "; ".join(doubts), "outcome": "–" if method == against else outcome,
+            "high": 100 * high, "signs": "; ".join(signs.get(method, [])), "outcome": outcome,
         }  # fmt: skip
     return pd.DataFrame(found).T.rename_axis("method")
 

@@ -38,6 +38,17 @@ class Round(nn.Module):
         return torch.stack([size, -size], 1)
 
 
+class Affine(nn.Module):
+    """The same decisions from other outputs."""
+
+    def __init__(self, offset: float, scale: float) -> None:
+        super().__init__()
+        self.offset, self.scale = offset, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.offset + self.scale * x
+
+
 @torch.no_grad()
 def squared_error(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return (model(images) - torch.eye(2)[labels]).square().mean(1)
@@ -89,12 +100,23 @@ def test_a_surface_has_the_tangential_direction_down_its_rows(run: runs.Run, dat
 
 
 def test_flatness_is_minus_the_rise_across(run: runs.Run, data: ImageSet) -> None:
-    rows = landscape.flatness(run, {"round": {0: Round()}, "linear": {0: linear()}}, data).set_index("method")
+    rows = landscape.flatness(run, {"round": {0: Round()}}, data).set_index("method")
     sizes = (data.images.float() / 255).flatten(1).norm(dim=1)
     moved = (sizes**2 + 0.25).sqrt()  # half the reach, at a right angle
-    rise = [(torch.stack([size, -size], 1) - torch.eye(2)[data.labels]).square().mean(1) for size in (sizes, moved)]
-    np.testing.assert_allclose(rows.loc["round", "each"], (rise[0] - rise[1]).numpy(), atol=1e-5)
-    assert rows.loc["linear", "n"] == N
+    sign = torch.where(data.labels == 0, 1.0, -1.0)  # the margin is −2‖x‖ of class 0, 2‖x‖ of the other
+    expected = 2 * sign * (moved - sizes) / (2 * sizes / 2**0.5).median()
+    np.testing.assert_allclose(rows.loc["round", "each"], expected.numpy(), atol=1e-5)
+    model = linear()
+    smaller = nn.Sequential(model, Affine(0.1, 0.1)).eval()  # the same decisions
+    pair = landscape.flatness(run, {"as it is": {0: model, 1: model}, "smaller": {0: smaller}}, data).set_index("method")
+    np.testing.assert_allclose(pair.loc["as it is", "each"].iloc[0], pair.loc["smaller", "each"], rtol=1e-3)
+    weight = (model[1].weight[1] - model[1].weight[0]).detach()  # type: ignore[index, operator]
+    images = (data.images.float() / 255).flatten(1)
+    unit = images / images.norm(dim=1, keepdim=True)
+    across = weight - (unit @ weight)[:, None] * unit  # the margin's gradient, less its radial part
+    spread = model(data.images.float() / 255).detach().std(1).median()
+    expected = -0.5 * across.norm(dim=1) / spread
+    np.testing.assert_allclose(pair.loc["as it is", "each"].iloc[0], expected.numpy(), rtol=0.01)
 
 
 def test_sizes_of_gradients_and_their_zeros(run: runs.Run, data: ImageSet) -> None:

@@ -171,6 +171,19 @@ def test_one_pixel_finds_the_pixel_that_matters_and_changes_no_other() -> None:
         one_pixel(Corner(), x, y, eps=0.1)
 
 
+def test_seeds_that_disagree_widen_the_interval_of_a_ratio() -> None:
+    images = np.random.default_rng(0).uniform(1, 2, 100)
+    standard = np.stack([images] * 3)
+    alike = median_ratio(standard * np.array([[20.0], [20.5], [19.5]]), standard)
+    apart = median_ratio(standard * np.array([[0.5], [20.0], [30.0]]), standard)
+    assert 15 < alike[1] < 20 < alike[2] < 25
+    assert apart[1] < 1 < apart[0]  # one of three models is less robust: no gain can be told
+    logs = np.log([0.5, 20.0, 30.0])
+    half = 4.3027 * logs.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert apart[1] == pytest.approx(apart[0] * math.exp(-half), rel=1e-3)
+    assert median_ratio(standard * np.array([[20.0], [np.inf], [30.0]]), standard)[2] == math.inf
+
+
 def test_ratios_of_medians_have_an_interval_and_know_infinity() -> None:
     random = np.random.default_rng(0)
     second = random.lognormal(0, 0.3, (2, 400))

@@ -15,7 +15,6 @@ from paperlib.runs import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
-LEARNT = 0.1  # of the way from chance to perfect that a network's clean accuracy must surely have gone to count
 ROOM = 10  # points below 100 that a gain needs to show
 SIZE = 0.5  # of the claimed difference that a reproduction must reach
 LEAST = 1.0  # point that an interval must be able to tell from zero where the paper gives no number
@@ -82,8 +81,9 @@ def judge(
         ratio, sides = claim["kind"] == "ratio", [claim["method"], claim["than"]]
         needed = sides[:1] if ratio else sides  # a ratio is of both, and stands with the method
         absent = [side for side in needed if (side, claim["measure"]) not in values]
-        least = 100 * (1 / classes + LEARNT * (1 - 1 / classes))
-        chance = [side for side in sides if (side, "clean") in values and 100 * values[side, "clean"]["low"] <= least]
+        chance = [
+            side for side in sides if (side, "clean") in values and evaluation.at_chance(values[side, "clean"], classes)
+        ]
         difference = low = high = None
         if absent:
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
@@ -100,11 +100,12 @@ def judge(
             if ratio:
                 difference, low, high = (both[0][name] for name in ("mean", "low", "high"))
             else:
-                difference, low, high = (100 * number for number in evaluation.difference(*both))
+                same = len({side.partition(" on ")[0] for side in sides}) == 1  # models, on other images
+                difference, low, high = (100 * number for number in evaluation.difference(*both, same_models=same))
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
             if seeds == 1:
                 reason += "; one seed, whose luck the interval leaves out"
-            if claim["kind"] == "gain" and (signs := (doubts or {}).get(claim["method"])):
+            if claim["kind"] != "keep" and (signs := (doubts or {}).get(claim["method"])):
                 reason += f"; signs of masked gradients: {', '.join(signs)}"
         judged.append(
             {
@@ -132,12 +133,14 @@ def verdict(
     one below that is not reproduced. Where the paper's own numbers show no gain there is nothing to reproduce.
     keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is, not reproduced
     if the whole interval is below, else not tested.
-    ratio: as a gain, with one in place of zero.
+    ratio: as a gain, with one in place of zero; an infinite one is of an attack that fails, and tests nothing.
     """
     if kind == "ratio":
         found = f"measured {difference:.2g} ({low:.2g} to {high:.2g}) times"
         if math.isnan(difference):
             return "not tested here", f"{found}: there is no such ratio"
+        if math.isinf(difference):
+            return "not tested here", f"{found}: the attack fails on more than half of the images"
         if low > 1:
             told = "" if claimed is None else f", the paper {claimed:g}"
             if claimed is None or difference >= SIZE * claimed:

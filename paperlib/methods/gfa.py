@@ -12,7 +12,8 @@ reported value near 0.93. What they leave open, and what is done here:
 - The cosine is that of each image, all else flattened. Its features are differentiated too, not held fixed.
 - MSE is on the raw outputs against one-hot labels, the mean over classes (`task="mse"`); on the softmax, or cross-entropy,
   by choice.
-- Batch norm uses the statistics of the batch, in the one forward pass that both terms share.
+- Batch norm uses the statistics of the batch, in the one forward pass that both terms share. There the gradient at an image
+  includes what that image does to the others through the statistics: what is aligned is not quite what an attack meets.
 - β is one each layer, and rises from zero over the share `ramp` of the steps; with `aim` only what is missing to that mean
   cosine counts, so β is how fast it is approached and not how far beyond it is pushed.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import evaluating
+from paperlib.attacks import each_image, evaluating
 from paperlib.data import ImageSet, as_float
 from paperlib.files import InputError
 from paperlib.geometry import cosine, layer_inputs
@@ -43,8 +44,10 @@ def aligned(
 ) -> tuple[Tensor, Tensor]:
     """Each image's task loss, N, and cos(∇_h L, h) at the input h of each of L layers, L×N, of images N×….
 
-    The model is used in the mode it is in. `create_graph` makes the cosines differentiable with respect to the weights.
-    Raises InputError when a layer is not there or its input cannot be differentiated.
+    The model is used in the mode it is in; with batch norm in training mode the gradient is of the whole batch's loss. A
+    gradient however small has a direction, one of exactly zero the cosine 0. `create_graph` makes the cosines
+    differentiable with respect to the weights. Raises InputError when a layer is not there or its input cannot be
+    differentiated.
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
@@ -55,8 +58,16 @@ def aligned(
             raise InputError(f"the input of layer {cut[0]!r} is cut off from the image: nothing can be aligned there")
         features = [inputs[name] for name in layers]
         gradients = torch.autograd.grad(each.sum(), features, create_graph=create_graph, retain_graph=True)
-        cosines = [cosine(gradient, feature) for gradient, feature in zip(gradients, features, strict=True)]
+        cosines = [
+            cosine(_scaled(gradient), _scaled(feature)) for gradient, feature in zip(gradients, features, strict=True)
+        ]
     return each, torch.stack(cosines)
+
+
+def _scaled(vectors: Tensor) -> Tensor:
+    """Vectors N×… over their own largest entry: a direction survives single precision, however small it is."""
+    largest = vectors.detach().flatten(1).abs().amax(1)
+    return vectors / each_image(largest.where(largest > 0, 1.0), vectors)
 
 
 @dataclass(frozen=True)
@@ -154,26 +165,13 @@ def check_differentiable_twice(model: nn.Module, images: Tensor, layers: Sequenc
         raise InputError("the alignment does not depend on the weights: is the gradient detached somewhere in the model?")
 
 
-def cosines(
-    model: nn.Module,
-    data: ImageSet,
-    layers: Sequence[str],
-    task: Task = "mse",
-    *,
-    batch_statistics: bool = False,
-    chunk: int = 250,
-) -> Tensor:
-    """cos(∇_h L, h) of every image at every layer: L×N on the CPU, the model in evaluation mode.
-
-    With `batch_statistics` batch norm is in training mode, as the loss sees it, on batches of `chunk` images.
-    """
+def cosines(model: nn.Module, data: ImageSet, layers: Sequence[str], task: Task = "mse", chunk: int = 250) -> Tensor:
+    """cos(∇_h L, h) of every image at every layer: L×N on the CPU, the model in evaluation mode."""
     device = next(model.parameters()).device
-    probe = copy.deepcopy(model)  # whose running statistics may change
     found = []
-    with evaluating(probe):
-        probe.train(batch_statistics)
+    with evaluating(model):
         for start in range(0, len(data), chunk):
             images = as_float(data.images[start : start + chunk]).to(device)
             labels = data.labels[start : start + chunk].to(device)
-            found.append(aligned(probe, images, labels, layers, task)[1].detach().cpu())
+            found.append(aligned(model, images, labels, layers, task)[1].detach().cpu())
     return torch.cat(found, 1)

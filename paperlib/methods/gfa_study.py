@@ -51,7 +51,7 @@ class GfaSettings(ImageSettings):
     penalty: Radius  # λ of the gradient penalty
     train_steps: Count  # of PGD-AT's attack
     sweep: list[Radius]  # factors of β, for FIRST and DEEP
-    tasks: dict[Task, Radius]  # FIRST and standard training under other task losses, with β: losses differ in scale
+    tasks: dict[Task, Radius]  # other task losses, with FIRST's β: losses differ in scale
     architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
     mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
@@ -94,7 +94,7 @@ def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
         normalisation=settings.normalisation, stem_stride=settings.stem_stride, size=images.shape[-1],
     )  # fmt: skip
     found = weighted_layers(model, images)[:count]
-    check_differentiable_twice(model, images, found)
+    check_differentiable_twice(model, images, found, getattr(settings, "task", "mse"))
     return found
 
 
@@ -142,10 +142,13 @@ def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Meth
 
 
 def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """Standard training and FIRST under each other task loss."""
+    """Standard and adversarial training and FIRST under each other task loss."""
     found: dict[str, Method] = {}
     for task, beta in settings.tasks.items():
         found[f"standard_{task}"] = Standard(task)
+        if "pgd_at" in settings.methods:
+            attack = training_attack(settings.model_copy(update={"task": task}))
+            found[f"pgd_at_{task}"] = AdversarialTraining(attack, task)
         found[f"first_{task}"] = _gfa(settings, names[:1], [beta], task=task)
     return found
 
@@ -224,10 +227,10 @@ def adaptive(
 ) -> Tensor:
     """An attack made for GFA in L∞: it follows the logit margin, and starts off the radial direction.
 
-    An aligned gradient points along the image, so the first step of other attacks is a uniform change of contrast, and the
-    squared error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a corner of
-    the ball less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all steps and
-    restarts.
+    An aligned gradient of the task loss points along the image, so an attack on that loss begins with a change of contrast;
+    and the squared error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a
+    corner of the ball less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all
+    steps and restarts.
     """
     best = images.clone()
     with torch.no_grad():
@@ -396,7 +399,7 @@ def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Clean and robust accuracy and 100 × the cosine on test images against β; standard training is β = 0 of both.
 
-    Columns panel (the method), line, "β of each layer", value, low, high.
+    Columns panel (the method), line, "β of the first layer", value, low, high.
     """
     summary = pd.concat(summaries, ignore_index=True)
     rows: list[tuple[Any, ...]] = []
@@ -412,8 +415,8 @@ def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table
             method: 100 * float(table.loc[method, ("test images", name)]) for method in places if method in table.index
         }
         rows += [(arm.upper(), "cosine × 100", places[method], value, value, value) for method, value in found.items()]
-    frame = pd.DataFrame(rows, columns=["panel", "line", "β of each layer", "value", "low", "high"])
-    return frame.sort_values(["panel", "β of each layer"], ascending=[False, True], kind="stable")
+    frame = pd.DataFrame(rows, columns=["panel", "line", "β of the first layer", "value", "low", "high"])
+    return frame.sort_values(["panel", "β of the first layer"], ascending=[False, True], kind="stable")
 
 
 def others_each(
@@ -433,18 +436,20 @@ def by_task(
     for members in others:
         groups[settings.task] |= members
     for task in settings.tasks:
-        groups.setdefault(task, {}).update({name: one for name, one in tasked.items() if name.partition("_")[2] == task})
+        groups.setdefault(task, {}).update({name: one for name, one in tasked.items() if name.endswith(f"_{task}")})
     return groups
 
 
 def first_cosines(run: Run, groups: Mapping[str, Mapping[str, Mapping[int, nn.Module]]], data: ImageSet) -> pd.Series:
-    """The mean cosine at each model's own first layer under its own task loss, by method."""
+    """The mean cosine at its own first layer under its own task loss, over seeds, by method."""
     found = {}
     for task, members in groups.items():
         for method, one in members.items():
-            model = next(iter(one.values())).to(run.device)
-            names = weighted_layers(model, as_float(data.images[:2]).to(run.device))[:1]
-            found[method] = float(cosines(model, data, names, task).mean())  # type: ignore[arg-type]
+            each = []
+            for model in one.values():
+                names = weighted_layers(model.to(run.device), as_float(data.images[:2]).to(run.device))[:1]
+                each.append(float(cosines(model, data, names, task).mean()))  # type: ignore[arg-type]
+            found[method] = float(np.mean(each))
     return pd.Series(found, name=("cosine", "here"))
 
 
