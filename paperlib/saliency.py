@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from paperlib.attacks import evaluating
 from paperlib.depth import unit_mass
 from paperlib.files import InputError
-from paperlib.methods import outputs
 
 
 def transformer(model: nn.Module) -> nn.Module:
@@ -45,6 +44,23 @@ def attended(
     return logits, _on_patches(model, weights)
 
 
+def tokens(model: nn.Module, images: Tensor) -> Tensor:
+    """A vision transformer's class and patch tokens after its last norm, N×T×D, differentiable."""
+    found: list[Tensor] = []
+    last: nn.Module = transformer(model).norm  # type: ignore[assignment]
+    handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return _precise(found[-1])
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In single precision at least, whatever autocast makes of them."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def rollout(model: nn.Module, images: Tensor, heads: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """Logits, and attention rollout from the class token to the patches (Abnar & Zuidema 2020): N×C and N×h×w, unit mass.
 
@@ -77,7 +93,7 @@ def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module])
         one.qkv.register_forward_hook(lambda module, inputs, output: found.update({module: output})) for one in attentions
     ]
     try:
-        logits = outputs(model, images)
+        logits = _precise(model(images))
     finally:
         for handle in handles:
             handle.remove()
@@ -87,8 +103,7 @@ def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module])
 def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
     """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or only the class token's row, N×heads×1×T."""
     count, tokens, _ = qkv.shape
-    precise = qkv if qkv.dtype == torch.float64 else qkv.float()  # whatever autocast makes of it
-    queries, keys, _ = precise.reshape(count, tokens, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+    queries, keys, _ = _precise(qkv).reshape(count, tokens, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     queries, keys = module.q_norm(queries[:, :, :1] if first else queries), module.k_norm(keys)
     return (queries * module.scale @ keys.mT).softmax(-1)
 
@@ -145,7 +160,7 @@ def _with_output(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, 
     found: list[Tensor] = []
     handle = known[layer].register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
-        logits = outputs(model, images)
+        logits = _precise(model(images))
     finally:
         handle.remove()
     return logits, found[-1]

@@ -128,7 +128,8 @@ def fit(
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
             for index in range(about["index"], len(starts)):
                 members = order[starts[index] : starts[index] + settings.batch_size].to(device)
-                batch = Batch(as_float(images[members]), labels[members], augment)
+                depth = None if data.train.depth is None else data.train.depth[members.cpu()].to(device)
+                batch = Batch(as_float(images[members]), labels[members], augment, depth)
                 step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None)
                 _draw_from(_mix(seed, epoch, index))
                 rate = learning_rate(settings, step)

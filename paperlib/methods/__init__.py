@@ -17,6 +17,7 @@ class Batch:
     images: Tensor  # N×… in [0,1], not augmented
     labels: Tensor  # int64 N
     augment: Callable[[Tensor], Tensor]  # a random crop and flip of images like these, drawn anew at each call
+    depth: Tensor | None = None  # float32 N×H×W, where the data have it: distance along the camera's axis
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""DAAT: attention that follows the edges of depth ("Depth-Aware Adversarial Training for Robust Image Classification").
+
+No code is public, and the text leaves open or contradicts:
+
+- λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1; the alignment is a cosine in Equation (2), L1 in Appendix C. Here
+  0.1 and the cosine, the others by choice.
+- t in γ(t) and s(t) counts steps here, not epochs, so that both are smooth whatever an epoch's length.
+- s(t) is "linear warm-start followed by annealing" without numbers: with `schedule="warm_up"` it rises over the first tenth
+  and falls linearly to zero at the end; "constant" is one throughout.
+- The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed
+  in the attack's steps. An image whose depth has no edge anywhere is left out of the alignment's mean.
+- The teacher sees the augmented clean image that the attack starts from, as the student does.
+- ε may rise over the first share `ramp` of the steps, which small transformers need to learn anything under attack.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib.attacks import Attack, evaluating
+from paperlib.depth import Distance, misalignment
+from paperlib.files import InputError
+from paperlib.methods import Batch, Step, outputs
+from paperlib.saliency import tokens
+
+Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
+Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
+Schedule = Literal["constant", "warm_up"]
+
+EARLY = 0.2  # share of the training in which features are aligned (Equation 4)
+WARM_UP = 0.1  # share in which s(t) rises; not published
+
+
+def feature_weight(share: float, start: float) -> float:
+    """γ(t) of a share t/T of the training in [0,1): from γ₀ = `start` to zero over the first fifth."""
+    # Equation (4)
+    return start * max(0.0, 1 - share / EARLY)
+
+
+def alignment_schedule(share: float, schedule: Schedule) -> float:
+    """s(t) of a share t/T of the training in [0,1)."""
+    if schedule == "constant":
+        return 1.0
+    return share / WARM_UP if share < WARM_UP else (1 - share) / (1 - WARM_UP)
+
+
+def feature_misalignment(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 − cos of the concatenated tokens N×T×D of student and teacher: each image's, N (Equation 3).
+
+    Raises InputError where their shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"the student has {tuple(student.shape[1:])} tokens × width, the teacher {tuple(teacher.shape[1:])}: "
+            "they must agree"
+        )
+    # Equation (3)
+    return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class DAAT:
+    """Equation (5): cross-entropy under attack, depth–attention alignment there, and early feature alignment."""
+
+    attack: Attack
+    attention: Attention | None = None  # None: without L_align
+    target: Target | None = None
+    weight: float = 0.1  # λ
+    distance: Distance = "cosine"
+    schedule: Schedule = "constant"  # s(t)
+    teacher: nn.Module | None = None  # frozen; None: without L_feat
+    feature: float = 1.0  # γ₀, not published
+    ramp: float = 0.0  # share of the steps over which ε rises
+
+    def __post_init__(self) -> None:
+        if (self.attention is None) != (self.target is None):
+            raise InputError(
+                "attention and target go together: one says where the network looks, the other where it should"
+            )
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
+
+        Terms "task", "align", "feature", each without its weight, and "total".
+        """
+        images, depth = _augmented(batch)
+        with evaluating(model):
+            adversarial = self._risen(step)(model, images, batch.labels)
+        share = step.index / step.total
+        zero = images.new_zeros(())
+        align = features = zero
+        if self.attention is not None and self.target is not None:
+            logits, attention = self.attention(model, adversarial)
+            with torch.no_grad():
+                wanted = self.target(adversarial, depth, (attention.shape[1], attention.shape[2]))
+            edged = (wanted.flatten(1).sum(1) > 0).sum().clamp_min(1)
+            align = misalignment(attention, wanted, self.distance).sum() / edged
+        else:
+            logits = outputs(model, adversarial)
+        task = F.cross_entropy(logits, batch.labels)
+        gamma = feature_weight(share, self.feature)
+        if self.teacher is not None and gamma > 0:
+            with torch.no_grad(), evaluating(self.teacher):
+                wanted = tokens(self.teacher, images)
+            features = feature_misalignment(tokens(model, images), wanted).mean()
+        # Equation (5)
+        total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
+        return {"task": task, "align": align, "feature": features, "total": total}
+
+    def _risen(self, step: Step) -> Attack:
+        if not self.ramp:
+            return self.attack
+        rise = min(1.0, (step.index + 1) / (self.ramp * step.total))
+        settings = self.attack.keywords
+        return partial(self.attack, eps=rise * settings["eps"], step_size=rise * settings["step_size"])
+
+
+def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The images, and their depth where there is one, cropped and flipped alike."""
+    if batch.depth is None:
+        return batch.augment(batch.images), None
+    both = batch.augment(torch.cat([batch.images, batch.depth[:, None].to(batch.images)], 1))
+    return both[:, :-1].contiguous(memory_format=torch.channels_last), both[:, -1]
