@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,17 +113,81 @@ def vit(
 
     Fused attention has no second derivative on a CPU. Raises InputError when the size or the width does not divide.
     """
+    return _transformer("vit", classes, channels, width, statistics, stem_stride, size, cell=8)
+
+
+def vit_conv(
+    classes: int,
+    channels: int = 3,
+    width: int = 96,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    size: int,
+) -> nn.Sequential:
+    """`vit` with strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learns from fewer images.
+
+    Raises InputError when the width does not divide, or the size is not 8 times a power of two from 16 on.
+    """
+    return _transformer("vit_conv", classes, channels, width, statistics, stem_stride, size, cell=16, embed_layer=ConvStem)
+
+
+def vit14(
+    classes: int,
+    channels: int = 3,
+    width: int = 768,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    size: int,
+) -> nn.Sequential:
+    """A vision transformer of 14×14 patches, twelve blocks of heads of 64: of width 768 ViT-B/14, which DAAT trains.
+
+    Attention is fused, so it has no second derivative on a CPU. Raises InputError when size or width does not divide.
+    """
+    return _transformer("vit14", classes, channels, width, statistics, stem_stride, size, cell=14, head=64, patch_size=14,
+                        depth=12, mlp_ratio=4, fused=True)  # fmt: skip
+
+
+class ConvStem(nn.Module):
+    """Images N×C×H×W to tokens of an 8×8 grid by strided 3×3 convolutions, in place of timm's patch embedding."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unused: object) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs, strides = in_chans, patch_size.bit_length() - 1
+        for left in range(strides - 1, -1, -1):
+            outputs = embed_dim >> left
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GroupNorm(1, outputs), nn.GELU()]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, embed_dim, 1))
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens N×64×width."""
+        return self.layers(x).flatten(2).mT
+
+
+def _transformer(
+    name: str, classes: int, channels: int, width: int, statistics: Statistics | None, stem_stride: int, size: int, *,
+    cell: int, head: int = 32, fused: bool = False, **form: Any,
+) -> nn.Sequential:  # fmt: skip
+    """timm's transformer for images whose size is a multiple of `cell`, of heads of width `head`."""
     from timm.models.vision_transformer import VisionTransformer  # a second and a half that other networks need not wait
 
-    _no_stem("vit", stem_stride)
-    if size % 8 or width % 32:
-        raise InputError(f"vit of width {width} for images of {size} px: width must be a multiple of 32, the size one of 8")
+    _no_stem(name, stem_stride)
+    sizes = "one of 8 by a power of two" if name == "vit_conv" else f"one of {cell}"
+    if size % cell or width % head or (name == "vit_conv" and (size // 8).bit_count() != 1):
+        raise InputError(
+            f"{name} of width {width} for images of {size} px: width must be a multiple of {head}, the size {sizes}"
+        )
+    form = {"patch_size": size // 8, "depth": 6, "mlp_ratio": 2, **form}
     body = VisionTransformer(
-        img_size=size, patch_size=size // 8, in_chans=channels, num_classes=classes, embed_dim=width, depth=6,
-        num_heads=width // 32, mlp_ratio=2,
-    )  # fmt: skip
+        img_size=size, in_chans=channels, num_classes=classes, embed_dim=width, num_heads=width // head, **form
+    )
     for module in body.modules():
-        if hasattr(module, "fused_attn"):
+        if hasattr(module, "fused_attn") and not fused:
             module.fused_attn = False  # type: ignore[assignment]
     return nn.Sequential(OrderedDict(normalise=Normalise(statistics), vit=body))
 
@@ -266,6 +331,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
     "vit": vit,
+    "vit_conv": vit_conv,
+    "vit14": vit14,
     "small_cnn": small_cnn,
     "resnet18": resnet18,
     "resnet18_bottleneck": resnet18_bottleneck,
@@ -274,7 +341,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-SIZED = {"mlp", "vit"}  # those for images of one size
+SIZED = {"mlp", "vit", "vit_conv", "vit14"}  # those for images of one size
 
 
 def check_channels(normalisation: str, channels: int) -> None:
@@ -300,7 +367,7 @@ def build(
 ) -> nn.Module:
     """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator.
 
-    `size` of the images matters to mlp and vit alone, which take no other afterwards. Raises InputError for a normalisation
+    `size` of the images matters to SIZED alone, which take no other afterwards. Raises InputError for a normalisation
     of other channels, and where an architecture cannot have the width, size or stem.
     """
     check_channels(normalisation, channels)

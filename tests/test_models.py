@@ -83,7 +83,8 @@ def test_a_stem_of_stride_two_halves_the_image_and_normalisation_is_the_first_la
 
 
 def test_networks_of_one_size_say_what_they_cannot_take() -> None:
-    for name, size, width in (("mlp", 28, 8), ("vit", 32, 64), ("vit", 64, 32)):
+    for name, size, width in (("mlp", 28, 8), ("vit", 32, 64), ("vit", 64, 32), ("vit_conv", 16, 32),
+                              ("vit_conv", 32, 64), ("vit_conv", 64, 32), ("vit14", 28, 64)):  # fmt: skip
         model = models.build(name, classes=7, channels=1, width=width, seed=0, size=size).eval()
         assert model(torch.rand(2, 1, size, size)).shape == (2, 7)
     layers = [
@@ -95,11 +96,35 @@ def test_networks_of_one_size_say_what_they_cannot_take() -> None:
     for changes, message in (
         ({"name": "vit", "width": 48}, "vit of width 48 for images of 32 px: width must be a multiple of 32"),
         ({"name": "vit", "width": 64, "size": 28}, "the size one of 8"),
+        ({"name": "vit_conv", "width": 32, "size": 48}, "the size one of 8 by a power of two"),
+        ({"name": "vit14", "width": 96, "size": 224}, "width must be a multiple of 64, the size one of 14"),
         ({"name": "mlp", "stem_stride": 2}, "stem_stride = 2: mlp has no first convolution"),
     ):
         settings = {"classes": 3, "channels": 1, "width": 8, "seed": 0, **changes}
         with pytest.raises(InputError, match=message):
             models.build(**settings)  # type: ignore[arg-type]
+
+
+def test_the_papers_transformer_is_timms_with_other_patches() -> None:
+    import timm
+
+    with torch.device("meta"):  # shapes alone: 86 million weights stay undrawn
+        ours = models.build("vit14", classes=100, channels=3, width=768, seed=0, size=224)
+        theirs = timm.create_model("vit_base_patch16_224", patch_size=14, img_size=224, num_classes=100)
+    shapes = [tuple(weight.shape) for weight in theirs.parameters()]
+    assert [tuple(weight.shape) for weight in ours.parameters()] == shapes
+    assert (1, 257, 768) in shapes
+
+
+def test_every_token_of_the_convolutional_stem_sees_its_own_place() -> None:
+    stem = models.build("vit_conv", classes=3, channels=3, width=32, seed=0, size=32).vit.patch_embed.eval()  # type: ignore[union-attr]
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    found = stem(image)
+    assert found.shape == (1, 64, 32)
+    (gradient,) = torch.autograd.grad(found.view(1, 8, 8, 32)[0, 2, 5].sum(), image)
+    mass = gradient[0].abs().sum(0)
+    # Cell (2, 5) of 4 × 4 pixels and the convolutions' reach around it; the norm's statistics spread a little everywhere.
+    assert float(mass[6:13, 17:25].sum() / mass.sum()) > 0.5
 
 
 def test_residual_blocks_compute_what_torchvisions_do() -> None:
