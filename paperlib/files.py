@@ -107,8 +107,11 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
     """SHA-256 over a model's weights, an image set's images and labels, and whatever else an outcome depends on."""
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
-    for tensor in (*model.state_dict().values(), data.images, data.labels):
+    streamed = not isinstance(data.images, Tensor)
+    for tensor in (*model.state_dict().values(), *([] if streamed else [data.images]), data.labels):
         digest.update(_bytes(tensor))
+    if streamed:
+        digest.update(data.images.fingerprint.encode())
     return digest.hexdigest()
 
 

@@ -129,6 +129,8 @@ def fit(
             for index in range(about["index"], len(starts)):
                 members = order[starts[index] : starts[index] + settings.batch_size].to(device)
                 depth = None if data.train.depth is None else data.train.depth[members.cpu()].to(device)
+                if not isinstance(images, Tensor) and index + 1 < len(starts):
+                    images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size])
                 batch = Batch(as_float(images[members]), labels[members], augment, depth)
                 step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None)
                 _draw_from(_mix(seed, epoch, index))

@@ -1,6 +1,6 @@
 """Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
 
-from paperlib.data import folder, scenes, tiny_imagenet, toy, vision
+from paperlib.data import folder, imagenet100, scenes, tiny_imagenet, toy, vision
 from paperlib.data.images import ImageSet, Splits, as_float, hold_out, joined, subset
 from paperlib.files import InputError
 
@@ -13,6 +13,7 @@ DESCRIPTIONS = {
     "cifar100": "32 px, a hundred classes; downloaded by torchvision",
     "stl10": "96 px, ten classes; downloaded by torchvision",
     "tiny_imagenet": "64 px, 200 classes; the archive as it is or restructured, downloaded where it is not there",
+    "imagenet100": "224 px, a hundred of ImageNet's classes; from data/imagenet100, decoded as they are needed",
     "fashion_mnist": "28 px, grey, ten classes; downloaded by torchvision",
     "folder:PATH": f"your own images: {folder.LAYOUT}",
 }
@@ -39,8 +40,8 @@ def load(
     """The data set `name`, with a validation part held out of its training images by `seed`.
 
     `train_images` and `test_images` take a class-balanced part, all when None (scenes: 8,000 and 2,000). `image_size`
-    resizes folders and chooses the size of scenes (32 or 64). Raises InputError when there is no such set, when it
-    cannot be read, or when it has fewer images than asked for.
+    resizes folders and imagenet100, and chooses the size of scenes (32 or 64). Raises InputError when there is no such set,
+    when it cannot be read, or when it has fewer images than asked for.
     """
     check_name(name)
     if name == "toy":
@@ -53,6 +54,8 @@ def load(
     if name.startswith("folder:"):
         place = folder.located(name.removeprefix("folder:"))
         train, test = (tiny_imagenet.read if tiny_imagenet.recognised(place) else folder.load)(place, image_size)
+    elif name == "imagenet100":
+        train, test = imagenet100.load(image_size)
     elif image_size is not None:
         raise InputError(f"image_size = {image_size}: {name} has a size of its own; leave image_size out")
     else:

@@ -89,7 +89,7 @@ def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing]
         images: np.ndarray | None = None
         for row, (_, name, _, _) in enumerate(listing):
             file = folder / name
-            pixels = _read(file, size)
+            pixels = read_image(file, size)
             shape = shape or (pixels.shape[0], pixels.shape[1])
             if pixels.shape[:2] != shape:
                 raise InputError(
@@ -106,7 +106,8 @@ def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing]
     return tensors, {"classes": list(classes)}
 
 
-def _read(file: Path, size: int | None) -> np.ndarray:
+def read_image(file: Path, size: int | None) -> np.ndarray:
+    """An image file as uint8 H×W×3; with `size` its middle square, scaled. Raises InputError when it is no whole image."""
     try:
         with Image.open(file) as image:
             rgb = image.convert("RGB")

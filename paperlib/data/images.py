@@ -10,7 +10,10 @@ from paperlib.files import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images. The toy's points stand in `images` as float32 N×2; real images are uint8 N×C×H×W."""
+    """Labelled images. The toy's points stand in `images` as float32 N×2; real images are uint8 N×C×H×W.
+
+    Sets that do not fit in memory have a `streamed.Streamed` there, which reads like such a tensor.
+    """
 
     images: Tensor
     labels: Tensor  # int64 N
@@ -29,7 +32,8 @@ class ImageSet:
         """The images at `index`, still as a set."""
         depth = None if self.depth is None else self.depth[index]
         mask = None if self.mask is None else self.mask[index]
-        return replace(self, images=self.images[index], labels=self.labels[index], depth=depth, mask=mask)
+        images = self.images[index] if isinstance(self.images, Tensor) else self.images.part(index)  # still in its files
+        return replace(self, images=images, labels=self.labels[index], depth=depth, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Splits:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images as the models take them: uint8 becomes float32 in [0,1]; floating point stays as it is."""
+    """Images as the models take them: uint8 becomes float32 in [0,1]; floating point stays as it is; files are read."""
+    if not isinstance(images, Tensor):
+        images = images[:]
     return images if images.is_floating_point() else images.float() / 255
 
 
