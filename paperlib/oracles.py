@@ -4,19 +4,21 @@ An oracle maps images N×3×H×W in [0,1], and their depth N×H×W where the dat
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import depth
+from paperlib.attacks import evaluating
 from paperlib.data import as_float, scenes
-from paperlib.files import InputError, read_tensors, root, write_tensors
+from paperlib.data.cache import cached
+from paperlib.files import InputError, root
 from paperlib.progress import bar
 
 Oracle = Callable[[Tensor, Tensor | None], Tensor]
 
+RECIPE = 1  # raise it when the network or its training changes: an older one is then learned anew
 SEED = 77_001  # of the scenes that the network learns from: no study's
 WIDTH = 16  # channels of the network's first level
 BATCH = 32
@@ -38,7 +40,7 @@ def luminance(images: Tensor, distance: Tensor | None) -> Tensor:
 
 def another(oracle: Oracle) -> Oracle:
     """A control: the depth of the next image of the batch."""
-    return lambda images, distance: oracle(images, distance).roll(1, 0)
+    return lambda images, distance: oracle(images, distance).roll(-1, 0)
 
 
 def target(
@@ -84,18 +86,23 @@ class DepthNet(nn.Module):
 def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
     """A `DepthNet` trained on as many scenes of `size` pixels, frozen; trained once and kept under data/oracles/.
 
-    The loss is the L1 error of disparity plus that of its two gradients, which is what its edges are made of.
+    The loss is the L1 error of disparity plus that of its two gradients, which is what its edges are made of. Raises
+    InputError for fewer images than a batch.
     """
+    if images < BATCH:
+        raise InputError(f"images = {images}: depth is learned from {BATCH} or more")
+    network = DepthNet()
+
+    def build() -> tuple[dict[str, Tensor], dict[str, int]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            fresh = DepthNet()
+            _learn(fresh, size, images, epochs)
+        return fresh.state_dict(), {}
+
     file = root() / "data" / "oracles" / f"depth-{size}px-{images}-{epochs}.safetensors"
-    recipe = [scenes.RECIPE, SEED, WIDTH, BATCH, RATE, images, epochs, size]
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        network = DepthNet()
-        if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
-            network.load_state_dict(stored[0])
-        else:
-            _learn(network, size, images, epochs)
-            write_tensors(file, network.state_dict(), {"recipe": recipe})
+    source = {"recipe": RECIPE, "scenes": scenes.RECIPE, "images": images, "epochs": epochs, "size": size}
+    network.load_state_dict(cached(file, source, build)[0])
     return network.eval().requires_grad_(False)
 
 
@@ -122,9 +129,13 @@ def _learn(network: DepthNet, size: int, images: int, epochs: int) -> None:
 
 
 def by_network(network: nn.Module) -> Oracle:
-    """An oracle of a network that maps images to disparities; it sees the images that are given, perturbed or not."""
-    return partial(_seen, network)
+    """An oracle of a network that maps images to disparities; it sees the images that are given, perturbed or not.
 
+    The network goes to the images' device and is used in evaluation mode.
+    """
 
-def _seen(network: nn.Module, images: Tensor, distance: Tensor | None) -> Tensor:
-    return network(images)
+    def seen(images: Tensor, distance: Tensor | None) -> Tensor:
+        with evaluating(network.to(images.device)):
+            return network(images)
+
+    return seen

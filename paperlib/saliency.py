@@ -45,15 +45,22 @@ def attended(
 
 
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
-    """A vision transformer's class and patch tokens after its last norm, N×T×D, differentiable."""
+    """A vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
+
+    Raises InputError where the transformer has no norm there.
+    """
     found: list[Tensor] = []
-    last: nn.Module = transformer(model).norm  # type: ignore[assignment]
+    vit = transformer(model)
+    last: nn.Module = vit.norm  # type: ignore[assignment]
+    if isinstance(last, nn.Identity):
+        raise InputError("the transformer has no norm after its last block, which its features are taken from")
     handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
         model(images)
     finally:
         handle.remove()
-    return _precise(found[-1])
+    skipped: int = vit.num_prefix_tokens  # type: ignore[assignment]
+    return _precise(torch.cat([found[-1][:, :1], found[-1][:, skipped:]], 1))
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -102,10 +109,11 @@ def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module])
 
 def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
     """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or only the class token's row, N×heads×1×T."""
-    count, tokens, _ = qkv.shape
-    queries, keys, _ = _precise(qkv).reshape(count, tokens, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
-    queries, keys = module.q_norm(queries[:, :, :1] if first else queries), module.k_norm(keys)
-    return (queries * module.scale @ keys.mT).softmax(-1)
+    count, length, _ = qkv.shape
+    queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+    with torch.autocast(qkv.device.type, enabled=False):
+        queries, keys = _precise(queries[:, :, :1] if first else queries), _precise(keys)
+        return (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
 
 
 def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:
@@ -118,8 +126,18 @@ def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:
 
 def _on_patches(model: nn.Module, weights: Tensor) -> Tensor:
     """Weights N×T of all tokens as a map N×h×w of unit mass over the patches."""
+    return unit_mass(_patches(model, weights[..., None])[:, 0])
+
+
+def _patches(model: nn.Module, found: Tensor) -> Tensor:
+    """Tokens N×T×D without class token and registers as a map N×D×h×w. Raises InputError where they are no whole grid."""
     skipped: int = transformer(model).num_prefix_tokens  # type: ignore[assignment]
-    return unit_mass(weights[:, skipped:].reshape(-1, *grid(model)))
+    rows, columns = grid(model)
+    if found.shape[1] != skipped + rows * columns:
+        raise InputError(
+            f"{found.shape[1]} tokens are no map of {rows}×{columns} patches; images of another size, or dropped?"
+        )
+    return found[:, skipped:].mT.reshape(len(found), -1, rows, columns)
 
 
 def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
@@ -139,14 +157,18 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> T
     `layer` puts out channels×h×w, or the tokens of a vision transformer, whose class token is left out (there: the last
     block's norm1; the output of the last block reaches the logits through the class token alone and gives zero). The model
     is used in evaluation mode. Give clean and adversarial images the same class, or the maps answer different questions.
+    Raises InputError where the layer puts out neither.
     """
     with evaluating(model), torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         logits, output = _with_output(model, leaf, layer)
         (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), output)
     if output.ndim == 3:
-        skipped: int = transformer(model).num_prefix_tokens  # type: ignore[assignment]
-        output, gradient = (tokens[:, skipped:].mT.reshape(len(images), -1, *grid(model)) for tokens in (output, gradient))
+        output, gradient = _patches(model, output), _patches(model, gradient)
+    if output.ndim != 4:
+        raise InputError(
+            f"layer {layer!r} puts out neither maps of channels nor tokens; Grad-CAM has nothing to weigh there"
+        )
     # Equation (1): α_k = 1/Z Σ ∂y/∂A_k
     alpha = gradient.mean((2, 3), keepdim=True)
     # Equation (2): ReLU(Σ_k α_k A_k)

@@ -127,8 +127,9 @@ def fit(
         for epoch in range(about["epoch"], settings.epochs):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
             for index in range(about["index"], len(starts)):
-                members = order[starts[index] : starts[index] + settings.batch_size].to(device)
-                depth = None if data.train.depth is None else data.train.depth[members.cpu()].to(device)
+                members = order[starts[index] : starts[index] + settings.batch_size]
+                depth = None if data.train.depth is None else data.train.depth[members].to(device)
+                members = members.to(device)
                 if not isinstance(images, Tensor) and index + 1 < len(starts):
                     images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size])
                 batch = Batch(as_float(images[members]), labels[members], augment, depth)

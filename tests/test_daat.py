@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import models, oracles, saliency
-from paperlib.attacks import pgd
+from paperlib import models, oracles, runs, saliency, training
+from paperlib.attacks import fgsm, pgd
+from paperlib.data import ImageSet, Splits
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step, baselines, daat
@@ -150,6 +152,35 @@ def test_depth_is_cropped_and_flipped_as_the_images_are(vit: nn.Module) -> None:
     assert not torch.equal(depth, distance)
 
 
+@pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
+def test_depth_is_never_padded_with_a_constant(vit: nn.Module, fill: float) -> None:
+    method = DAAT(ATTACK, saliency.attended, oracles.target(oracles.exact))
+    with pytest.raises(InputError, match="crop_fill must be reflect"):
+        method.loss(vit, batch(augment=partial(crop_and_flip, padding=4, fill=fill, flip=False)), STEP)
+
+
+def test_training_gives_each_image_its_own_depth(home: Path, vit: nn.Module) -> None:
+    """Again the depth is written into the images."""
+    levels = torch.arange(1, 21, dtype=torch.uint8)
+    images = levels.view(-1, 1, 1, 1).expand(20, 3, 16, 16).clone()
+    everything = ImageSet(
+        images, torch.arange(20) % 4, tuple("abcd"), levels.float().view(-1, 1, 1).expand(20, 16, 16).clone()
+    )
+    seen = []
+
+    def watched(images: Tensor, distance: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        assert distance is not None
+        torch.testing.assert_close(images[:, 0] * 255, distance)
+        seen.append(len(images))
+        return oracles.uniform_target(images, distance, grid)
+
+    still = partial(pgd, eps=0.0, norm="linf", steps=1, step_size=0.0)
+    settings = runs.resolve("gfa_landscape", "quick", {"epochs": 1, "batch_size": 8, "crop_fill": "reflect"})
+    splits = Splits(everything, everything[:4], everything[:4])
+    training.fit(vit, DAAT(still, saliency.attended, watched), splits, settings, home / "fit", seed=0)
+    assert seen == [8, 8, 4]
+
+
 def test_the_radius_rises_and_the_teacher_is_left_alone(vit: nn.Module) -> None:
     sizes: list[float] = []
 
@@ -169,6 +200,13 @@ def test_the_radius_rises_and_the_teacher_is_left_alone(vit: nn.Module) -> None:
 def test_what_does_not_fit_is_refused(vit: nn.Module) -> None:
     with pytest.raises(InputError, match="go together"):
         DAAT(ATTACK, attention=saliency.attended)
+    for wrong, message in (
+        ({"schedule": "none"}, "schedule = 'none'; choose from constant, warm_up"),
+        ({"weight": -0.1}, "weight = -0.1; it must be zero or more"),
+        ({"attack": partial(fgsm, eps=0.1, norm="linf"), "ramp": 0.5}, "needs an attack with eps and step_size"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DAAT(**{"attack": ATTACK, **wrong})  # type: ignore[arg-type]
     wide = models.build("vit", classes=4, channels=3, width=64, seed=9, size=16)
     with pytest.raises(InputError, match=r"\(65, 32\).*\(65, 64\)"):
         DAAT(ATTACK, teacher=wide).loss(vit, batch(), STEP)

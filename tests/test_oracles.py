@@ -23,7 +23,7 @@ def test_the_controls_say_what_they_are_for() -> None:
     images, distance = torch.rand(4, 3, 8, 8), 1 + torch.rand(4, 8, 8)
     grey = torch.rand(4, 1, 8, 8).expand(4, 3, 8, 8)
     torch.testing.assert_close(oracles.luminance(grey, None), grey[:, 0])
-    assert torch.equal(oracles.another(oracles.exact)(images, distance)[1], oracles.exact(images, distance)[0])
+    assert torch.equal(oracles.another(oracles.exact)(images, distance)[0], oracles.exact(images, distance)[1])
     given = oracles.uniform_target(images, distance, (4, 4))
     torch.testing.assert_close(given, torch.full((4, 4, 4), 1 / 16))
     found = oracles.target(oracles.exact, "laplacian")(images, distance, (4, 4))
@@ -32,7 +32,7 @@ def test_the_controls_say_what_they_are_for() -> None:
 
 def test_depth_is_learned_once_and_is_right_on_other_scenes(home: Path) -> None:
     network = oracles.learned(32, images=320, epochs=6)
-    (file,) = (home / "data" / "oracles").iterdir()
+    (file,) = (home / "data" / "oracles").glob("*.safetensors")
     written = file.stat().st_mtime_ns
     again = oracles.learned(32, images=320, epochs=6)
     assert file.stat().st_mtime_ns == written
@@ -46,6 +46,11 @@ def test_depth_is_learned_once_and_is_right_on_other_scenes(home: Path) -> None:
     agreement = [float(F.cosine_similarity(maps, truth).mean()) for maps in (found, grey, truth.roll(1, 0))]
     assert agreement[0] > 0.9  # with the true depth; edges of the image and another scene's depth are far below
     assert max(agreement[1:]) < 0.8
+
+
+def test_too_few_images_to_learn_from_are_refused() -> None:
+    with pytest.raises(InputError, match="images = 8: depth is learned from 32 or more"):
+        oracles.learned(32, images=8)
 
 
 def test_a_learned_oracle_sees_the_perturbation() -> None:

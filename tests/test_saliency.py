@@ -46,6 +46,37 @@ def test_fused_attention_gives_the_same_map(vit: nn.Module) -> None:
     torch.testing.assert_close(saliency.attended(vit, images)[1], before)
 
 
+def test_attention_is_in_single_precision_under_autocast(vit: nn.Module) -> None:
+    """From the same projection: what autocast may round is the projection, not what is made of it."""
+    images, kept = torch.rand(2, 3, 32, 32), []
+    block = saliency.transformer(vit).blocks[-1]  # type: ignore[union-attr, index]
+    handle = block.attn.qkv.register_forward_hook(lambda module, inputs, output: kept.append(output.detach() * 15))
+    with torch.autocast("cpu", torch.bfloat16):
+        vit(images)
+        found = saliency._attention(block.attn, kept[0], first=True)
+    handle.remove()
+    assert kept[0].dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, saliency._attention(block.attn, kept[0].float(), first=True))
+
+
+def test_registers_belong_neither_to_the_map_nor_to_the_features() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    form = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 1, "num_classes": 3}
+    net = VisionTransformer(reg_tokens=4, **form).eval()  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 16, 16)
+    assert saliency.attended(net, images)[1].shape == (2, 4, 4)
+    found, whole = saliency.tokens(net, images), net.forward_features(images)
+    torch.testing.assert_close(found, torch.cat([whole[:, :1], whole[:, 5:]], 1))
+    dropped = VisionTransformer(patch_drop_rate=0.25, **form).train()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="13 tokens are no map of 4×4 patches"):
+        saliency.attended(dropped, images)
+    pooled = VisionTransformer(global_pool="avg", **form)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no norm after its last block"):
+        saliency.tokens(pooled, images)
+
+
 def test_rollout_is_the_product_of_attention_and_identity(vit: nn.Module) -> None:
     images = torch.rand(2, 3, 32, 32)
     total = torch.eye(65).expand(2, 65, 65)
@@ -94,6 +125,10 @@ def test_what_is_not_there_is_refused(vit: nn.Module) -> None:
         saliency.attended(cnn, images)
     with pytest.raises(InputError, match="no layer 'conv9'"):
         saliency.grad_cam(cnn, images, torch.tensor([0]), "conv9")
+    with pytest.raises(InputError, match="neither maps of channels nor tokens"):
+        saliency.grad_cam(vit, images, torch.tensor([0]), "vit.head")
+    with pytest.raises(InputError, match="64 tokens are no map"):
+        saliency.grad_cam(vit, images, torch.tensor([0]), "vit.patch_embed")
     with pytest.raises(InputError, match="not a map of channels"):
         saliency.activated(vit, images, "vit.blocks.0.norm1")
     transformer = saliency.transformer(vit)

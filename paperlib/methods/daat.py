@@ -5,18 +5,22 @@ No code is public, and the text leaves open or contradicts:
 - λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1; the alignment is a cosine in Equation (2), L1 in Appendix C. Here
   0.1 and the cosine, the others by choice.
 - t in γ(t) and s(t) counts steps here, not epochs, so that both are smooth whatever an epoch's length.
-- s(t) is "linear warm-start followed by annealing" without numbers: with `schedule="warm_up"` it rises over the first tenth
-  and falls linearly to zero at the end; "constant" is one throughout.
+- s(t) is "e.g., linear warm-start followed by annealing" without numbers: with `schedule="warm_up"` it rises over the first
+  tenth and falls linearly to zero at the end; "constant", the default, is one throughout.
+- A is "aggregated across layers": `saliency.attended` has the class token's row, the mean over all blocks and heads. The
+  edges are averaged over each patch.
+- φ is "intermediate": here the class and patch tokens after the last norm.
 - The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed
   in the attack's steps. An image whose depth has no edge anywhere is left out of the alignment's mean.
 - The teacher sees the augmented clean image that the attack starts from, as the student does.
 - ε may rise over the first share `ramp` of the steps, which small transformers need to learn anything under attack.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +38,7 @@ Schedule = Literal["constant", "warm_up"]
 
 EARLY = 0.2  # share of the training in which features are aligned (Equation 4)
 WARM_UP = 0.1  # share in which s(t) rises; not published
+MARKER = 2.0  # a value that no image and no padding has
 
 
 def feature_weight(share: float, start: float) -> float:
@@ -82,35 +87,45 @@ class DAAT:
             raise InputError(
                 "attention and target go together: one says where the network looks, the other where it should"
             )
+        if self.schedule not in get_args(Schedule):
+            raise InputError(f"schedule = {self.schedule!r}; choose from {', '.join(get_args(Schedule))}")
+        for name in ("weight", "feature", "ramp"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} = {getattr(self, name):g}; it must be zero or more")
+        if self.ramp and not {"eps", "step_size"} <= set(self.attack.keywords):
+            raise InputError("a ramp needs an attack with eps and step_size, which rise together")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
 
-        Terms "task", "align", "feature", each without its weight, and "total".
+        Terms "task", "align", "feature", each without its weight, "edged", the share of images whose depth has edges, and
+        "total". Raises InputError where the images' depth would have to be padded with a constant.
         """
         images, depth = _augmented(batch)
         with evaluating(model):
             adversarial = self._risen(step)(model, images, batch.labels)
         share = step.index / step.total
         zero = images.new_zeros(())
-        align = features = zero
+        align = features = edged = zero
         if self.attention is not None and self.target is not None:
             logits, attention = self.attention(model, adversarial)
-            with torch.no_grad():
-                wanted = self.target(adversarial, depth, (attention.shape[1], attention.shape[2]))
-            edged = (wanted.flatten(1).sum(1) > 0).sum().clamp_min(1)
-            align = misalignment(attention, wanted, self.distance).sum() / edged
+            with torch.autocast(images.device.type, enabled=False):
+                with torch.no_grad():
+                    wanted = self.target(adversarial, depth, (attention.shape[1], attention.shape[2]))
+                edges = wanted.flatten(1).sum(1) > 0
+                align = misalignment(attention, wanted, self.distance).sum() / edges.sum().clamp_min(1)
+            edged = edges.float().mean()
         else:
             logits = outputs(model, adversarial)
         task = F.cross_entropy(logits, batch.labels)
         gamma = feature_weight(share, self.feature)
         if self.teacher is not None and gamma > 0:
-            with torch.no_grad(), evaluating(self.teacher):
+            with torch.no_grad(), evaluating(self.teacher.to(images.device)):
                 wanted = tokens(self.teacher, images)
             features = feature_misalignment(tokens(model, images), wanted).mean()
         # Equation (5)
         total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
-        return {"task": task, "align": align, "feature": features, "total": total}
+        return {"task": task, "align": align, "feature": features, "edged": edged, "total": total}
 
     def _risen(self, step: Step) -> Attack:
         if not self.ramp:
@@ -124,5 +139,10 @@ def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:
     """The images, and their depth where there is one, cropped and flipped alike."""
     if batch.depth is None:
         return batch.augment(batch.images), None
-    both = batch.augment(torch.cat([batch.images, batch.depth[:, None].to(batch.images)], 1))
-    return both[:, :-1].contiguous(memory_format=torch.channels_last), both[:, -1]
+    depth = batch.depth[:, None].to(batch.images)
+    all_of_it = batch.augment(torch.cat([batch.images, depth, torch.full_like(depth, MARKER)], 1))
+    if bool((all_of_it[:, -1] != MARKER).any()):
+        raise InputError(
+            "a crop's padding has no depth: crop_fill must be reflect, or crop_padding 0, where depth is exact"
+        )
+    return all_of_it[:, :-2].contiguous(memory_format=torch.channels_last), all_of_it[:, -2]
