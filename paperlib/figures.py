@@ -467,7 +467,7 @@ def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figu
 
     `values` are square grids over ± `reach` in L2, rows along the tangential direction.
     """
-    figure, axes = new(run, 2, len(values), sharey="row", squeeze=False, height=WIDTHS[run.settings.venue][0] * 0.46)
+    figure, axes = new(run, 2, len(values), sharey="row", squeeze=False, height=WIDTHS[run.settings.venue][0] * 0.42)
     low, high = (float(edge(list(values.values()))) for edge in (np.min, np.max))
     levels = np.linspace(low, high, 13)
     axis_values = np.linspace(-reach, reach, len(next(iter(values.values()))))
@@ -476,7 +476,7 @@ def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figu
         above.remove()
         surface = figure.add_subplot(2, len(values), place + 1, projection="3d")
         surface.plot_surface(across, along, grid, cmap="viridis", vmin=low, vmax=high, rasterized=True)
-        surface.set_box_aspect(None, zoom=1.4)
+        surface.set_box_aspect(None, zoom=1.5)
         surface.set(title=title(method), zlim=(low, high), xticks=[], yticks=[], zticks=[])
         drawn = axis.contourf(axis_values, axis_values, grid, levels, cmap="viridis")
         axis.contour(axis_values, axis_values, grid, levels, colors="white", linewidths=0.3)
