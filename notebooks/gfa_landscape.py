@@ -295,6 +295,8 @@ rows = [everything[everything["measure"] == "worst"], landscape.flatness(run, tr
 by_image = [evaluation.summary(each) for each in rows]
 aligned = evaluation.summary(study.cosine_rows(run, trained, parts, names[0]))
 measured = study.measured([summary, others, study.ratio_rows(distances, "standard"), *by_image], aligned)
+
+# %%
 verdicts = claims.judge("gfa", run, measured, len(images.test.classes), audit.signs(run))
 run.finish()
 claims.show(verdicts)

@@ -77,7 +77,7 @@ def mlp(
     size: int,
 ) -> nn.Sequential:
     """Three linear layers with ReLU between them, for images of `size` × `size`."""
-    _no_stem("mlp", stem_stride)
+    check_stem("mlp", stem_stride)
     inputs = channels * size * size
     layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
     return nn.Sequential(Normalise(statistics), nn.Flatten(), *layers)
@@ -176,7 +176,7 @@ def _transformer(
     """timm's transformer for images whose size is a multiple of `cell`, of heads of width `head`."""
     from timm.models.vision_transformer import VisionTransformer  # a second and a half that other networks need not wait
 
-    _no_stem(name, stem_stride)
+    check_stem(name, stem_stride)
     sizes = "one of 8 by a power of two" if name == "vit_conv" else f"one of {cell}"
     if size % cell or width % head or (name == "vit_conv" and (size // 8).bit_count() != 1):
         raise InputError(
@@ -192,8 +192,9 @@ def _transformer(
     return nn.Sequential(OrderedDict(normalise=Normalise(statistics), vit=body))
 
 
-def _no_stem(name: str, stem_stride: int) -> None:
-    if stem_stride != 1:
+def check_stem(name: str, stem_stride: int) -> None:
+    """Raise InputError where the architecture has no first convolution whose stride could be other than 1."""
+    if stem_stride != 1 and name in SIZED:
         raise InputError(f"stem_stride = {stem_stride}: {name} has no first convolution to stride; use 1")
 
 

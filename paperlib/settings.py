@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -98,6 +98,11 @@ class ImageSettings(TrainingSettings):
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
 
+    @model_validator(mode="after")
+    def _stem_to_stride(self) -> Self:
+        models.check_stem(self.model, self.stem_stride)
+        return self
+
 
 # What part of a study may set for itself: how and what is trained, not on which data, seeds or machine.
 CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
@@ -109,7 +114,10 @@ def check_changes(settings: ImageSettings, name: str, changes: Mapping[str, Any]
     """Raise ValueError where `changes`, the study's setting `name`, cannot stand in place of its own settings."""
     if unknown := set(changes) - CHANGEABLE:
         raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
-    ImageSettings.model_validate({**{field: getattr(settings, field) for field in ImageSettings.model_fields}, **changes})
+    try:
+        check(ImageSettings, {**{field: getattr(settings, field) for field in ImageSettings.model_fields}, **changes})
+    except InputError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 S = TypeVar("S", bound=Settings)
@@ -135,5 +143,6 @@ def check(kind: type[S], values: Mapping[str, Any]) -> S:
                 faults.append(f"{name} is missing")
             else:
                 reason = fault["msg"].removeprefix("Value error, ")
-                faults.append(f"{name} = {fault['input']!r}: {reason}")
+                # What does not fit together names its settings itself.
+                faults.append(f"{name} = {fault['input']!r}: {reason}" if name else reason)
         raise InputError("; ".join(faults)) from None

@@ -518,6 +518,8 @@ def test_distances_become_medians_ratios_and_accuracies() -> None:
         ({"methods": ["pgd_at", "first"]}, "methods needs standard"),
         ({"betas": {"first": [0.1]}}, "betas needs 3 β for deep"),
         ({"mlp": {"data": "scenes"}}, "mlp cannot set data"),
+        ({"model": "mlp", "stem_stride": 2}, "^stem_stride = 2: mlp has no first convolution"),
+        ({"mlp": {"model": "vit", "stem_stride": 2}}, "^mlp: stem_stride = 2: vit has no first convolution"),
         ({"architectures": {"wide": {"model": "wide"}}}, "wide"),
         ({"cone_angles": [120]}, "less than or equal to 90"),
         ({"task": "hinge"}, "mse"),

@@ -38,7 +38,7 @@ TINY = {
     "gfa_landscape": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
         "methods": "[standard, first, deep]", "train_steps": "1", "sweep": "[10]", "tasks": "{ce: 1.0}", "restarts": "1",
-        "mlp": "{model: mlp, width: 8, channels_last: false}", "queries": "5",
+        "mlp": "{model: mlp, width: 8, stem_stride: 1, channels_last: false}", "queries": "5",
         "architectures": "{resnet18: {model: resnet18, width: 4}}", "landscape_images": "10",
         "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",
         "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",

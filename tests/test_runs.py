@@ -65,7 +65,7 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"sources": ["one_image"], "sweep_weights": [0.1]}, "sweep_weights needs class_mean"),
         (
             {"model": "vgg"},
-            "model = 'vgg': Input should be 'mlp', 'cnn', 'vit', 'small_cnn', 'resnet18', 'resnet18_bottleneck'",
+            "model = 'vgg': Input should be 'mlp', 'cnn', 'vit', 'vit_conv', 'vit14', 'small_cnn', 'resnet18'",
         ),
     ],
 )
