@@ -77,7 +77,6 @@ def mlp(
     size: int,
 ) -> nn.Sequential:
     """Three linear layers with ReLU between them, for images of `size` × `size`."""
-    check_stem("mlp", stem_stride)
     inputs = channels * size * size
     layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
     return nn.Sequential(Normalise(statistics), nn.Flatten(), *layers)
@@ -100,55 +99,6 @@ def cnn(
     return nn.Sequential(Normalise(statistics), *layers, *head)
 
 
-def vit(
-    classes: int,
-    channels: int = 3,
-    width: int = 96,
-    statistics: Statistics | None = None,
-    stem_stride: int = 1,
-    *,
-    size: int,
-) -> nn.Sequential:
-    """A small vision transformer of timm's: 8×8 patches and a class token, six blocks of heads of 32, attention not fused.
-
-    Fused attention has no second derivative on a CPU. Raises InputError when the size or the width does not divide.
-    """
-    return _transformer("vit", classes, channels, width, statistics, stem_stride, size, cell=8)
-
-
-def vit_conv(
-    classes: int,
-    channels: int = 3,
-    width: int = 96,
-    statistics: Statistics | None = None,
-    stem_stride: int = 1,
-    *,
-    size: int,
-) -> nn.Sequential:
-    """`vit` with strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learns from fewer images.
-
-    Raises InputError when the width does not divide, or the size is not 8 times a power of two from 16 on.
-    """
-    return _transformer("vit_conv", classes, channels, width, statistics, stem_stride, size, cell=16, embed_layer=ConvStem)
-
-
-def vit14(
-    classes: int,
-    channels: int = 3,
-    width: int = 768,
-    statistics: Statistics | None = None,
-    stem_stride: int = 1,
-    *,
-    size: int,
-) -> nn.Sequential:
-    """A vision transformer of 14×14 patches, twelve blocks of heads of 64: of width 768 ViT-B/14, which DAAT trains.
-
-    Attention is fused, so it has no second derivative on a CPU. Raises InputError when size or width does not divide.
-    """
-    return _transformer("vit14", classes, channels, width, statistics, stem_stride, size, cell=14, head=64, patch_size=14,
-                        depth=12, mlp_ratio=4, fused=True)  # fmt: skip
-
-
 class ConvStem(nn.Module):
     """Images N×C×H×W to tokens of an 8×8 grid by strided 3×3 convolutions, in place of timm's patch embedding."""
 
@@ -169,16 +119,30 @@ class ConvStem(nn.Module):
         return self.layers(x).flatten(2).mT
 
 
-def _transformer(
-    name: str, classes: int, channels: int, width: int, statistics: Statistics | None, stem_stride: int, size: int, *,
-    cell: int, head: int = 32, fused: bool = False, **form: Any,
-) -> nn.Sequential:  # fmt: skip
-    """timm's transformer for images whose size is a multiple of `cell`, of heads of width `head`."""
+def transformer(
+    classes: int,
+    channels: int = 3,
+    width: int = 96,
+    statistics: Statistics | None = None,
+    stem_stride: int = 1,
+    *,
+    size: int,
+    name: str = "vit",
+    cell: int = 8,
+    head: int = 32,
+    fused: bool = False,
+    **form: Any,
+) -> nn.Sequential:
+    """A vision transformer of timm's with a class token: by default of 8×8 patches and six blocks of heads of 32.
+
+    `cell` is what the size of the images must be a multiple of, `head` the width of a head, `form` what timm's class takes.
+    Fused attention has no second derivative on a CPU. Raises InputError when the size or the width does not divide.
+    """
     from timm.models.vision_transformer import VisionTransformer  # a second and a half that other networks need not wait
 
-    check_stem(name, stem_stride)
-    sizes = "one of 8 by a power of two" if name == "vit_conv" else f"one of {cell}"
-    if size % cell or width % head or (name == "vit_conv" and (size // 8).bit_count() != 1):
+    convolutional = form.get("embed_layer") is ConvStem
+    if size % cell or width % head or (convolutional and (size // 8).bit_count() != 1):
+        sizes = "one of 8 by a power of two" if convolutional else f"one of {cell}"
         raise InputError(
             f"{name} of width {width} for images of {size} px: width must be a multiple of {head}, the size {sizes}"
         )
@@ -328,10 +292,15 @@ preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
 # WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k, so 160 is WRN-28-10: 36.5 M parameters.
 wide_resnet28 = partial(resnet, PreActBlock, (4, 4, 4), stem=16)
 
+# Strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learn from fewer images.
+vit_conv = partial(transformer, name="vit_conv", cell=16, embed_layer=ConvStem)
+# Of width 768 ViT-B/14, which DAAT trains; attention is fused.
+vit14 = partial(transformer, name="vit14", cell=14, head=64, patch_size=14, depth=12, mlp_ratio=4, fused=True)
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
-    "vit": vit,
+    "vit": transformer,
     "vit_conv": vit_conv,
     "vit14": vit14,
     "small_cnn": small_cnn,
@@ -372,6 +341,7 @@ def build(
     of other channels, and where an architecture cannot have the width, size or stem.
     """
     check_channels(normalisation, channels)
+    check_stem(name, stem_stride)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sized = {"size": size} if name in SIZED else {}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from paperlib.evaluation import at_chance, difference, summary
+from paperlib.evaluation import at_chance, combine, difference, summary
 from paperlib.files import InputError
 
 REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
@@ -19,9 +19,8 @@ def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
     Raises InputError where the tables are of other images: their clean outcomes differ.
     """
-    table = pd.concat(tables, ignore_index=True)
     rows = []
-    for (method, seed), part in table.groupby(["method", "seed"], sort=False):
+    for (method, seed), part in pd.concat(tables, ignore_index=True).groupby(["method", "seed"], sort=False):
         clean = list(part.loc[part["measure"] == "clean", "each"])
         if any(not np.array_equal(clean[0], other) for other in clean[1:]):
             raise InputError(
@@ -30,7 +29,7 @@ def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         survived = np.logical_and.reduce(list(part["each"]))
         rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
     columns = ["method", "seed", "measure", "n", "accuracy", "each"]
-    return pd.concat([table, pd.DataFrame(rows, columns=columns)], ignore_index=True)
+    return combine(*tables, pd.DataFrame(rows, columns=columns))
 
 
 def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int, against: str = "standard") -> pd.DataFrame:

@@ -488,6 +488,9 @@ def test_an_overstatement_is_of_the_same_trainings_however_far_apart_they_are() 
 
 def test_the_trial_needs_the_same_images_and_what_it_compares() -> None:
     one = pd.DataFrame(outcome_rows("standard", clean=150, apgd_ce=4))
+    both = trial.worst([one, pd.DataFrame(outcome_rows("standard", clean=150, adaptive=9))])
+    assert both["measure"].tolist() == ["clean", "apgd_ce", "adaptive", "worst"]  # each training once, or intervals narrow
+    assert both["accuracy"].iloc[-1] == 4 / 200
     with pytest.raises(InputError, match="not of the same images"):
         trial.worst([one, pd.DataFrame(outcome_rows("standard", clean=149, adaptive=4))])
     with pytest.raises(InputError, match="needs apgd_ce of standard"):
