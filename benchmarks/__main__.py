@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from paperlib import models, training
+from paperlib import models, saliency, training
 from paperlib.attacks import evaluating, pgd
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import Splits, folder, load, scenes
@@ -360,6 +360,59 @@ def _outcome(method: Any, data: Splits, settings: TrainingSettings) -> Row:
     return {"seconds": round(seconds), "clean %": accuracies["clean"], "PGD-20 L2 %": accuracies["l2"]}
 
 
+# DAAT --------------------------------------------------------------------------
+
+
+def alignment() -> list[Row]:
+    """What DAAT's attention costs in the pass that the loss needs anyway, forward and backward, beside the loss alone.
+
+    Images a second, and what is kept for the backward pass. A step of training has the attack's passes besides, without it.
+    """
+    rows = []
+    for name, size, width, count, repeats in (("vit_conv", 64, 96, BATCH, REPEATS), ("vit14", 224, 768, 2, 2)):
+        model = models.build(name, classes=10, channels=3, width=width, seed=0, size=size)
+        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "cross-entropy alone": lambda x, model=model: model(x).sum(),  # type: ignore[misc]
+            "with the class token's row": partial(_seen, saliency.attended, model),
+            "with rollout of whole maps": partial(_seen, saliency.rollout, model),
+        }
+        work = {f"{name}, {size} px, {way}": partial(_pass, model, call, images) for way, call in ways.items()}
+        timed_rows = compare(work, count, repeats)
+        kept = [_kept(call, images) for call in ways.values()]
+        rows += [
+            {**row, "MiB kept an image": round(one / count / 2**20, 2), "of it": round(one / kept[0], 2)}
+            for row, one in zip(timed_rows, kept, strict=True)
+        ]
+    return rows
+
+
+def _seen(saliency_of: Any, model: nn.Module, images: Tensor) -> Tensor:
+    logits, attention = saliency_of(model, images)
+    return logits.sum() + attention.square().sum()
+
+
+def _pass(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor) -> None:
+    model.zero_grad()
+    call(images).backward()
+
+
+def _kept(call: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """Bytes of the tensors that a forward pass keeps for the backward pass, each memory counted once, without weights."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not tensor.is_leaf or not tensor.requires_grad:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = call(images)
+    del total
+    return sum(sizes.values())
+
+
 # Data --------------------------------------------------------------------------
 
 
@@ -395,8 +448,8 @@ def reading() -> list[Row]:
 
 
 BENCHMARKS = (
-    attack, methods, adversarial_methods, raat_at_full_width, one_gradient, ten_gradients, sampled_classes, rendering,
-    reading,
+    attack, methods, adversarial_methods, raat_at_full_width, one_gradient, ten_gradients, sampled_classes, alignment,
+    rendering, reading,
 )  # fmt: skip
 
 

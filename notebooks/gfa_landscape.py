@@ -201,7 +201,7 @@ figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones", x="ang
 
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))
-some = subset(images.test, s.autoattack_images, 0)
+some = subset(images.test, s.autoattack_images or s.audit_images, 0)
 strong = evaluation.evaluate_each(run, trained, some, study.strong_attacks(s, judge), "strong")
 distances = evaluation.distances_each(run, trained, subset(images.test, s.minimum_images, 0), study.minimum_attacks(s))
 pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_images, 0), study.pixel_attacks(s), "pixel")

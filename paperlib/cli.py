@@ -92,6 +92,15 @@ def reproduce(
     raise typer.Exit(int(any(code for code, _ in ended.values())))
 
 
+@app.command("dry-run")
+def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = None) -> None:
+    """A step of each method on random images: what a preset costs here, before its data and networks are there."""
+    from paperlib import dry_run, runs
+
+    settings = runs.resolve(notebook, preset, _parse(parameter or [], None))
+    print(dry_run.measure(notebook, settings).to_string(float_format=lambda value: f"{value:.3g}", na_rep=""))
+
+
 @app.command()
 def status() -> None:
     """Every run and how it stands."""

@@ -243,6 +243,34 @@ def difference(
     return value, value - low, value + high
 
 
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A `summary` as a table to read: a row a method, columns (measure, mean | low | high), all × 100."""
+    rows: dict[str, dict[tuple[str, str], float]] = {}
+    for row in table.to_dict("records"):
+        own = {(row["measure"], name): 100 * row[name] for name in ("mean", "low", "high")}
+        rows.setdefault(row["method"], {}).update(own)
+    return pd.DataFrame(rows).T
+
+
+def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Each method's measures less those of `against`, of a `summary`, in points: index method, columns (measure, …).
+
+    difference, its 95 % interval low … high, "seeds" (the larger of the two deviations over seeds) and "told": "yes" where
+    the interval leaves out zero, "smaller than the seeds' spread", or "no".
+    """
+    known = {(row["method"], row["measure"]): row for row in table.to_dict("records")}
+    rows: dict[str, dict[tuple[str, str], Any]] = {}
+    for method in [name for name in dict.fromkeys(table["method"]) if name != against]:
+        for measure in [name for name in measures if (method, name) in known and (against, name) in known]:
+            first, second = known[method, measure], known[against, measure]
+            value, low, high = (100 * number for number in difference(first, second))
+            spread = 100 * np.nanmax([first["deviation"], second["deviation"], 0.0])
+            told = "yes" if low > 0 or high < 0 else "smaller than the seeds' spread" if abs(value) < spread else "no"
+            found = {"difference": value, "low": low, "high": high, "seeds": spread, "told": told}
+            rows.setdefault(method, {}).update({(measure, name): one for name, one in found.items()})
+    return pd.DataFrame(rows).T
+
+
 def _sample_arms(row: Mapping[str, Any]) -> tuple[float, float]:
     """How far the test sample's interval reaches below and above the mean of a row of a `summary`."""
     return row["mean"] - row["sample_low"], row["sample_high"] - row["mean"]

@@ -87,6 +87,23 @@ NAMES = {
     "ead": "EAD",
     "ddn": "DDN",
     "deepfool_l2": "DeepFool ℓ2",
+    "teacher": "Teacher (stand-in)",
+    "without_align": "DAAT without alignment",
+    "daat": "DAAT",
+    "daat_exact": "DAAT, exact depth",
+    "daat_learned": "DAAT, learned depth",
+    "daat_pretrained": "DAAT, pretrained depth",
+    "daat_rgb_edges": "DAAT, the image's edges",
+    "daat_shuffled": "DAAT, another image's depth",
+    "daat_uniform": "DAAT, uniform",
+    "rgb_edges": "the image's edges",
+    "edge_cosine": "attention and edges, cosine",
+    "gradient_on_edges": "gradient on edges",
+    "cam_correlation": "Grad-CAM, correlation",
+    "cam_moved": "Grad-CAM, moved",
+    "cam_on_object": "Grad-CAM on object",
+    "cam_on_object_attacked": "Grad-CAM on object, attacked",
+    "depth_moved": "depth moved",
     "ead_l2": "EAD ℓ2",
     "cw_l2": "C&W ℓ2",
     "ddn_l2": "DDN ℓ2",
@@ -97,7 +114,10 @@ def title(name: str) -> str:
     """The words for a method or measure."""
     if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and what is said of it
         return title(match[1]) + match[2]
-    return NAMES.get(name, name.replace("lambda_", "λ = ").replace("beta_", "β = ").replace("_", " "))
+    return NAMES.get(
+        name,
+        name.replace("daat_lambda_", "DAAT, λ = ").replace("lambda_", "λ = ").replace("beta_", "β = ").replace("_", " "),
+    )
 
 
 def style(venue: str) -> dict[str, Any]:
@@ -507,6 +527,58 @@ def attack_bars(run: Run, summary: pd.DataFrame) -> Figure:
     axis.set(ylabel="accuracy (%)", ylim=(0, 100))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods))
     return save(run, figure, "attacks", summary)
+
+
+def depth_sheet(run: Run, images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Images N×C×H×W in [0,1] above maps N×H×W by name, each map on its own scale from black to white."""
+    figure, axes = new(run, 1 + len(maps), 1, height=WIDTHS[run.settings.venue][0] / len(images) * (1 + len(maps)) * 1.15)
+    axes[0].imshow(np.concatenate(list(images.cpu().permute(0, 2, 3, 1).numpy()), axis=1))
+    for axis, values in zip(axes[1:], maps.values(), strict=True):
+        axis.imshow(_strip(values), cmap="gray")
+    for axis, name in zip(axes, ["image", *maps], strict=True):
+        axis.set_title(", ".join(map(title, name.split(", "))), fontsize=7)
+        axis.set_axis_off()
+    return save(run, figure, "depth")
+
+
+def _strip(maps: Tensor) -> np.ndarray:
+    """Maps N×H×W side by side, each stretched to [0,1]."""
+    low, high = maps.flatten(1).amin(1)[:, None, None], maps.flatten(1).amax(1)[:, None, None]
+    return np.concatenate(list(((maps - low) / (high - low).clamp_min(1e-12)).cpu().numpy()), axis=1)
+
+
+def changes(run: Run, name: str, images: Tensor, pairs: Mapping[str, tuple[Tensor, Tensor]], what: str) -> Figure:
+    """Maps N×h×w before and after an attack, and their signed difference with contours where it is large, by method.
+
+    A row an image of N×C×H×W: the image, then for each method its two maps and the difference, red where the map rose
+    and blue where it fell, on one scale for all. Contours are at half of the largest change of the figure.
+    """
+    count, side = len(images), images.shape[-1]
+    width = WIDTHS[run.settings.venue][0]
+    columns = 1 + 3 * len(pairs)
+    figure, axes = new(run, count, columns, height=width / columns * count * 1.1 + 0.3, squeeze=False)
+    large = max(float((after - before).abs().max()) for before, after in pairs.values()) or 1.0
+    extent = (0, side, side, 0)
+    for row in range(count):
+        axes[row][0].imshow(images[row].cpu().permute(1, 2, 0).numpy())
+        for number, (method, maps) in enumerate(pairs.items()):
+            before, after = (part[row].cpu().numpy() for part in maps)
+            high = max(float(before.max()), float(after.max()))
+            place = axes[row][1 + 3 * number :]
+            for axis, values in zip(place, (before, after), strict=False):
+                axis.imshow(values, cmap="magma", vmin=min(0.0, float(before.min())), vmax=high, extent=extent)
+            drawn = place[2].imshow(after - before, cmap="RdBu_r", vmin=-large, vmax=large, extent=extent)
+            if float(np.abs(after - before).max()) > large / 2:
+                place[2].contour(
+                    np.abs(after - before), [large / 2], colors="black", linewidths=0.6, extent=extent, origin="upper"
+                )
+            if row == 0:
+                for axis, words in zip(place, (f"{title(method)}:\n{what}", "under\nattack", "change"), strict=False):
+                    axis.set_title(words, fontsize=6)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes[:, -1].tolist(), shrink=0.6).ax.tick_params(labelsize=5)
+    return save(run, figure, name)
 
 
 def distance_curves(run: Run, distances: pd.DataFrame) -> Figure:

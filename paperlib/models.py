@@ -21,6 +21,7 @@ CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as 
 NORMALISATIONS: dict[str, Statistics | None] = {
     "none": None,  # RAAT's code
     "half": (0.5, 0.5),  # to [−1,1], PAG's code
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # timm's, and DINOv2's
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # RAAT#'s code; the deviations are CIFAR-10's own
 }
 
@@ -360,6 +361,32 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     except RuntimeError as error:
         raise InputError(f"{path}: weights of another architecture ({str(error).splitlines()[1].strip()})") from error
     return model
+
+
+DINOV2 = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}  # timm's names by width
+
+
+def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
+    """DINOv2 (Oquab et al. 2023) with patches of 14 for images in [0,1] of `size` px, from timm's weights in `path`.
+
+    Its positions are interpolated from the 518 px of the published weights. Raises InputError where there is no DINOv2 of
+    the width, or the file has not its weights.
+    """
+    import timm
+
+    if width not in DINOV2:
+        raise InputError(f"width = {width}: DINOv2 has {', '.join(map(str, DINOV2))}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; it should be timm's {DINOV2[width]}_patch14_dinov2.lvd142m")
+    try:
+        body = timm.create_model(
+            f"{DINOV2[width]}_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=size,
+            pretrained_cfg_overlay={"file": str(path)},
+        )  # fmt: skip
+    except Exception as error:  # of many kinds, all of the file's
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{path}: not the weights of {DINOV2[width]}_patch14_dinov2.lvd142m ({reason})") from error
+    return nn.Sequential(OrderedDict(normalise=Normalise(NORMALISATIONS["imagenet"]), vit=body))
 
 
 def load_robust_resnet50(path: Path) -> nn.Module:

@@ -1,12 +1,16 @@
-"""What tells the depth of an image: the renderer, a small network that learnt it from rendered scenes, and the controls.
+"""What tells an image's depth: the renderer, a small network that learnt it from scenes, a published one; and the controls.
 
 An oracle maps images N×3×H×W in [0,1], and their depth N×H×W where the data have one, to disparities N×H×W.
 """
 
+import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from paperlib import depth
@@ -17,7 +21,10 @@ from paperlib.files import InputError, root
 from paperlib.progress import bar
 
 Oracle = Callable[[Tensor, Tensor | None], Tensor]
+Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
+Kind = Literal["disparity", "distance"]  # what a network puts out: inverse depth (MiDaS), or metres (NYU, KITTI)
 
+NEAREST = 1e-3  # metres; nearer predictions of a network count as this far
 RECIPE = 1  # raise it when the network or its training changes: an older one is then learned anew
 SEED = 77_001  # of the scenes that the network learns from: no study's
 WIDTH = 16  # channels of the network's first level
@@ -43,9 +50,7 @@ def another(oracle: Oracle) -> Oracle:
     return lambda images, distance: oracle(images, distance).roll(-1, 0)
 
 
-def target(
-    oracle: Oracle, operator: depth.Operator = "sobel"
-) -> Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]:
+def target(oracle: Oracle, operator: depth.Operator = "sobel") -> Target:
     """G by an oracle, as `daat.DAAT` takes it: a function of images, their depth and the attention's grid."""
     return lambda images, distance, grid: depth.saliency(oracle(images, distance), grid, operator)
 
@@ -126,6 +131,77 @@ def _learn(network: DepthNet, size: int, images: int, epochs: int) -> None:
             optimizer.step()
             rates.step()
             progress.update(1)
+
+
+class PretrainedDepth(nn.Module):
+    """A published DPT and its processor: images N×3×H×W in [0,1] to disparities N×H×W."""
+
+    def __init__(self, network: nn.Module, processor: Any, kind: Kind) -> None:
+        super().__init__()
+        self.network, self.processor, self.kind = network, processor, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Disparities N×H×W."""
+        pixels = self.processor(images=255 * x, return_tensors="pt").pixel_values.to(x)
+        found = self.network(pixel_values=pixels).predicted_depth
+        height, width = x.shape[-2:]
+        # The output has another resolution than the input (16 pixels a patch of 14), and covers the padding as well.
+        padded = tuple(_padded(side, self.processor) for side in (height, width))
+        found = F.interpolate(found[:, None].float(), padded, mode="bilinear", align_corners=False)[:, 0]
+        top, left = ((whole - side) // 2 for whole, side in zip(padded, (height, width), strict=True))
+        found = found[:, top : top + height, left : left + width]
+        return found if self.kind == "disparity" else 1 / found.clamp_min(NEAREST)
+
+
+def _padded(side: int, processor: Any) -> int:
+    divisor = processor.size_divisor if processor.do_pad and not processor.do_resize else None
+    return math.ceil(side / divisor) * divisor if divisor else side
+
+
+def pretrained(name: str, kind: Kind) -> PretrainedDepth:
+    """A frozen DPT depth network with its processor, from a folder or the hub (say facebook/dpt-dinov2-base-nyu).
+
+    `kind` says what it puts out: the networks trained on NYU or KITTI give metres. Raises InputError where transformers is
+    not installed, or the folder or the name has no such network.
+    """
+    try:
+        from transformers import DPTForDepthEstimation, DPTImageProcessor
+    except ImportError:
+        raise InputError("a pretrained depth oracle needs transformers: pip install 'paperlib[depth]'") from None
+    folder = Path(name).expanduser()
+    local = folder.is_dir() or name.startswith((".", "/", "~"))
+    for part in ("config.json", "preprocessor_config.json", "model.safetensors") if local else ():
+        if not (folder / part).is_file():
+            raise InputError(
+                f"{folder}: no {part} there; it should hold config.json, preprocessor_config.json and model.safetensors"
+            )
+    try:
+        given: dict[str, Any] = {"local_files_only": True} if local else {}
+        processor = DPTImageProcessor.from_pretrained(name, **given)
+        network = DPTForDepthEstimation.from_pretrained(name, use_safetensors=True, **given)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).split(". ")[0]
+        where = "" if local else "; where there is no network, give the folder that it was downloaded to"
+        raise InputError(f"{name}: no depth network could be read ({reason}){where}") from None
+    return PretrainedDepth(network, processor, kind).eval().requires_grad_(False)
+
+
+def untrained_dpt() -> PretrainedDepth:
+    """A network of the shape of facebook/dpt-dinov2-base-nyu, 112 million random weights: for what it costs alone."""
+    from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    stages = [f"stage{number}" for number in (3, 6, 9, 12)]
+    backbone = Dinov2Config(  # type: ignore[call-arg]
+        out_features=stages, reshape_hidden_states=False, image_size=518, patch_size=14
+    )
+    network = DPTForDepthEstimation(
+        DPTConfig(
+            backbone_config=backbone, hidden_size=768, neck_hidden_sizes=[96, 192, 384, 768], fusion_hidden_size=256,
+            neck_ignore_stages=[], reassemble_factors=[4, 2, 1, 0.5], add_projection=True,
+        )
+    )  # fmt: skip
+    processor = DPTImageProcessor(do_resize=False, do_rescale=False, do_pad=True, size_divisor=14)
+    return PretrainedDepth(network, processor, "distance").eval().requires_grad_(False)
 
 
 def by_network(network: nn.Module) -> Oracle:

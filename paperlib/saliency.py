@@ -1,6 +1,6 @@
 """Where a network looks: attention of a vision transformer, activations of a convolutional network, Grad-CAM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from paperlib.attacks import evaluating
 from paperlib.depth import unit_mass
 from paperlib.files import InputError
+
+Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
 
 
 def transformer(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from paperlib import claims, runs
 from paperlib.files import read_json
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat", "gfa_landscape": "gfa"}
+PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat", "gfa_landscape": "gfa", "daat_imagenet100": "daat"}
 TINY = {
     "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
     "cifar_pag": {
@@ -42,6 +42,13 @@ TINY = {
         "architectures": "{resnet18: {model: resnet18, width: 4}}", "landscape_images": "10",
         "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",
         "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",
+    },
+    "daat_imagenet100": {
+        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "32",
+        "train_steps": "1", "teacher_epochs": "1", "depth_images": "32", "depth_epochs": "1", "controls": "[uniform]",
+        "weights": "[1]",
+        "focus_images": "10", "epsilons": "[2]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",
+        "one_seed": "[sweep]", "operator": "laplacian",
     },
 }  # fmt: skip
 

@@ -59,3 +59,62 @@ def test_a_learned_oracle_sees_the_perturbation() -> None:
     oracle = oracles.by_network(network)
     assert oracle(images, None).shape == (2, 16, 16)
     assert not torch.allclose(oracle(images, None), oracle(images + 0.1 * torch.rand_like(images), None), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the hub has them, of a small network with random weights: patches of 14, images padded to a multiple."""
+    transformers = pytest.importorskip("transformers")
+    folder: Path = tmp_path_factory.mktemp("dpt")
+    torch.manual_seed(0)
+    backbone = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14,
+        out_features=[f"stage{number}" for number in (1, 2, 3, 4)], reshape_hidden_states=False,
+    )  # fmt: skip
+    transformers.DPTForDepthEstimation(
+        transformers.DPTConfig(
+            backbone_config=backbone, hidden_size=32, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=16,
+            neck_ignore_stages=[], reassemble_factors=[4, 2, 1, 0.5],
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    transformers.DPTImageProcessor(
+        do_resize=False, do_rescale=False, do_pad=True, size_divisor=14, image_mean=[123.675, 116.28, 103.53],
+        image_std=[58.395, 57.12, 57.375],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("size", [56, 32])
+def test_a_published_network_sees_what_its_own_pipeline_gives_it(published: Path, size: int) -> None:
+    """Step by step as its documentation has it: 8-bit images, the processor, the network, resized to what was padded."""
+    from transformers import DPTForDepthEstimation, DPTImageProcessor
+
+    network, processor = DPTForDepthEstimation.from_pretrained(published), DPTImageProcessor.from_pretrained(published)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = -(-size // 14) * 14
+    with torch.no_grad():
+        inputs = processor([image.permute(1, 2, 0).numpy() for image in images], return_tensors="pt")
+        assert inputs.pixel_values.shape[-1] == whole
+        raw = network(**inputs).predicted_depth
+    resized = F.interpolate(raw[:, None], (whole, whole), mode="bilinear")[:, 0]
+    edge = (whole - size) // 2
+    expected = resized[:, edge : edge + size, edge : edge + size]
+    found = oracles.by_network(oracles.pretrained(str(published), "disparity"))(as_float(images), None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    metres = oracles.by_network(oracles.pretrained(str(published), "distance"))(as_float(images), None)
+    torch.testing.assert_close(metres, 1 / expected.clamp_min(oracles.NEAREST), rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_without_a_network_says_what_it_should_hold(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"no config\.json there; it should hold"):
+        oracles.pretrained(str(tmp_path / "nowhere"), "distance")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="no depth network could be read"):
+        oracles.pretrained(str(tmp_path), "distance")
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(InputError, match=r"pip install 'paperlib\[depth\]'"):
+        oracles.pretrained(str(published), "distance")

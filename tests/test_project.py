@@ -50,8 +50,8 @@ def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [
         "files", "progress", "statistics", "data", "batchnorm", "models", "attacks", "minimum_norm", "geometry", "radial",
-        "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "training", "evaluation", "landscape",
-        "trial", "audit", "claims", "figures", "source", "report", "cli",
+        "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "training", "dry_run", "evaluation",
+        "landscape", "focus", "linear", "trial", "audit", "claims", "figures", "source", "report", "cli",
     ]  # fmt: skip
     allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
     for file in (REPOSITORY / "paperlib").rglob("*.py"):

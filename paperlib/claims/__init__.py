@@ -82,7 +82,9 @@ def judge(
         needed = sides[:1] if ratio else sides  # a ratio is of both, and stands with the method
         absent = [side for side in needed if (side, claim["measure"]) not in values]
         chance = [
-            side for side in sides if (side, "clean") in values and evaluation.at_chance(values[side, "clean"], classes)
+            name
+            for name in dict.fromkeys(part for side in sides for part in (side, side.partition(" on ")[0]))
+            if (name, "clean") in values and evaluation.at_chance(values[name, "clean"], classes)
         ]
         difference = low = high = None
         if absent:

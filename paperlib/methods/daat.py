@@ -17,7 +17,6 @@ No code is public, and the text leaves open or contradicts:
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -30,10 +29,9 @@ from paperlib.attacks import Attack, evaluating
 from paperlib.depth import Distance, misalignment
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step, outputs
-from paperlib.saliency import tokens
+from paperlib.oracles import Target
+from paperlib.saliency import Attention, tokens
 
-Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
-Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
 Schedule = Literal["constant", "warm_up"]
 
 EARLY = 0.2  # share of the training in which features are aligned (Equation 4)

@@ -56,6 +56,7 @@ class GfaSettings(ImageSettings):
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
     mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
     mlp_data: str | None  # its images; None: the same
+    autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take a minute for a handful of images
     restarts: Count  # of the adaptive attack
     queries: Count  # of Square
     minimum_images: Count  # of the minimum-norm attacks
@@ -202,10 +203,13 @@ def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
 
 
 def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack]:
-    """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, and AutoAttack."""
+    """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, AutoAttack."""
     eps = settings.eps_linf
     steps = partial(pgd, steps=40, step_size=eps / 8)
     again = partial(steps, eps=eps, norm="linf", restarts=settings.restarts)
+    last: dict[str, Attack] = (
+        {"autoattack": partial(autoattack, eps=eps, norm="linf")} if settings.autoattack_images else {}
+    )
     return {
         "apgd_ce": partial(apgd, eps=eps, norm="linf"),
         "apgd_dlr": partial(apgd, eps=eps, norm="linf", loss="dlr"),
@@ -213,7 +217,7 @@ def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack
         "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm="linf"),
         "restarts": again,
         "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=settings.restarts),
-        "autoattack": partial(autoattack, eps=eps, norm="linf"),
+        **last,
     }
 
 

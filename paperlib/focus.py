@@ -1,0 +1,207 @@
+"""What a network looks at and what its gradient follows, image by image: held against the edges of depth and the object.
+
+Each measure takes a model in evaluation mode and a set of images on its device, floats in [0,1], and gives a number an
+image by name. `by_image` brings them into the rows that `evaluation.summary` and the claims read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib import depth
+from paperlib.attacks import Attack, each_image, evaluating
+from paperlib.data import ImageSet, as_float
+from paperlib.oracles import Oracle, Target
+from paperlib.runs import Run
+from paperlib.saliency import Attention, grad_cam
+
+Measure = Callable[..., dict[str, Tensor]]  # of a model, an `ImageSet`, and what it is given by name
+
+CHUNK = 100  # images measured together
+EDGES = 0.1  # share of an image's pixels that count as its depth edges
+
+
+def on(device: torch.device | str, data: ImageSet) -> ImageSet:
+    """The set on a device, its images floats in [0,1]."""
+    others = {name: value.to(device) for name in ("labels", "depth", "mask") if (value := getattr(data, name)) is not None}
+    return replace(data, images=as_float(data.images).to(device), **others)
+
+
+def by_image(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, measure: Measure, **given: Any
+) -> pd.DataFrame:
+    """A measure of every image, method and seed: columns method, seed, measure, n, accuracy (the mean), each (an array N).
+
+    `given` goes to the measure. What is random in it is drawn from the seed.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            found: dict[str, list[Tensor]] = {}
+            with evaluating(model.to(run.device)), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                for start in range(0, len(data), CHUNK):
+                    for name, values in measure(model, on(run.device, data[start : start + CHUNK]), **given).items():
+                        found.setdefault(name, []).append(values.detach().cpu())
+            for name, parts in found.items():
+                each = torch.cat(parts).double().numpy()
+                rows.append((method, seed, name, len(each), float(each.mean()), each))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+# Attention and the edges of depth ----------------------------------------------------------------------------------
+
+
+def edge_cosines(
+    model: nn.Module, data: ImageSet, *, attack: Attack, attentions: Mapping[str, Attention], target: Target
+) -> dict[str, Tensor]:
+    """The cosine of attention and depth saliency G: "<name>, clean" and "<name>, under attack", each N in [0,1].
+
+    "uniform, …" is that of attention which is the same everywhere: a map of unit mass agrees with any other to some degree.
+    Zero where an image's depth has no edges.
+    """
+    found = {}
+    for place, images in (("clean", data.images), ("under attack", attack(model, data.images, data.labels))):
+        with torch.no_grad():
+            for name, attention in attentions.items():
+                seen = attention(model, images)[1]
+                grid = (seen.shape[1], seen.shape[2])
+                wanted = target(images, data.depth, grid)
+                found[f"{name}, {place}"] = F.cosine_similarity(seen.flatten(1), wanted.flatten(1))
+            flat = depth.uniform(len(images), grid, images)
+            found[f"uniform, {place}"] = F.cosine_similarity(flat.flatten(1), wanted.flatten(1))
+    return found
+
+
+# The input gradient and the edges of depth -------------------------------------------------------------------------
+
+
+def gradient_place(model: nn.Module, data: ImageSet, *, oracle: Oracle) -> dict[str, Tensor]:
+    """How much of ‖∇ₓL‖₁ of cross-entropy lies on the tenth of the pixels with the strongest depth edges (DAAT, Section 4).
+
+    "gradient_on_edges" in [0,1], 0.1 for a gradient that knows nothing of depth, and "gradient_size" ‖∇ₓL‖₁, each N.
+    """
+    with torch.enable_grad():
+        leaf = data.images.detach().requires_grad_(True)
+        loss = F.cross_entropy(model(leaf), data.labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    strength = gradient.abs().sum(1).flatten(1)
+    with torch.no_grad():
+        edges = depth.edges(oracle(data.images, data.depth)).flatten(1)
+    strongest = edges.topk(round(EDGES * edges.shape[1]), dim=1).indices
+    size = strength.sum(1)
+    return {"gradient_on_edges": strength.gather(1, strongest).sum(1) / size.clamp_min(1e-30), "gradient_size": size}
+
+
+# Grad-CAM ----------------------------------------------------------------------------------------------------------
+
+
+def cams(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> tuple[Tensor, Tensor]:
+    """Grad-CAM of the true class, clean and under attack: N×h×w of unit mass (zero where no evidence is positive)."""
+    moved = attack(model, data.images, data.labels)
+    clean, adversarial = (grad_cam(model, images, data.labels, layer) for images in (data.images, moved))
+    return depth.unit_mass(clean), depth.unit_mass(adversarial)
+
+
+def first_cams(
+    run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
+) -> tuple[Tensor, Tensor]:
+    """`cams` of the first seed's model, for a figure."""
+    with _first(run, members) as model:
+        return cams(model, on(run.device, data), attack=attack, layer=layer)
+
+
+@contextmanager
+def _first(run: Run, members: Mapping[int, nn.Module]) -> Iterator[nn.Module]:
+    """The first seed's model in evaluation mode on the run's device, with the generator seeded by it."""
+    seed, model = next(iter(members.items()))
+    with evaluating(model.to(run.device)), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield model
+
+
+def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> dict[str, Tensor]:
+    """How far Grad-CAM moves under attack, and how much of it is on the object where the data know the object; each N.
+
+    "cam_correlation" of clean and adversarial map in [-1,1] (zero where a map is constant), "cam_moved", the share of mass
+    that changes its place, "cam_on_object" and "cam_on_object_attacked", shares of mass.
+    """
+    clean, adversarial = cams(model, data, attack=attack, layer=layer)
+    one, two = (map_.flatten(1) - map_.flatten(1).mean(1, keepdim=True) for map_ in (clean, adversarial))
+    found = {
+        "cam_correlation": F.cosine_similarity(one, two),
+        "cam_moved": (clean - adversarial).abs().flatten(1).sum(1) / 2,
+    }
+    if data.mask is not None:
+        object_ = depth.pooled(data.mask.to(clean), (clean.shape[1], clean.shape[2]))
+        found["cam_on_object"] = (clean * object_).flatten(1).sum(1)
+        found["cam_on_object_attacked"] = (adversarial * object_).flatten(1).sum(1)
+    return found
+
+
+# What an attack does to depth --------------------------------------------------------------------------------------
+
+
+def depth_moved(model: nn.Module, data: ImageSet, *, attack: Attack, oracle: Oracle) -> dict[str, Tensor]:
+    """Mean change of the oracle's disparity, over the spread of the clean one: DAAT's Figure 1 (a) as numbers, each N.
+
+    By an "attacked" image, and by two kinds of noise that know nothing of the model: the perturbation's own values at
+    "shuffled" places, equal to it in every norm, and "random signs" of its largest value.
+    """
+    change = attack(model, data.images, data.labels) - data.images
+    places = torch.rand(len(change), change[0, 0].numel(), device=change.device).argsort(1)
+    shuffled = change.flatten(2).gather(2, places[:, None].expand(-1, change.shape[1], -1)).view_as(change)
+    signs = torch.randn_like(change).sign() * each_image(change.abs().flatten(1).amax(1), change)
+    with torch.no_grad():
+        before = oracle(data.images, data.depth)
+        spread = before.flatten(1).std(1).clamp_min(1e-12)
+        return {
+            name: (oracle((data.images + noise).clamp(0, 1), data.depth) - before).abs().flatten(1).mean(1) / spread
+            for name, noise in (("attacked", change), ("shuffled", shuffled), ("random signs", signs))
+        }
+
+
+def first_depths(
+    run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
+) -> tuple[Tensor, Tensor]:
+    """The oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
+    with _first(run, members) as model:
+        held = on(run.device, data)
+        moved = attack(model, held.images, held.labels)
+    with torch.no_grad():
+        return oracle(held.images, held.depth), oracle(moved, held.depth)
+
+
+# Rows for tables and figures ---------------------------------------------------------------------------------------
+
+
+def renamed(found: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Rows of `by_image` with what was measured moved into the method, "<method> on <what>", and one measure for all.
+
+    So claims can hold one against another: they are outcomes of the same models.
+    """
+    names = found["method"] + " on " + found["measure"]
+    return found.assign(method=names, measure=measure)
+
+
+def points(summary: pd.DataFrame) -> pd.DataFrame:
+    """Cosines of attention and edges for `figures.panels`: columns panel, line, block, value, low, high.
+
+    "uniform" is a line of its own, the mean over methods, since it is of no model.
+    """
+    parts = [str(measure).rsplit(", ", 1) for measure in summary["measure"]]
+    frame = summary.rename(columns={"method": "line", "mean": "value"}).assign(
+        block=[name for name, _ in parts], panel=[place for _, place in parts]
+    )[["panel", "line", "block", "value", "low", "high"]]
+    flat = frame["block"] == "uniform"
+    blocks = pd.DataFrame({"block": list(dict.fromkeys(frame.loc[~flat, "block"]))})
+    even = (
+        frame[flat].groupby("panel", sort=False)[["value", "low", "high"]].mean().reset_index().merge(blocks, how="cross")
+    )
+    return pd.concat([frame[~flat], even.assign(line="uniform")], ignore_index=True)

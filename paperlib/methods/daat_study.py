@@ -1,0 +1,357 @@
+"""The study `daat_imagenet100`: what DAAT's notebook can be told, and what it trains, attacks and measures."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pandas as pd
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from paperlib import models, oracles
+from paperlib.attacks import Attack, Norm, autoattack, pgd
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.depth import Distance, Operator, edges
+from paperlib.files import InputError, root
+from paperlib.methods import Method
+from paperlib.methods.baselines import Standard
+from paperlib.methods.daat import DAAT, Schedule
+from paperlib.oracles import Kind, Oracle, Target
+from paperlib.runs import Run
+from paperlib.saliency import Attention, activated, attended, rollout, transformer
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
+
+Name = Literal["standard", "pgd_at", "without_align", "daat"]
+Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
+TRANSFORMERS = ("vit", "vit_conv", "vit14")
+
+
+def _named(layer: Any) -> Any:
+    """A layer's name as text: one that is a number alone is read as a number."""
+    return str(layer) if isinstance(layer, int) else layer
+
+
+class DaatSettings(ImageSettings):
+    """Sections 3 and 5 and Appendix B."""
+
+    methods: list[Name]
+    norm: Norm  # of the attack in training and evaluation; linf: the paper
+    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    ramp: Share  # share of the steps over which ε rises
+    weight: Radius  # λ
+    distance: Distance  # of attention and depth saliency; cosine: Equation (2)
+    align_schedule: Schedule  # s(t)
+    operator: Operator  # ℰ
+    oracle: Literal["exact", "learned", "pretrained"]  # where depth comes from
+    depth_images: Count  # scenes that a learned oracle learns from
+    depth_epochs: Count
+    depth_weights: str | None  # of a pretrained oracle: a folder, or its name on the hub
+    depth_kind: Kind  # what a pretrained oracle puts out
+    blocks: list[int] | None  # whose attention is aligned; all when None
+    heads: list[int] | None
+    rollout: bool  # attention rolled out over all blocks, in place of their mean
+    layer: Annotated[
+        str | None, BeforeValidator(_named)
+    ]  # of a convolutional network, whose activation is its attention; None for transformers
+    teacher: (
+        Literal["stand_in", "dinov2"] | None
+    )  # of the feature alignment; a stand-in is the same network, trained plainly
+    teacher_weights: str | None  # of DINOv2: a file of timm's
+    teacher_epochs: Count  # of a stand-in
+    feature: Radius  # γ₀
+    controls: list[Source]  # what else stands in for G, at the same cost
+    weights: list[Radius]  # λ of the sweep
+    one_seed: list[Name | Source | Literal["sweep"]]  # what is trained with the first seed alone
+    autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images
+    focus_images: Count  # test images whose attention, Grad-CAM and gradients are measured
+    epsilons: list[Positive]  # of the sweep, as factors of ε
+    linear_classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # of Proposition 1's
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if missing := {"pgd_at", "daat"} - set(self.methods):
+            raise ValueError(f"methods needs {' and '.join(sorted(missing))}: they are held against each other")
+        if "exact" in (self.oracle, *self.controls) and self.data != "scenes":
+            raise ValueError(
+                f"oracle exact needs data with depth of their own, scenes; {self.data} has none: learned is one"
+            )
+        if "pretrained" in (self.oracle, *self.controls) and self.depth_weights is None:
+            raise ValueError("a pretrained oracle needs depth_weights: a folder, or a name on the hub")
+        if self.teacher == "dinov2" and self.teacher_weights is None:
+            raise ValueError("teacher dinov2 needs teacher_weights, a file of timm's weights")
+        if "without_align" in self.methods and self.teacher is None:
+            raise ValueError("without_align is PGD-AT where there is no teacher; leave it out, or name a teacher")
+        if (self.model in TRANSFORMERS) == (self.layer is not None):
+            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
+        if self.teacher and self.model not in TRANSFORMERS:
+            raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
+        if self.crop_padding and self.crop_fill != "reflect" and "exact" in (self.oracle, *self.controls):
+            raise ValueError("crop_fill must be reflect where depth is exact: a constant border has no depth")
+        if unknown := set(self.one_seed) - {*self.methods, *self.controls, "sweep"}:
+            raise ValueError(f"one_seed has {', '.join(sorted(unknown))}, which this run does not train")
+        if self.linear_classes[0] == self.linear_classes[1]:
+            raise ValueError(f"linear_classes = {self.linear_classes}: two different classes, counted from 0")
+        return self
+
+    @property
+    def eps(self) -> float:
+        """ε in the norm of the study."""
+        return self.eps_linf if self.norm == "linf" else self.eps_l2
+
+
+STUDIES = {"daat_imagenet100": DaatSettings}
+
+
+# What the method is given ------------------------------------------------------------------------------------------
+
+
+def oracle(settings: DaatSettings, size: int, source: Source | None = None) -> Oracle:
+    """Where the depth of images of `size` pixels comes from: the settings' oracle, or another source of edges."""
+    source = source or settings.oracle
+    if source == "exact":
+        return oracles.exact
+    if source == "learned":
+        return oracles.by_network(oracles.learned(32 if size < 64 else 64, settings.depth_images, settings.depth_epochs))
+    if source == "pretrained":
+        assert settings.depth_weights is not None
+        return oracles.by_network(oracles.pretrained(settings.depth_weights, settings.depth_kind))
+    if source == "rgb_edges":
+        return oracles.luminance
+    if source == "shuffled":
+        return oracles.another(oracle(settings, size))
+    raise InputError(f"{source} has no depth")
+
+
+def target(settings: DaatSettings, size: int, source: Source | None = None) -> Target:
+    """G by the settings' oracle, or by another source."""
+    if source == "uniform":
+        return oracles.uniform_target
+    return oracles.target(oracle(settings, size, source), settings.operator)
+
+
+def attention(settings: DaatSettings) -> Attention:
+    """A of the network in the settings, with its logits."""
+    if settings.layer is not None:
+        return partial(activated, layer=settings.layer)
+    if settings.rollout:
+        return partial(rollout, heads=settings.heads)
+    return partial(attended, blocks=settings.blocks, heads=settings.heads)
+
+
+def attentions(settings: DaatSettings, model: nn.Module) -> dict[str, Attention]:
+    """What is held against the edges of depth: the aligned attention as "aligned", and each block's by its number."""
+    found = {"aligned": attention(settings)}
+    if settings.layer is not None:
+        return found
+    count = len(transformer(model).blocks)  # type: ignore[arg-type]
+    blocks: dict[str, Attention] = {f"{index + 1}": partial(attended, blocks=[index]) for index in range(count)}
+    return blocks | found
+
+
+def cam_layer(settings: DaatSettings, model: nn.Module) -> str:
+    """Where Grad-CAM looks: the layer of the settings, or the first norm of a transformer's last block."""
+    if settings.layer is not None:
+        return settings.layer
+    last = list(transformer(model).blocks)[-1].norm1  # type: ignore[arg-type]
+    return next(name for name, module in model.named_modules() if module is last)
+
+
+def stand_in(settings: DaatSettings) -> dict[str, Method]:
+    """The teacher that is trained here; empty where it is DINOv2 or there is none."""
+    return {"teacher": Standard()} if settings.teacher == "stand_in" else {}
+
+
+def teacher(settings: DaatSettings, size: int, trained: Mapping[str, Mapping[int, nn.Module]]) -> nn.Module | None:
+    """The frozen network whose features are aligned with: the stand-in among the trained, or DINOv2; None for none."""
+    if settings.teacher == "dinov2":
+        assert settings.teacher_weights is not None
+        path = root() / Path(settings.teacher_weights).expanduser()  # an absolute path stays what it is
+        return models.load_dinov2(path, settings.width, size).eval().requires_grad_(False)
+    members = trained.get("teacher", {})
+    return next(iter(members.values())).eval().requires_grad_(False) if members else None
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def training_attack(settings: DaatSettings) -> Attack:
+    """PGD on cross-entropy with a random start, steps that add up to 2.5 ε: the paper's 10 × 1/255 at 4/255."""
+    eps, steps = settings.eps, settings.train_steps
+    return partial(pgd, eps=eps, norm=settings.norm, steps=steps, step_size=2.5 * eps / steps)
+
+
+def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> DAAT:
+    """DAAT with a teacher or without, aligned with G of a source, or with none."""
+    wanted = None if source is None else target(settings, size, source)
+    return DAAT(
+        training_attack(settings), None if wanted is None else attention(settings), wanted, weight=weight,
+        distance=settings.distance, schedule=settings.align_schedule,
+        teacher=teacher, feature=settings.feature, ramp=settings.ramp,
+    )  # fmt: skip
+
+
+def methods(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
+    """Table 1's rows. PGD-AT is Equation (5) with neither term, so that attack and ramp are the same."""
+    built: dict[Name, Callable[[], Method]] = {
+        "standard": Standard,
+        "pgd_at": partial(daat, settings, size, None, None, 0.0),
+        "without_align": partial(daat, settings, size, teacher, None, 0.0),
+        "daat": partial(daat, settings, size, teacher, settings.oracle, settings.weight),
+    }
+    return {name: built[name]() for name in settings.methods}
+
+
+def controls(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
+    """DAAT aligned with something else, as "daat_<source>"."""
+    return {f"daat_{source}": daat(settings, size, teacher, source, settings.weight) for source in settings.controls}
+
+
+def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
+    """DAAT at each λ of the sweep, as "daat_lambda_<λ>"."""
+    found = {weight: daat(settings, size, teacher, settings.oracle, weight) for weight in settings.weights}
+    return {f"daat_lambda_{weight:g}": method for weight, method in found.items()}
+
+
+def train(
+    run: Run, settings: DaatSettings, named: Mapping[str, Method], data: Splits, train_each: Callable[..., Any]
+) -> dict[str, dict[int, nn.Module]]:
+    """The methods by name and seed, by `training.train_each`; those of `one_seed` with the first seed alone."""
+    attack = selection_attack(settings)
+    trained: dict[str, dict[int, nn.Module]] = {}
+    for name, method in named.items():
+        kind = "sweep" if "lambda" in name else name.removeprefix("daat_")
+        own = list(settings.seeds[:1] if kind in settings.one_seed else settings.seeds)
+        trained |= train_each(run, {name: method}, data, attack, seeds=own)
+    return trained
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def selection_attack(settings: DaatSettings) -> Attack:
+    """What validation images are attacked with after each epoch: PGD-10."""
+    return attacks(settings)["pgd_10"]
+
+
+def attacks(settings: DaatSettings) -> dict[str, Attack]:
+    """PGD-10 of Table 1, and PGD-20 on the margin, which is closer to AutoAttack, on all test images."""
+    at = partial(pgd, eps=settings.eps, norm=settings.norm)
+    return {
+        "pgd_10": partial(at, steps=10, step_size=settings.eps / 4),
+        "pgd_margin": partial(at, steps=20, step_size=settings.eps / 5, loss="margin"),
+    }
+
+
+def strong_attacks(settings: DaatSettings) -> dict[str, Attack]:
+    """AutoAttack, on fewer images; none where the settings have none."""
+    if not settings.autoattack_images:
+        return {}
+    return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
+
+
+def sweep_attack(settings: DaatSettings) -> Attack:
+    """PGD-100 of Figure 3 (c), at steps of ε / 10."""
+    return partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 10, best=True)
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def agreement(settings: DaatSettings, data: ImageSet, size: int) -> pd.DataFrame:
+    """How well each source's G agrees with the oracle's own, exact where the data have depth, on test images.
+
+    Rows by source; the cosine of the two on the grid of an 8×8 attention map, mean and 5th percentile over images.
+    """
+    images = as_float(data.images)
+    grid = (8, 8)
+    best: Source = "exact" if data.depth is not None else settings.oracle
+    truth = target(settings, size, best)(images, data.depth, grid).flatten(1)
+    rows, sources = {}, [best, moving(settings), *settings.controls, "rgb_edges", "shuffled", "uniform"]
+    for source in dict.fromkeys(sources):
+        found = target(settings, size, source)(images, data.depth, grid).flatten(1)
+        each = torch.cosine_similarity(found, truth, dim=1)[truth.sum(1) > 0]
+        rows[source] = {"mean cosine": float(each.mean()), "5th percentile": float(each.quantile(0.05))}
+    return pd.DataFrame(rows).T
+
+
+def epochs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Figure 3 (a) and (b): validation accuracy after each epoch, mean over seeds with their spread.
+
+    Columns panel, line (the method), epoch, value, low, high in percent; low and high are the seeds' least and most.
+    """
+    rows = [
+        (panel, name, epoch["epoch"], 100 * epoch[key])
+        for training, history in histories.items()
+        if (name := training.rsplit("-seed", 1)[0]) in names
+        for epoch in history["epochs"]
+        for panel, key in (("no attack", "clean_accuracy"), ("PGD-10", "robust_accuracy"))
+    ]
+    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+    ends = frame.groupby(["panel", "line", "epoch"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
+    return ends.rename(columns={"mean": "value", "min": "low", "max": "high"})
+
+
+def sweep_points(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3 (c): accuracy in percent against ε: columns line, "ε × 255" (in L2: ε), value."""
+    shown = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    axis = "ε × 255" if settings.norm == "linf" else "ε"
+    scale = 255 if settings.norm == "linf" else 1
+    return pd.DataFrame({"line": shown["method"], axis: scale * shown["eps"], "value": 100 * shown["accuracy"]})
+
+
+def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3 (d): accuracy in percent against λ, DAAT without alignment at zero: columns line, λ, value, low, high."""
+    places = {"without_align": 0.0, "daat": settings.weight}
+    places |= {f"daat_lambda_{weight:g}": weight for weight in settings.weights}
+    rows = [
+        (row.measure, places[row.method], 100 * row.mean, 100 * row.low, 100 * row.high)
+        for row in summary.itertuples(index=False)
+        if row.method in places
+    ]
+    frame = pd.DataFrame(rows, columns=["line", "λ", "value", "low", "high"])
+    return frame.sort_values("λ", kind="stable")
+
+
+def moving(settings: DaatSettings) -> Source:
+    """The oracle that sees a perturbation: the settings', but a learned one in place of the exact, which cannot react."""
+    return "learned" if settings.oracle == "exact" else settings.oracle
+
+
+def depth_of(settings: DaatSettings, data: ImageSet, size: int) -> dict[str, Tensor]:
+    """What the oracles see, for the figure: maps N×H×W by name. Exact depth only where the data have it."""
+    images = as_float(data.images)
+    sources: list[Source] = ["exact", "learned"] if data.depth is not None else [settings.oracle]
+    found = {}
+    for source in dict.fromkeys((*sources, settings.oracle)):
+        found[f"disparity, {source}"] = oracle(settings, size, source)(images, data.depth)
+        found[f"edges, {source}"] = edges(found[f"disparity, {source}"], settings.operator)
+    return found | {"edges of the image": edges(oracles.luminance(images, None), settings.operator)}
+
+
+def edge_rows(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `focus.edge_cosines` as claims read them: the aligned attention under attack as measure "edge_cosine".
+
+    And DAAT's images with attention that is the same everywhere, as method "uniform".
+    """
+    aligned = found[found["measure"] == "aligned, under attack"].assign(measure="edge_cosine")
+    flat = found[(found["measure"] == "uniform, under attack") & (found["method"] == "daat")]
+    return pd.concat([aligned, flat.assign(method="uniform", measure="edge_cosine")], ignore_index=True)
+
+
+def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Method]:
+    """Standard training, PGD-AT and DAAT for a dry run: oracle and teacher untrained, of the real ones' shapes and cost."""
+    untrained = models.build(
+        settings.model, classes=classes, channels=3, width=settings.width, seed=0, normalisation=settings.normalisation,
+        stem_stride=settings.stem_stride, size=size,
+    )  # fmt: skip
+    frozen = untrained.eval().requires_grad_(False) if settings.teacher else None
+    network = (
+        oracles.untrained_dpt() if settings.oracle == "pretrained" else oracles.DepthNet().eval().requires_grad_(False)
+    )
+    seen = oracles.target(oracles.by_network(network), settings.operator)
+    full = daat(settings, size, frozen, None, settings.weight)
+    plain = methods(settings.model_copy(update={"methods": ["standard", "pgd_at"]}), size, None)
+    return {**plain, "daat": dataclasses.replace(full, attention=attention(settings), target=seen)}

@@ -1,0 +1,184 @@
+"""DAAT's study: what it refuses, what it trains with which seeds, and what it makes of the outcomes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from paperlib import dry_run, models, oracles, runs, saliency
+from paperlib.files import InputError
+from paperlib.methods import daat_study as study
+from paperlib.methods.daat import DAAT
+
+
+def settings(**changes: Any) -> study.DaatSettings:
+    found = runs.resolve("daat_imagenet100", "quick", {"depth_images": 32, "depth_epochs": 1, **changes})
+    assert isinstance(found, study.DaatSettings)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "cifar10"}, "oracle exact needs data with depth"),
+        ({"data": "cifar10", "oracle": "learned", "controls": "[exact]"}, "oracle exact needs data with depth"),
+        ({"oracle": "pretrained"}, "needs depth_weights"),
+        ({"teacher": "dinov2"}, "needs teacher_weights"),
+        ({"teacher": "null"}, "without_align is PGD-AT where there is no teacher"),
+        ({"layer": "6"}, "a convolutional network needs one, a transformer none"),
+        ({"model": "small_cnn"}, "a convolutional network needs one"),
+        ({"model": "small_cnn", "layer": "11"}, "tokens are a transformer's"),
+        ({"methods": "[standard, pgd_at]"}, "methods needs daat"),
+        ({"crop_padding": 4, "crop_fill": 0.5}, "crop_fill must be reflect"),
+        ({"one_seed": "[learned]"}, "one_seed has learned"),
+        ({"linear_classes": "[1, 1]"}, "two different classes"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings(**changes)
+
+
+def test_table_1_differs_only_in_its_terms(home: Path) -> None:
+    s = settings(weight=0.3, controls="[rgb_edges, shuffled, uniform]", weights="[0.5]")
+    teacher = models.build("vit_conv", classes=10, channels=3, width=s.width, seed=1)
+    found = study.methods(s, 32, teacher)
+    assert list(found) == ["standard", "pgd_at", "without_align", "daat"]
+    pgd_at, alone, full = (found[name] for name in ("pgd_at", "without_align", "daat"))
+    assert isinstance(pgd_at, DAAT) and isinstance(alone, DAAT) and isinstance(full, DAAT)  # noqa: PT018
+    assert pgd_at.teacher is None
+    assert pgd_at.target is alone.target is None
+    assert alone.teacher is full.teacher is teacher
+    assert full.weight == 0.3
+    assert all(one.attack.keywords == full.attack.keywords for one in (pgd_at, alone))
+    assert full.attack.keywords["step_size"] == pytest.approx(2.5 * s.eps_linf / s.train_steps)
+    images, distance = torch.rand(3, 3, 32, 32), 1 + torch.rand(3, 32, 32)
+    controls = study.controls(s, 32, teacher)
+    seen = {name: method.target(images, distance, (8, 8)) for name, method in controls.items()}  # type: ignore[attr-defined]
+    torch.testing.assert_close(seen["daat_rgb_edges"], oracles.target(oracles.luminance)(images, None, (8, 8)))
+    own = full.target(images, distance, (8, 8))  # type: ignore[misc]
+    torch.testing.assert_close(seen["daat_shuffled"], own.roll(-1, 0))
+    torch.testing.assert_close(seen["daat_uniform"], torch.full((3, 8, 8), 1 / 64))
+    assert [method.weight for method in study.weights(s, 32, teacher).values()] == [0.5]  # type: ignore[attr-defined]
+
+
+def test_some_are_trained_with_the_first_seed_alone(home: Path) -> None:
+    s = settings(seeds="[3, 4]", controls="[uniform, shuffled]", weights="[0.5]", one_seed="[uniform, sweep, standard]")
+    asked: dict[str, list[int]] = {}
+
+    def train_each(run: Any, methods: Any, data: Any, attack: Any, seeds: list[int]) -> dict[str, Any]:
+        asked.update(dict.fromkeys(methods, seeds))
+        return {name: {} for name in methods}
+
+    named = {**study.methods(s, 32, None), **study.controls(s, 32, None), **study.weights(s, 32, None)}
+    study.train(None, s, named, None, train_each)  # type: ignore[arg-type]
+    assert {name for name, seeds in asked.items() if seeds == [3]} == {"daat_uniform", "standard", "daat_lambda_0.5"}
+    assert {name for name, seeds in asked.items() if seeds == [3, 4]} == set(named) - {
+        "daat_uniform", "standard", "daat_lambda_0.5",
+    }  # fmt: skip
+
+
+def test_attention_is_what_the_settings_ask_for() -> None:
+    model = models.build("vit_conv", classes=10, channels=3, width=64, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32)
+    for changes, expected in (
+        ({}, saliency.attended(model, images)),
+        ({"blocks": "[2]", "heads": "[1]"}, saliency.attended(model, images, [2], [1])),
+        ({"rollout": True}, saliency.rollout(model, images)),
+    ):
+        torch.testing.assert_close(study.attention(settings(**changes))(model, images), expected)
+    cnn = models.build("small_cnn", classes=10, channels=3, width=8, seed=0).eval()
+    plain = settings(model="small_cnn", layer="12", teacher="null", methods="[pgd_at, daat]")
+    torch.testing.assert_close(study.attention(plain)(cnn, images), saliency.activated(cnn, images, "12"))
+    assert list(study.attentions(plain, cnn)) == ["aligned"]
+    assert study.cam_layer(plain, cnn) == "12"
+    assert study.cam_layer(settings(), model) == "vit.blocks.5.norm1"
+
+
+def test_sources_of_edges_are_held_against_exact_depth(home: Path) -> None:
+    from paperlib.data import scenes
+
+    found = study.agreement(settings(), scenes.load(20, 32, 5), 32)
+    assert found["mean cosine"]["exact"] == pytest.approx(1)
+    assert found["mean cosine"]["uniform"] < found["mean cosine"]["rgb_edges"] < 1
+    assert list(found.index) == ["exact", "learned", "shuffled", "rgb_edges", "uniform"]
+    with pytest.raises(InputError, match="uniform has no depth"):
+        study.oracle(settings(), 32, "uniform")
+
+
+def test_curves_are_means_and_ranges_over_seeds() -> None:
+    def history(clean: float) -> dict[str, Any]:
+        return {"epochs": [{"epoch": 1, "clean_accuracy": clean, "robust_accuracy": clean / 2}]}
+
+    found = study.epochs({"daat-seed0": history(0.4), "daat-seed1": history(0.6), "judge-seed0": history(1)}, ["daat"])
+    assert found.loc[found["panel"] == "no attack", ["value", "low", "high"]].iloc[0].tolist() == [50, 40, 60]
+    assert found.loc[found["panel"] == "PGD-10", ["value", "low", "high"]].iloc[0].tolist() == [25, 20, 30]
+
+
+def test_lambda_zero_is_daat_without_alignment() -> None:
+    rows = [
+        {"method": name, "measure": "clean", "mean": mean, "low": mean, "high": mean}
+        for name, mean in (("pgd_at", 0.1), ("daat", 0.5), ("without_align", 0.3), ("daat_lambda_0.01", 0.4))
+    ]
+    found = study.weight_points(settings(weights="[0.01]"), pd.DataFrame(rows))
+    assert found[["λ", "value"]].to_numpy() == pytest.approx(np.array([[0, 30], [0.01, 40], [0.1, 50]]))
+
+
+def test_a_teacher_is_the_frozen_stand_in_or_none() -> None:
+    model = models.build("vit_conv", classes=10, channels=3, width=64, seed=0).train()
+    found = study.teacher(settings(), 32, {"teacher": {1000: model}})
+    assert found is model
+    assert not found.training
+    assert not any(weight.requires_grad for weight in found.parameters())
+    assert study.teacher(settings(teacher="null", methods="[pgd_at, daat]"), 32, {}) is None
+    dinov2 = settings(teacher="dinov2", teacher_weights="nowhere.safetensors", width=384)
+    with pytest.raises(InputError, match=r"nowhere\.safetensors: no such file; it should be timm's vit_small_patch14"):
+        study.teacher(dinov2, 56, {})
+
+
+def test_dinov2_is_read_from_timms_weights_at_another_size(tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    whole = timm.create_model("vit_small_patch14_dinov2.lvd142m", num_classes=0)
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    found = models.load_dinov2(tmp_path / "weights.safetensors", 384, 56).eval()
+    torch.testing.assert_close(found.vit.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
+    images = torch.rand(2, 3, 56, 56)
+    features = saliency.tokens(found, images)
+    assert features.shape == (2, 1 + 16, 384)
+    centred = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(features, found.vit.forward_features(centred))
+    with pytest.raises(InputError, match="DINOv2 has 384, 768, 1024"):
+        models.load_dinov2(tmp_path / "weights.safetensors", 100, 56)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not the weights of vit_small_patch14"):
+        models.load_dinov2(tmp_path / "other.safetensors", 384, 56)
+
+
+def test_a_dry_run_needs_no_data_and_counts_every_method(home: Path) -> None:
+    pytest.importorskip("transformers")
+    small = {"model": "vit_conv", "width": 32, "image_size": 32, "oracle": "learned", "controls": "[uniform]",
+             "one_seed": "[uniform, sweep]", "device": "cpu"}  # fmt: skip
+    given = runs.resolve("daat_imagenet100", "paper", small)
+    found = dry_run.measure("daat_imagenet100", given)
+    assert list(found.index) == ["standard", "pgd_at", "daat"]
+    assert found["days"].to_numpy() == pytest.approx((125_000 * 300 / found["img/s"] / 86_400).to_numpy())
+    assert float(found["GiB, batch 256"]["daat"]) > 0
+    assert not (home / "data").exists()
+    with pytest.raises(InputError, match="toy_pag has no dry run; daat_imagenet100 has"):
+        dry_run.measure("toy_pag", runs.resolve("toy_pag"))
+
+
+def test_the_untrained_oracle_has_the_published_shape() -> None:
+    pytest.importorskip("transformers")
+    with torch.device("meta"):
+        network = oracles.untrained_dpt()
+    assert 100e6 < sum(weight.numel() for weight in network.parameters()) < 125e6
+    assert isinstance(network, nn.Module)
