@@ -251,7 +251,7 @@ source.show(linear.fit)
 
 # %%
 proposition = linear.experiment(images.train, images.test, study.oracle(s, size), *s.linear_classes, s.eps_linf)
-figures.table(run, proposition, "proposition", "A linear classifier on some of the pixels.", 2)
+figures.table(run, proposition.drop(columns="each"), "proposition", "A linear classifier on some of the pixels.", 2)
 
 # %% [markdown]
 # ## The audit

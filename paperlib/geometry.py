@@ -81,10 +81,11 @@ def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
     return known
 
 
-def layer_outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """What the named submodules put out for the images, in the order of `layers`; the model is not changed.
+@contextmanager
+def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects, by name, what the named submodules put out in the forward passes within; the model is not changed.
 
-    Raises InputError when a name is not a submodule's.
+    Raises InputError when a name is not a submodule's, or when no forward pass came by.
     """
     known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
@@ -94,11 +95,12 @@ def layer_outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> li
 
     handles = [known[name].register_forward_hook(keep(name)) for name in layers]
     try:
-        model(images)
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-    return [found[name] for name in layers]
+    if missed := [name for name in layers if name not in found]:
+        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
 
 
 @contextmanager
@@ -162,15 +164,22 @@ def alignment_defect(
     The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero where the layer answers in proportion to the
     perturbation; and ‖h(x + Δ) − h(x)‖, how far the layer moves, which sets the scale.
     """
-    clean, full = (layer_outputs(model, points, layers) for points in (images, adversarial))
+    clean, full = (_outputs(model, points, layers) for points in (images, adversarial))
     moved = [(h_full - h).flatten(1) for h, h_full in zip(clean, full, strict=True)]
     total = torch.zeros(len(layers), len(images), device=images.device, dtype=images.dtype)
     for rate in rates:
-        between = layer_outputs(model, images + rate * (adversarial - images), layers)
+        between = _outputs(model, images + rate * (adversarial - images), layers)
         for row, (h, h_rate) in enumerate(zip(clean, between, strict=True)):
             # Definition 1
             total[row] += ((h_rate - h).flatten(1) - rate * moved[row]).norm(dim=1)
     return total / len(rates), torch.stack([change.norm(dim=1) for change in moved])
+
+
+def _outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """What the layers put out for these images, in the order of `layers`."""
+    with layer_outputs(model, layers) as found:
+        model(images)
+    return [found[name] for name in layers]
 
 
 # Decision regions in the plane -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ that is attained. The proposition compares this bound at the same margin γ = y 
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,8 @@ def experiment(train: ImageSet, test: ImageSet, oracle: Oracle, first: int, seco
     """Each support and training: margins, bound and accuracies on test images, one row each, index (training, support).
 
     Columns: clean (%), the mean margin γ of the images it has right, the bound Δ = ε‖w‖₁, Δ/γ, robust (%), the share with
-    y f(x) > Δ, its 95 % interval low … high, "attack (%)", what PGD leaves, which only [0,1] keeps from the bound, and n.
+    y f(x) > Δ, its 95 % interval low … high, "attack (%)", what PGD leaves, which only [0,1] keeps from the bound, n, and
+    each: image by image whether it held, a bool array.
     """
     images, signs, chosen = pair(train, first, second)
     tested, wanted, _ = pair(test, first, second)
@@ -111,7 +112,7 @@ def experiment(train: ImageSet, test: ImageSet, oracle: Oracle, first: int, seco
     return pd.DataFrame(rows).T.rename_axis(["training", "support"])
 
 
-def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str, float]:
+def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str, Any]:
     margins = signs * _score(images, weight, bias)
     right = margins > 0
     # Δ = ε Σ|wᵢ| (Proposition 1)
@@ -126,7 +127,7 @@ def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: 
     return {
         "clean (%)": percent["clean (%)"], "γ": margin, "Δ": bound, "Δ/γ": bound / margin,
         "robust (%)": percent["robust (%)"], "low": 100 * low, "high": 100 * high, "attack (%)": percent["attack (%)"],
-        "n": len(signs),
+        "n": len(signs), "each": held.numpy(),
     }  # fmt: skip
 
 
@@ -147,6 +148,8 @@ def rows(found: pd.DataFrame) -> pd.DataFrame:
     values = []
     for (training, support), row in found.iterrows():
         mean, low, high = (row[name] / 100 for name in ("robust (%)", "low", "high"))
-        values.append((f"{training}: {support}", "robust", mean, np.nan, low, high, 1, int(row["n"]), low, high, None))
+        values.append(
+            (f"{training}: {support}", "robust", mean, np.nan, low, high, 1, int(row["n"]), low, high, row["each"])
+        )
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
     return pd.DataFrame(values, columns=columns)

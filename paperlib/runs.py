@@ -124,6 +124,11 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     return run
 
 
+def method_of(training: str) -> str:
+    """The method in the name of a training, which is "<method>-seed<seed>"."""
+    return training.rsplit("-seed", 1)[0]
+
+
 def _assignments(source: str) -> Iterator[tuple[str, Any]]:
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from paperlib.attacks import evaluating
 from paperlib.depth import unit_mass
 from paperlib.files import InputError
+from paperlib.geometry import layer_outputs
 
 Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
 
@@ -51,18 +52,18 @@ def tokens(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises InputError where the transformer has no norm there.
     """
-    found: list[Tensor] = []
     vit = transformer(model)
     last: nn.Module = vit.norm  # type: ignore[assignment]
     if isinstance(last, nn.Identity):
         raise InputError("the transformer has no norm after its last block, which its features are taken from")
-    handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
-    try:
-        model(images)
-    finally:
-        handle.remove()
+    _, found = _with_output(model, images, name_in(model, last))
     skipped: int = vit.num_prefix_tokens  # type: ignore[assignment]
-    return _precise(torch.cat([found[-1][:, :1], found[-1][:, skipped:]], 1))
+    return _precise(torch.cat([found[:, :1], found[:, skipped:]], 1))
+
+
+def name_in(model: nn.Module, module: nn.Module) -> str:
+    """The name of a submodule in the model."""
+    return next(name for name, one in model.named_modules() if one is module)
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -96,17 +97,11 @@ def _chosen(vit: nn.Module, blocks: Sequence[int] | None) -> list[nn.Module]:
 
 def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
     """Logits, and each block's attention module with what its projection to queries, keys and values put out."""
-    found: dict[nn.Module, Tensor] = {}
     attentions: list[Any] = [block.attn for block in blocks]
-    handles = [
-        one.qkv.register_forward_hook(lambda module, inputs, output: found.update({module: output})) for one in attentions
-    ]
-    try:
+    names = [name_in(model, one.qkv) for one in attentions]
+    with layer_outputs(model, names) as found:
         logits = _precise(model(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits, [(one, found[one.qkv]) for one in attentions]
+    return logits, [(one, found[name]) for one, name in zip(attentions, names, strict=True)]
 
 
 def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
@@ -178,13 +173,6 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> T
 
 
 def _with_output(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    known = dict(model.named_modules())
-    if layer not in known:
-        raise InputError(f"no layer {layer!r} in the model; there are {', '.join(filter(None, known))}")
-    found: list[Tensor] = []
-    handle = known[layer].register_forward_hook(lambda module, inputs, output: found.append(output))
-    try:
+    with layer_outputs(model, [layer]) as found:
         logits = _precise(model(images))
-    finally:
-        handle.remove()
-    return logits, found[-1]
+    return logits, found[layer]

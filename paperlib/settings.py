@@ -114,8 +114,10 @@ def check_changes(settings: ImageSettings, name: str, changes: Mapping[str, Any]
     """Raise ValueError where `changes`, the study's setting `name`, cannot stand in place of its own settings."""
     if unknown := set(changes) - CHANGEABLE:
         raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
+    own = {field: getattr(settings, field) for field in ImageSettings.model_fields}
+    own["autoattack_images"] = 1  # not among the changes, and a study may allow none
     try:
-        check(ImageSettings, {**{field: getattr(settings, field) for field in ImageSettings.model_fields}, **changes})
+        check(ImageSettings, {**own, **changes})
     except InputError as error:
         raise ValueError(f"{name}: {error}") from None
 

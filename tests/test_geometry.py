@@ -37,12 +37,18 @@ def test_layers_are_read_without_changing_the_model() -> None:
     names = nonlinear_layers(model)
     assert names == ["relu", "layer1", "layer2", "layer3", "layer4", "linear"]
     images = torch.rand(2, 1, 8, 8)
-    outputs = layer_outputs(model, images, names)
-    assert torch.equal(outputs[-1], model(images))
-    assert torch.equal(outputs[1], model.layer1(outputs[0]))
+    with layer_outputs(model, names) as outputs:
+        logits = model(images)
+    assert torch.equal(outputs["linear"], logits)
+    assert torch.equal(outputs["layer1"], model.layer1(outputs["relu"]))
     assert not any(module._forward_hooks for module in model.modules())
-    with pytest.raises(InputError, match=r"no layer 'layer9' in the model; there are .*layer4"):
-        layer_outputs(model, images, ["layer9"])
+    with (
+        pytest.raises(InputError, match=r"no layer 'layer9' in the model; there are .*layer4"),
+        layer_outputs(model, ["layer9"]),
+    ):
+        model(images)
+    with pytest.raises(InputError, match="'linear' took no part"), layer_outputs(model, ["linear"]):
+        model.layer1(outputs["relu"])
 
 
 def test_regions_and_length_of_known_planes() -> None:

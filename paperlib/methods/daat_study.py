@@ -20,8 +20,8 @@ from paperlib.methods import Method
 from paperlib.methods.baselines import Standard
 from paperlib.methods.daat import DAAT, Schedule
 from paperlib.oracles import Kind, Oracle, Target
-from paperlib.runs import Run
-from paperlib.saliency import Attention, activated, attended, rollout, transformer
+from paperlib.runs import Run, method_of
+from paperlib.saliency import Attention, activated, attended, name_in, rollout, transformer
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
@@ -155,8 +155,7 @@ def cam_layer(settings: DaatSettings, model: nn.Module) -> str:
     """Where Grad-CAM looks: the layer of the settings, or the first norm of a transformer's last block."""
     if settings.layer is not None:
         return settings.layer
-    last = list(transformer(model).blocks)[-1].norm1  # type: ignore[arg-type]
-    return next(name for name, module in model.named_modules() if module is last)
+    return name_in(model, list(transformer(model).blocks)[-1].norm1)  # type: ignore[arg-type]
 
 
 def stand_in(settings: DaatSettings) -> dict[str, Method]:
@@ -285,7 +284,7 @@ def epochs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> 
     rows = [
         (panel, name, epoch["epoch"], 100 * epoch[key])
         for training, history in histories.items()
-        if (name := training.rsplit("-seed", 1)[0]) in names
+        if (name := method_of(training)) in names
         for epoch in history["epochs"]
         for panel, key in (("no attack", "clean_accuracy"), ("PGD-10", "robust_accuracy"))
     ]

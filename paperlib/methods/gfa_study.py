@@ -31,7 +31,7 @@ from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Sta
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
 from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, elastic_net, one_pixel
 from paperlib.radial import pgd_in_cone, radial
-from paperlib.runs import Run
+from paperlib.runs import Run, method_of
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
 from paperlib.statistics import median_ratio
 
@@ -345,7 +345,7 @@ def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[st
             epoch[key],
         )
         for training, history in histories.items()
-        if training.rsplit("-seed", 1)[0] in names
+        if method_of(training) in names
         for epoch in history["epochs"]
         for key in epoch
         if key.startswith(("cosine ", "validation cosine "))

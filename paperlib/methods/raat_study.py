@@ -17,7 +17,7 @@ from paperlib.geometry import alignment_defect, decision_plane, fragmentation, n
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
-from paperlib.runs import Run
+from paperlib.runs import Run, method_of
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
 from paperlib.statistics import mean_interval
 
@@ -251,7 +251,7 @@ def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.D
     panels["random"] = panels["boundary"]
     rows = []
     for training, history in histories.items():
-        name = training.rsplit("-seed", 1)[0]
+        name = method_of(training)
         if not name.startswith("study_"):
             continue
         _, part, *value = name.split("_")
@@ -279,7 +279,7 @@ def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str
     rows = [
         (panel, _line(training), epoch["epoch"], 100 * epoch[share])
         for training, history in histories.items()
-        if training.rsplit("-seed", 1)[0] in names
+        if method_of(training) in names
         for epoch in history["epochs"]
         for share, panel in (("misclassified", "misclassified"), ("boundary", "boundary"))
         if share in epoch
@@ -289,7 +289,7 @@ def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str
 
 def _line(training: str) -> str:
     """How a training of Figure 2 is named where all of them stand in one panel."""
-    name = training.rsplit("-seed", 1)[0].removeprefix("study_")
+    name = method_of(training).removeprefix("study_")
     return "baseline" if name == "full" else name.replace("_", " ")
 
 
@@ -420,7 +420,7 @@ def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, nam
     """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%)."""
     rows = {}
     for name in names:
-        own = [history for training, history in histories.items() if training.rsplit("-seed", 1)[0] == name]
+        own = [history for training, history in histories.items() if method_of(training) == name]
         if own:
             rows[name] = {
                 "minutes": float(np.mean([history["seconds"] for history in own])) / 60,
@@ -443,11 +443,11 @@ def time_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]
     """
     rows = []
     for training, history in histories.items():
-        if training.rsplit("-seed", 1)[0] in names:
+        if method_of(training) in names:
             minutes = history["seconds"] / 60 / len(history["epochs"])
             for epoch in history["epochs"]:
                 for measure in ("clean_accuracy", "robust_accuracy"):
-                    name, value = training.rsplit("-seed", 1)[0], 100 * epoch[measure]
+                    name, value = method_of(training), 100 * epoch[measure]
                     rows.append((measure.replace("_", " "), name, epoch["epoch"], minutes * epoch["epoch"], value))
     frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "minutes", "value"])
     return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
