@@ -118,7 +118,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, met
         process = start(tmp_path / "killed")
         assert process.stdout is not None
         process.stdout.readline()  # training begins
-        if kills < 4:
+        if kills < 2:
             time.sleep(moments.uniform(0.2, 1.0))
             process.send_signal(signal.SIGKILL)
             process.wait()
