@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, evaluating, fgsm, pgd
-from paperlib.data import ImageSet, as_float
+from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.evaluation import CHUNK
 from paperlib.files import digest, read_json, write_json
 from paperlib.geometry import cosine
@@ -44,9 +44,10 @@ def audit(
     parts = []
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(data), CHUNK):
-            images = as_float(data.images[start : start + CHUNK]).to(device)
-            labels = data.labels[start : start + CHUNK].to(device)
+        together = chunk_size(data.images, CHUNK)
+        for start in range(0, len(data), together):
+            images = as_float(data.images[start : start + together]).to(device)
+            labels = data.labels[start : start + together].to(device)
             parts.append(_tried(model, images, labels, eps, norm, transfer_from))
     tried = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     white = tried["pgd20"] | tried["pgd100"] | tried["margin"]

@@ -62,21 +62,27 @@ def unit_mass(maps: Tensor) -> Tensor:
     return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
+def outlines(maps: Tensor, operator: Operator = "sobel") -> Tensor:
+    """The edges of disparities N×H×W, each map over its own largest value first: N×H×W; zero where a map is flat.
+
+    Raises InputError where a disparity is not a finite number.
+    """
+    if not bool(torch.isfinite(maps).all()):
+        raise InputError("a depth oracle gave a disparity that is not a finite number")
+    spread = maps.flatten(1).abs().amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
+    found = edges(maps / spread[:, None, None], operator)
+    least = FLAT**2 if operator == "sobel_squared" else FLAT
+    return torch.where((found.flatten(1).amax(1) > least)[:, None, None], found, 0.0)
+
+
 def saliency(maps: Tensor, grid: tuple[int, int], operator: Operator = "sobel") -> Tensor:
     """Depth saliency G = 𝒩(ℰ(g)) of disparities N×H×W on the grid of an attention map: N×h×w of unit mass (Equation 1).
 
     A flat map has no edges; its G is zero everywhere, and `misalignment` leaves the image out. Raises InputError where a
     disparity is not a finite number.
     """
-    if not bool(torch.isfinite(maps).all()):
-        raise InputError("a depth oracle gave a disparity that is not a finite number")
-    spread = maps.flatten(1).abs().amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
-    scaled = maps / spread[:, None, None]
-    found = edges(scaled, operator)
-    least = FLAT**2 if operator == "sobel_squared" else FLAT
-    found = torch.where((found.flatten(1).amax(1) > least)[:, None, None], found, 0.0)
     # Equation (1)
-    return unit_mass(pooled(found, grid))
+    return unit_mass(pooled(outlines(maps, operator), grid))
 
 
 def uniform(count: int, grid: tuple[int, int], like: Tensor) -> Tensor:

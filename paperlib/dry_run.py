@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +14,19 @@ from paperlib.data import load
 from paperlib.files import InputError
 from paperlib.methods import Batch, Method, Step
 from paperlib.progress import bar
+from paperlib.runs import peak_memory
+from paperlib.training import computes_in_bf16
 
-BATCHES = (1, 2)  # images in a step: what one adds to the memory shows between them
+BATCHES = {"cpu": (1, 2), "cuda": (1, 8, 32)}  # images in a step: what one adds to the memory shows between them
 IMAGENET100 = (125_000, 224, 100)  # training images (as DAAT, Section 5.1, has it), pixels, classes
 
 
 def measure(notebook: str, settings: Any) -> pd.DataFrame:
     """A step of each method of the study's `rehearsal` on random images: one row a method.
 
-    Columns: img/s; days, that the settings' epochs over all training images would take here; and, of the last method, the
-    GiB that a step at the settings' batch size would take at most, drawn out from steps of one and two images. Raises
-    InputError for a study without a rehearsal.
+    Columns: img/s; days, that the settings' epochs over all training images would take here at that rate, as if features
+    were aligned throughout; and, of the last method, the GiB that a step at the settings' batch size would take, drawn out
+    from small steps. Raises InputError for a study without a rehearsal.
     """
     rehearsal = _rehearsals().get(notebook)
     if rehearsal is None:
@@ -33,35 +34,37 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     count, size, classes = _extent(settings)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
     work: dict[str, Method] = rehearsal(settings, size, classes)
-    model = models.build(
-        settings.model, classes=classes, channels=3, width=settings.width, seed=0, normalisation=settings.normalisation,
-        stem_stride=settings.stem_stride, size=size,
-    ).to(device)  # fmt: skip
+    model = models.of_settings(settings, classes=classes, channels=3, size=size, seed=0).to(device)
+    bf16 = settings.bf16 and computes_in_bf16(device)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate)
     rows: dict[str, dict[str, float]] = {}
     peaks: list[int] = []
-    with torch.random.fork_rng(), bar(len(work) * len(BATCHES), "rehearsing", "step") as progress:
-        for name, method in work.items():
-            peaks = []
-            for number in BATCHES:
+    # The last method first: on a CPU the peak is the process's and never falls, so others would hide what it takes.
+    last, sizes = list(work)[-1], BATCHES[device]
+    with torch.random.fork_rng(), bar(len(work) * len(sizes), "rehearsing", "step") as progress:
+        for name, method in sorted(work.items(), key=lambda one: one[0] != last):
+            for number in sizes:
                 images, labels = torch.rand(number, 3, size, size, device=device), torch.arange(number, device=device)
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
                 begun = time.perf_counter()
                 model.train()
-                method.loss(model, Batch(images, labels, lambda x: x), Step(0, 1, 0))["total"].backward()
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                    terms = method.loss(model, Batch(images, labels, lambda x: x), Step(0, 1, 0))
+                terms["total"].backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - begun
-                peaks.append(_peak(device))
+                if name == last:
+                    peaks.append(_peak(device))
                 progress.update()
-            rate = BATCHES[-1] / seconds
+            rate = sizes[-1] / seconds
             rows[name] = {"img/s": rate, "days": count * settings.epochs / rate / 86_400}
-    each = (peaks[-1] - peaks[0]) / (BATCHES[-1] - BATCHES[0])
-    rows[name][f"GiB, batch {settings.batch_size}"] = (peaks[0] + each * (settings.batch_size - BATCHES[0])) / 2**30
-    return pd.DataFrame(rows).T
+    each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0])
+    rows[last][f"GiB, batch {settings.batch_size}"] = (peaks[0] + each * (settings.batch_size - sizes[0])) / 2**30
+    return pd.DataFrame(rows).T.loc[list(work)]
 
 
 def _rehearsals() -> dict[str, Callable[..., dict[str, Method]]]:
@@ -87,4 +90,4 @@ def _peak(device: str) -> int:
     """Bytes: of the GPU's memory since its counter was reset, or of the process since it began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()

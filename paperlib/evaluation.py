@@ -13,7 +13,7 @@ from scipy.stats import beta, norm, t
 from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
-from paperlib.data import ImageSet, as_float
+from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.files import described, digest, read_tensors, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import bar, live
@@ -52,13 +52,13 @@ def evaluate(
         stored, about = read_tensors(file)
         if about["recipe"] == recipe:
             outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
-    done = len(outcomes["clean"])
+    done, together = len(outcomes["clean"]), chunk_size(data.images, CHUNK)
     model.to(device)
     with evaluating(model), bar(len(data), "evaluating", "img") as progress, torch.random.fork_rng():
         progress.update(done)
-        for start in range(done, len(data), CHUNK):
-            images = as_float(data.images[start : start + CHUNK].to(device))
-            labels = data.labels[start : start + CHUNK].to(device)
+        for start in range(done, len(data), together):
+            images = as_float(data.images[start : start + together].to(device))
+            labels = data.labels[start : start + together].to(device)
             found = {"clean": _correct(model, images, labels)}
             for name, attack in attacks.items():
                 torch.manual_seed(seed * 1_000_003 + start)
@@ -223,13 +223,14 @@ def difference(
 
     Of the test sample: Newcombe's (1998) method 10, from the two intervals and the correlation of the outcomes image by
     image, where both have them for as many images; else the outcomes count as independent. Of the seeds, where both sides
-    have several: Welch's t; or with `same_models`, two measures of the same trainings, Student's t of their differences.
+    have several: Welch's t; where only one side has, and three or more, its deviation stands for both; or with
+    `same_models`, two measures of the same trainings, Student's t of their differences.
     """
     value = first["mean"] - second["mean"]
     (l1, u1), (l2, u2) = (_sample_arms(row) for row in (first, second))
     phi = _correlation(first["each"], second["each"])
-    low = math.sqrt(max(0.0, l1**2 + u2**2 - 2 * phi * l1 * u2))
-    high = math.sqrt(max(0.0, u1**2 + l2**2 - 2 * phi * u1 * l2))
+    low = math.sqrt(max(l1**2 + u2**2 - 2 * phi * l1 * u2, 0.0))  # in this order what is not a number stays so
+    high = math.sqrt(max(u1**2 + l2**2 - 2 * phi * u1 * l2, 0.0))
     if same_models and first["seeds"] == second["seeds"] > 1:
         apart = np.asarray(first["by_seed"]) - np.asarray(second["by_seed"])
         half = float(t.ppf(0.975, len(apart) - 1)) * float(apart.std(ddof=1)) / math.sqrt(len(apart))
@@ -240,6 +241,10 @@ def difference(
             freedom = (one + two) ** 2 / (one**2 / k + two**2 / m)
             half = float(t.ppf(0.975, freedom)) * math.sqrt(one + two)
             low, high = max(low, half), max(high, half)
+    elif max(first["seeds"], second["seeds"]) > 2:  # the one seed varies as the others do; two would not say how
+        several = max(first, second, key=lambda row: row["seeds"])
+        half = float(t.ppf(0.975, several["seeds"] - 1)) * several["deviation"] * math.sqrt(1 + 1 / several["seeds"])
+        low, high = max(low, half), max(high, half)
     return value, value - low, value + high
 
 
@@ -312,4 +317,6 @@ def _assert_allowed(
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    return digest(model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, CHUNK])
+    return digest(
+        model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, chunk_size(data.images, CHUNK)]
+    )

@@ -98,7 +98,9 @@ NAMES = {
     "daat_uniform": "DAAT, uniform",
     "rgb_edges": "the image's edges",
     "edge_cosine": "attention and edges, cosine",
-    "gradient_on_edges": "gradient on edges",
+    "gradient_on_edges": "gradient on depth edges",
+    "gradient_on_contours": "gradient on the image's edges",
+    "first_order_rise": "first-order rise of the loss",
     "cam_correlation": "Grad-CAM, correlation",
     "cam_moved": "Grad-CAM, moved",
     "cam_on_object": "Grad-CAM on object",
@@ -550,10 +552,12 @@ def _strip(maps: Tensor) -> np.ndarray:
 def changes(run: Run, name: str, images: Tensor, pairs: Mapping[str, tuple[Tensor, Tensor]], what: str) -> Figure:
     """Maps N×h×w before and after an attack, and their signed difference with contours where it is large, by method.
 
-    A row an image of N×C×H×W: the image, then for each method its two maps and the difference, red where the map rose
-    and blue where it fell, on one scale for all. Contours are at half of the largest change of the figure.
+    A row for each image of N×C×H×W, the first of those that the maps are of: the image, then for each method its two maps
+    and the difference, red where the map rose and blue where it fell, on one scale for all. Contours are at half of the
+    largest change of the figure.
     """
     count, side = len(images), images.shape[-1]
+    pairs = {method: (before[:count], after[:count]) for method, (before, after) in pairs.items()}
     width = WIDTHS[run.settings.venue][0]
     columns = 1 + 3 * len(pairs)
     figure, axes = new(run, count, columns, height=width / columns * count * 1.1 + 0.3, squeeze=False)

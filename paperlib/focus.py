@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import depth
-from paperlib.attacks import Attack, each_image, evaluating
+from paperlib.attacks import Attack, Norm, each_image, evaluating, lengths
 from paperlib.data import ImageSet, as_float
-from paperlib.oracles import Oracle, Target
+from paperlib.oracles import Oracle, Target, luminance
 from paperlib.runs import Run
 from paperlib.saliency import Attention, grad_cam
 
@@ -66,47 +66,57 @@ def edge_cosines(
     "uniform, …" is that of attention which is the same everywhere: a map of unit mass agrees with any other to some degree.
     Zero where an image's depth has no edges.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for place, images in (("clean", data.images), ("under attack", attack(model, data.images, data.labels))):
         with torch.no_grad():
-            for name, attention in attentions.items():
-                seen = attention(model, images)[1]
-                grid = (seen.shape[1], seen.shape[2])
-                wanted = target(images, data.depth, grid)
-                found[f"{name}, {place}"] = F.cosine_similarity(seen.flatten(1), wanted.flatten(1))
-            flat = depth.uniform(len(images), grid, images)
-            found[f"uniform, {place}"] = F.cosine_similarity(flat.flatten(1), wanted.flatten(1))
+            maps = {name: attention(model, images)[1] for name, attention in attentions.items()}
+            grid = next((seen.shape[1], seen.shape[2]) for seen in maps.values())  # all are of one network
+            maps["uniform"] = depth.uniform(len(images), grid, images)
+            wanted = target(images, data.depth, grid).flatten(1)
+            found |= {f"{name}, {place}": F.cosine_similarity(seen.flatten(1), wanted) for name, seen in maps.items()}
     return found
 
 
 # The input gradient and the edges of depth -------------------------------------------------------------------------
 
 
-def gradient_place(model: nn.Module, data: ImageSet, *, oracle: Oracle) -> dict[str, Tensor]:
-    """How much of ‖∇ₓL‖₁ of cross-entropy lies on the tenth of the pixels with the strongest depth edges (DAAT, Section 4).
+def gradient_place(
+    model: nn.Module, data: ImageSet, *, oracle: Oracle, operator: depth.Operator, eps: float, norm: Norm
+) -> dict[str, Tensor]:
+    """Where ∇ₓL of cross-entropy is and how large (DAAT, Section 4), each N.
 
-    "gradient_on_edges" in [0,1], 0.1 for a gradient that knows nothing of depth, and "gradient_size" ‖∇ₓL‖₁, each N.
+    "gradient_on_edges" is the share of ‖∇ₓL‖₁ on the tenth of the pixels with the strongest depth edges: 0.1 where it is
+    spread evenly. "gradient_on_contours" is that on as many pixels with the image's own strongest edges, which a gradient
+    may follow without any depth. "first_order_rise" is ε times its dual norm: what an attack gains to first order, in nats.
     """
     with torch.enable_grad():
         leaf = data.images.detach().requires_grad_(True)
         loss = F.cross_entropy(model(leaf), data.labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     strength = gradient.abs().sum(1).flatten(1)
-    with torch.no_grad():
-        edges = depth.edges(oracle(data.images, data.depth)).flatten(1)
-    strongest = edges.topk(round(EDGES * edges.shape[1]), dim=1).indices
     size = strength.sum(1)
-    return {"gradient_on_edges": strength.gather(1, strongest).sum(1) / size.clamp_min(1e-30), "gradient_size": size}
+    found = {"first_order_rise": eps * (size if norm == "linf" else gradient.flatten(1).norm(dim=1))}
+    with torch.no_grad():
+        maps = {"gradient_on_edges": oracle(data.images, data.depth), "gradient_on_contours": luminance(data.images, None)}
+    for name, seen in maps.items():
+        lines = depth.outlines(seen, operator).flatten(1)
+        strongest = lines.topk(round(EDGES * lines.shape[1]), dim=1).indices
+        found[name] = strength.gather(1, strongest).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return found
 
 
 # Grad-CAM ----------------------------------------------------------------------------------------------------------
 
 
 def cams(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> tuple[Tensor, Tensor]:
-    """Grad-CAM of the true class, clean and under attack: N×h×w of unit mass (zero where no evidence is positive)."""
+    """Grad-CAM of the true class before its ReLU, clean and under attack: N×h×w, the sum of all sizes one in each."""
     moved = attack(model, data.images, data.labels)
-    clean, adversarial = (grad_cam(model, images, data.labels, layer) for images in (data.images, moved))
-    return depth.unit_mass(clean), depth.unit_mass(adversarial)
+    clean, adversarial = (grad_cam(model, images, data.labels, layer, signed=True) for images in (data.images, moved))
+    return _scaled(clean), _scaled(adversarial)
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    return maps / each_image(maps.abs().flatten(1).sum(1).clamp_min(torch.finfo(maps.dtype).tiny), maps)
 
 
 def first_cams(
@@ -129,19 +139,23 @@ def _first(run: Run, members: Mapping[int, nn.Module]) -> Iterator[nn.Module]:
 def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> dict[str, Tensor]:
     """How far Grad-CAM moves under attack, and how much of it is on the object where the data know the object; each N.
 
-    "cam_correlation" of clean and adversarial map in [-1,1] (zero where a map is constant), "cam_moved", the share of mass
-    that changes its place, "cam_on_object" and "cam_on_object_attacked", shares of mass.
+    "cam_correlation" of clean and adversarial map in [-1,1], and "cam_moved", half the L1 distance of the two in [0,1], are
+    of the maps before the ReLU, which are never empty. "cam_on_object" and "cam_on_object_attacked" are shares of the
+    positive evidence; where there is none it counts as spread evenly.
     """
     clean, adversarial = cams(model, data, attack=attack, layer=layer)
     one, two = (map_.flatten(1) - map_.flatten(1).mean(1, keepdim=True) for map_ in (clean, adversarial))
     found = {
-        "cam_correlation": F.cosine_similarity(one, two),
+        "cam_correlation": F.cosine_similarity(one, two, eps=torch.finfo(one.dtype).tiny),
         "cam_moved": (clean - adversarial).abs().flatten(1).sum(1) / 2,
     }
     if data.mask is not None:
         object_ = depth.pooled(data.mask.to(clean), (clean.shape[1], clean.shape[2]))
-        found["cam_on_object"] = (clean * object_).flatten(1).sum(1)
-        found["cam_on_object_attacked"] = (adversarial * object_).flatten(1).sum(1)
+        for name, maps in (("cam_on_object", clean), ("cam_on_object_attacked", adversarial)):
+            shares = depth.unit_mass(maps.clamp_min(0))
+            empty = shares.flatten(1).sum(1) == 0
+            on_it = (shares * object_).flatten(1).sum(1)
+            found[name] = torch.where(empty, object_.flatten(1).mean(1), on_it)
     return found
 
 
@@ -152,12 +166,14 @@ def depth_moved(model: nn.Module, data: ImageSet, *, attack: Attack, oracle: Ora
     """Mean change of the oracle's disparity, over the spread of the clean one: DAAT's Figure 1 (a) as numbers, each N.
 
     By an "attacked" image, and by two kinds of noise that know nothing of the model: the perturbation's own values at
-    "shuffled" places, equal to it in every norm, and "random signs" of its largest value.
+    "shuffled" places, and "random signs" of its size in the attack's norm; all are equal in that norm before the clamp to
+    [0,1].
     """
     change = attack(model, data.images, data.labels) - data.images
     places = torch.rand(len(change), change[0, 0].numel(), device=change.device).argsort(1)
     shuffled = change.flatten(2).gather(2, places[:, None].expand(-1, change.shape[1], -1)).view_as(change)
-    signs = torch.randn_like(change).sign() * each_image(change.abs().flatten(1).amax(1), change)
+    signs, norm = torch.randn_like(change).sign(), attack.keywords["norm"]
+    signs = signs * each_image(lengths(change, norm) / lengths(signs, norm), signs)
     with torch.no_grad():
         before = oracle(data.images, data.depth)
         spread = before.flatten(1).std(1).clamp_min(1e-12)

@@ -18,7 +18,7 @@ from torch import Tensor
 from paperlib import depth
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, as_float
-from paperlib.evaluation import binomial_interval
+from paperlib.evaluation import at_chance, binomial_interval
 from paperlib.files import InputError
 from paperlib.oracles import Oracle
 
@@ -39,7 +39,7 @@ def pair(data: ImageSet, first: int, second: int) -> tuple[Tensor, Tensor, Image
     return as_float(chosen.images), signs, chosen
 
 
-def supports(images: Tensor, edges: Tensor) -> dict[str, Tensor]:
+def supports(edges: Tensor) -> dict[str, Tensor]:
     """Which pixels a classifier may use, each bool H×W, by the strength of depth edges N×H×W of images.
 
     All; the quarter with the strongest edges on average; the quarter with the weakest; a quarter at random.
@@ -91,7 +91,9 @@ def _score(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (images - 0.5).flatten(1) @ weight.flatten() + bias
 
 
-def experiment(train: ImageSet, test: ImageSet, oracle: Oracle, first: int, second: int, eps: float) -> pd.DataFrame:
+def experiment(
+    train: ImageSet, test: ImageSet, oracle: Oracle, first: int, second: int, *, eps: float, operator: depth.Operator
+) -> pd.DataFrame:
     """Each support and training: margins, bound and accuracies on test images, one row each, index (training, support).
 
     Columns: clean (%), the mean margin γ of the images it has right, the bound Δ = ε‖w‖₁, Δ/γ, robust (%), the share with
@@ -103,10 +105,10 @@ def experiment(train: ImageSet, test: ImageSet, oracle: Oracle, first: int, seco
     with torch.no_grad():
         parts = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
         found = [oracle(images[part], None if chosen.depth is None else chosen.depth[part]) for part in parts]
-        edges = depth.edges(torch.cat(found))
+        edges = depth.outlines(torch.cat(found), operator)
     rows = {}
     for training in ("plain", "robust"):
-        for name, support in supports(images, edges).items():
+        for name, support in supports(edges).items():
             weight, bias = fit(images, signs, support, eps, training)  # type: ignore[arg-type]
             rows[training, name] = _measured(tested, wanted, weight, bias, eps)
     return pd.DataFrame(rows).T.rename_axis(["training", "support"])
@@ -141,6 +143,15 @@ class _Linear(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         score = _score(images, self.weight, self.bias)
         return torch.stack([score, -score], 1) / 2
+
+
+def untold(found: pd.DataFrame) -> dict[str, str]:
+    """The classifiers of `experiment` that hardly tell the two classes apart, which say nothing, with the reason."""
+    reason = "tells the two classes apart hardly better than chance"
+    low = {
+        key: binomial_interval(round(row["clean (%)"] / 100 * row["n"]), int(row["n"]))[0] for key, row in found.iterrows()
+    }
+    return {f"{training}: {support}": reason for (training, support), least in low.items() if at_chance({"low": least}, 2)}
 
 
 def rows(found: pd.DataFrame) -> pd.DataFrame:

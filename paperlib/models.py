@@ -349,6 +349,14 @@ def build(
         return ARCHITECTURES[name](classes, channels, width, NORMALISATIONS[normalisation], stem_stride, **sized)
 
 
+def of_settings(settings: Any, *, classes: int, channels: int, size: int, seed: int) -> nn.Module:
+    """`build` with the architecture, width, normalisation and stem of a study's settings."""
+    return build(
+        settings.model, classes=classes, channels=channels, width=settings.width, seed=seed,
+        normalisation=settings.normalisation, stem_stride=settings.stem_stride, size=size,
+    )  # fmt: skip
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's weights as safetensors."""
     write_tensors(path, model.state_dict(), {})

@@ -3,6 +3,7 @@
 An oracle maps images N×3×H×W in [0,1], and their depth N×H×W where the data have one, to disparities N×H×W.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ Oracle = Callable[[Tensor, Tensor | None], Tensor]
 Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
 Kind = Literal["disparity", "distance"]  # what a network puts out: inverse depth (MiDaS), or metres (NYU, KITTI)
 
-NEAREST = 1e-3  # metres; nearer predictions of a network count as this far
+NEAREST = 0.1  # metres; nearer predictions count as this far: one of zero would outweigh every edge there is
+NO_TRANSFORMERS = "a pretrained depth oracle needs transformers: pip install 'paperlib[depth]'"
 RECIPE = 1  # raise it when the network or its training changes: an older one is then learned anew
 SEED = 77_001  # of the scenes that the network learns from: no study's
 WIDTH = 16  # channels of the network's first level
@@ -158,6 +160,7 @@ def _padded(side: int, processor: Any) -> int:
     return math.ceil(side / divisor) * divisor if divisor else side
 
 
+@functools.cache
 def pretrained(name: str, kind: Kind) -> PretrainedDepth:
     """A frozen DPT depth network with its processor, from a folder or the hub (say facebook/dpt-dinov2-base-nyu).
 
@@ -167,7 +170,7 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
     try:
         from transformers import DPTForDepthEstimation, DPTImageProcessor
     except ImportError:
-        raise InputError("a pretrained depth oracle needs transformers: pip install 'paperlib[depth]'") from None
+        raise InputError(NO_TRANSFORMERS) from None
     folder = Path(name).expanduser()
     local = folder.is_dir() or name.startswith((".", "/", "~"))
     for part in ("config.json", "preprocessor_config.json", "model.safetensors") if local else ():
@@ -178,18 +181,26 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
     try:
         given: dict[str, Any] = {"local_files_only": True} if local else {}
         processor = DPTImageProcessor.from_pretrained(name, **given)
-        network = DPTForDepthEstimation.from_pretrained(name, use_safetensors=True, **given)
+        given |= {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = DPTForDepthEstimation.from_pretrained(name, **given)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).split(". ")[0]
         where = "" if local else "; where there is no network, give the folder that it was downloaded to"
         raise InputError(f"{name}: no depth network could be read ({reason}){where}") from None
+    network, told = loaded
+    absent = [*told["missing_keys"], *told["mismatched_keys"]]  # which transformers would leave random
+    if absent:
+        first = min(map(str, absent))
+        raise InputError(f"{name}: holds no DPT depth network: {len(absent)} of its weights are missing, {first} for one")
     return PretrainedDepth(network, processor, kind).eval().requires_grad_(False)
 
 
 def untrained_dpt() -> PretrainedDepth:
     """A network of the shape of facebook/dpt-dinov2-base-nyu, 112 million random weights: for what it costs alone."""
-    from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
+    try:
+        from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+    except ImportError:
+        raise InputError(NO_TRANSFORMERS) from None
     stages = [f"stage{number}" for number in (3, 6, 9, 12)]
     backbone = Dinov2Config(  # type: ignore[call-arg]
         out_features=stages, reshape_hidden_states=False, image_size=518, patch_size=14

@@ -94,8 +94,7 @@ class Run:
 
     def finish(self) -> None:
         """Write down that everything was computed, and let go of the folder."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        _say(self, "finished", peak_memory_bytes=peak)
+        _say(self, "finished", peak_memory_bytes=peak_memory())
         _release(self.folder)
 
 
@@ -122,6 +121,11 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     _say(run, "running")
     _watch(run)
     return run
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def method_of(training: str) -> str:

@@ -148,9 +148,10 @@ def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Ten
     return logits, unit_mass(output.float().square().sum(1))
 
 
-def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> Tensor:
-    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017, Equations 1 and 2): N×h×w, at least 0, not normalised.
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, signed: bool = False) -> Tensor:
+    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017, Equations 1 and 2): N×h×w, not normalised.
 
+    At least 0; or, `signed`, before the ReLU of Equation 2, which leaves nothing of a map without positive evidence.
     `layer` puts out channels×h×w, or the tokens of a vision transformer, whose class token is left out (there: the last
     block's norm1; the output of the last block reaches the logits through the class token alone and gives zero). The model
     is used in evaluation mode. Give clean and adversarial images the same class, or the maps answer different questions.
@@ -169,7 +170,8 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> T
     # Equation (1): α_k = 1/Z Σ ∂y/∂A_k
     alpha = gradient.mean((2, 3), keepdim=True)
     # Equation (2): ReLU(Σ_k α_k A_k)
-    return (alpha * output.detach()).sum(1).clamp_min(0)
+    weighed = (alpha * output.detach()).sum(1)
+    return weighed if signed else weighed.clamp_min(0)
 
 
 def _with_output(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:

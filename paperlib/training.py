@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from paperlib import models
 from paperlib.attacks import Attack, evaluating
-from paperlib.data import ImageSet, Splits, as_float
+from paperlib.data import ImageSet, Splits, as_float, chunk_size
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import read_json, read_tensors, write_json, write_tensors
 from paperlib.methods import Batch, Measured, Method, Step
@@ -61,16 +61,8 @@ def build(settings: Any, data: Splits, seed: int) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return models.toy_net(*getattr(settings, "toy_hidden", (32,)))
-    return models.build(
-        settings.model,
-        classes=len(data.train.classes),
-        channels=data.train.images.shape[1],
-        width=settings.width,
-        seed=seed,
-        normalisation=settings.normalisation,
-        stem_stride=settings.stem_stride,
-        size=data.train.images.shape[-1],
-    )
+    channels, size = data.train.images.shape[1], data.train.images.shape[-1]
+    return models.of_settings(settings, classes=len(data.train.classes), channels=channels, size=size, seed=seed)
 
 
 def fit(
@@ -199,9 +191,10 @@ def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: An
     """Clean accuracy, and robust accuracy under the attack if there is one, both in [0,1]."""
     clean = robust = 0
     with evaluating(model):
-        for start in range(0, len(data), 500):
-            images = as_float(data.images[start : start + 500].to(device))
-            labels = data.labels[start : start + 500].to(device)
+        together = chunk_size(data.images, 500)
+        for start in range(0, len(data), together):
+            images = as_float(data.images[start : start + together].to(device))
+            labels = data.labels[start : start + together].to(device)
             clean += int((model(images).argmax(1) == labels).sum())
             if attack is not None:
                 adversarial = attack(model, images, labels)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from paperlib import dry_run, models, oracles, runs, saliency
+from paperlib.data import ImageSet, scenes
 from paperlib.files import InputError
 from paperlib.methods import daat_study as study
 from paperlib.methods.daat import DAAT
@@ -33,8 +34,15 @@ def settings(**changes: Any) -> study.DaatSettings:
         ({"model": "small_cnn"}, "a convolutional network needs one"),
         ({"model": "small_cnn", "layer": "11"}, "tokens are a transformer's"),
         ({"methods": "[standard, pgd_at]"}, "methods needs daat"),
-        ({"crop_padding": 4, "crop_fill": 0.5}, "crop_fill must be reflect"),
-        ({"one_seed": "[learned]"}, "one_seed has learned"),
+        ({"crop_padding": 4, "crop_fill": 0.5}, "crop_fill must be reflect for scenes"),
+        ({"rollout": True, "blocks": "[1]"}, "rollout goes over all blocks"),
+        ({"layer": "11", "heads": "[0]", "model": "small_cnn", "teacher": "null"}, "without_align is PGD-AT"),
+        (
+            {"layer": "11", "heads": "[0]", "model": "small_cnn", "teacher": "null", "methods": "[pgd_at, daat]"},
+            "blocks, heads and rollout are a transformer's",
+        ),
+        ({"epsilons": "[]"}, "epsilons"),
+        ({"focus_images": 1}, "focus_images = 1"),
         ({"linear_classes": "[1, 1]"}, "two different classes"),
     ],
 )
@@ -100,14 +108,32 @@ def test_attention_is_what_the_settings_ask_for() -> None:
 
 
 def test_sources_of_edges_are_held_against_exact_depth(home: Path) -> None:
-    from paperlib.data import scenes
-
-    found = study.agreement(settings(), scenes.load(20, 32, 5), 32)
+    run = runs.Run("daat_imagenet100", "quick", settings(), home / "runs" / "x")
+    found = study.agreement(run, scenes.load(20, 32, 5), 32, (8, 8))
     assert found["mean cosine"]["exact"] == pytest.approx(1)
     assert found["mean cosine"]["uniform"] < found["mean cosine"]["rgb_edges"] < 1
     assert list(found.index) == ["exact", "learned", "shuffled", "rgb_edges", "uniform"]
     with pytest.raises(InputError, match="uniform has no depth"):
         study.oracle(settings(), 32, "uniform")
+
+
+def test_what_does_not_fit_network_or_data_shows_before_training(home: Path) -> None:
+    data = ImageSet(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1]), tuple("abcdefghij"),
+                    1 + torch.rand(2, 32, 32))  # fmt: skip
+    model = models.build("vit_conv", classes=10, channels=3, width=64, seed=0)
+
+    def tried(given: ImageSet = data, **changes: Any) -> tuple[int, int]:
+        return study.tried(runs.Run("daat_imagenet100", "quick", settings(**changes), home / "runs" / "x"), model, given)
+
+    assert tried() == (8, 8)
+    with pytest.raises(InputError, match=r"blocks = \[9\]"):
+        tried(blocks="[9]")
+    with pytest.raises(InputError, match=r"linear_classes = \[0, 20\]: scenes has 10 classes"):
+        tried(linear_classes="[0, 20]")
+    with pytest.raises(InputError, match="images of 1 channel"):
+        tried(ImageSet(data.images[:, :1], data.labels, data.classes, data.depth))
+    with pytest.raises(InputError, match="no depth of their own"):
+        tried(ImageSet(data.images, data.labels, data.classes))
 
 
 def test_curves_are_means_and_ranges_over_seeds() -> None:

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def test_the_spread_of_seeds_widens_the_interval_of_a_difference() -> None:
         samples.append(mean + deviation * np.array(shape) / np.std(shape, ddof=1))
     expected = ttest_ind(*samples, equal_var=False).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-6)
-    assert evaluation.difference(rows[0], {**rows[1], "seeds": 1})[1] > low
+    assert evaluation.difference({**rows[0], "seeds": 2}, {**rows[1], "seeds": 1})[1] > low  # of the test sample alone
 
 
 def test_the_summary_takes_outcomes_by_image() -> None:
@@ -274,3 +275,36 @@ def test_distances_are_kept_by_chunk_and_go_on(home: Path) -> None:
     with torch.no_grad():
         wrong = model(data.images.float() / 255).argmax(1) == 1
     assert (whole[wrong.numpy()] == 0).all()
+
+
+def test_one_seed_is_as_uncertain_as_several() -> None:
+    """Against a single training, the deviation of several stands for both: t s √(1 + 1/m)."""
+    each = np.zeros(4000, dtype=bool)
+    tables = [
+        pd.DataFrame({"method": name, "seed": range(len(accuracies)), "measure": "clean", "n": 4000,
+                      "accuracy": accuracies, "each": [each] * len(accuracies)})
+        for name, accuracies in (("three", [0.40, 0.50, 0.60]), ("one", [0.45]))
+    ]  # fmt: skip
+    three, one = evaluation.summary(pd.concat(tables, ignore_index=True)).to_dict("records")
+    value, low, high = evaluation.difference(three, one)
+    half = 4.302653 * 0.1 * math.sqrt(1 + 1 / 3)
+    assert (value, low, high) == pytest.approx((0.05, 0.05 - half, 0.05 + half), abs=1e-5)
+    assert evaluation.difference(one, three) == pytest.approx((-value, -high, -low))
+
+
+def test_what_is_no_number_has_no_interval() -> None:
+    row = {"mean": 0.5, "sample_low": math.nan, "sample_high": math.nan, "each": None, "seeds": 1, "deviation": math.nan}
+    assert all(map(math.isnan, evaluation.difference(row, row)[1:]))
+
+
+def test_gaps_say_what_they_can_tell() -> None:
+    rows = [
+        {"method": name, "measure": "clean", "mean": mean, "low": 0, "high": 1, "sample_low": mean - 0.02,
+         "sample_high": mean + 0.02, "each": None, "seeds": 3, "deviation": deviation, "by_seed": None}
+        for name, mean, deviation in (("base", 0.5, 0.01), ("above", 0.7, 0.01), ("near", 0.51, 0.05), ("even", 0.52, 0.01))
+    ]  # fmt: skip
+    found = evaluation.gaps(pd.DataFrame(rows), "base", ["clean", "absent"])
+    assert found["clean", "told"].to_dict() == {"above": "yes", "near": "smaller than the seeds' spread", "even": "no"}
+    assert found["clean", "difference"].to_dict() == pytest.approx({"above": 20, "near": 1, "even": 2})
+    table = evaluation.wide(pd.DataFrame(rows))
+    assert table.loc["near", ("clean", "mean")] == pytest.approx(51)

@@ -60,7 +60,7 @@ def test_supports_are_the_pixels_they_are_said_to_be() -> None:
     edges = torch.zeros(3, 4, 4)
     edges[:, 1] = 1.0
     edges[:, 3] = -1.0
-    found = linear.supports(torch.zeros(3, 3, 4, 4), edges)
+    found = linear.supports(edges)
     assert {name: int(mask.sum()) for name, mask in found.items()} == {
         "all pixels": 16, "edges": 4, "off the edges": 4, "random pixels": 4,
     }  # fmt: skip
@@ -73,7 +73,7 @@ def test_the_experiment_has_a_row_for_each_support_and_training() -> None:
     distance = torch.ones(80, 8, 8)
     distance[:, 2:5] = 2.0
     data = ImageSet((255 * images).to(torch.uint8), torch.where(signs > 0, 3, 1), ("a", "b", "c", "d"), distance)
-    found = linear.experiment(data[:40], data[40:], oracles.exact, 3, 1, EPS)
+    found = linear.experiment(data[:40], data[40:], oracles.exact, 3, 1, eps=EPS, operator="sobel")
     assert len(found) == 8
     rows = linear.rows(found)
     assert set(rows["n"]) == {40}
@@ -81,5 +81,6 @@ def test_the_experiment_has_a_row_for_each_support_and_training() -> None:
     assert bool((rows["low"] <= rows["mean"]).all())
     # Trained on the worst perturbation, every classifier's bound is smaller beside its margin.
     assert bool((found.loc["robust", "Δ/γ"] < found.loc["plain", "Δ/γ"]).all())
+    assert set(linear.untold(found)) <= set(rows["method"])
     with pytest.raises(InputError, match="classes 0 and 1: one of them has no image"):
         linear.pair(data, 0, 1)

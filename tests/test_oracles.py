@@ -115,6 +115,17 @@ def test_a_folder_without_a_network_says_what_it_should_hold(
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="no depth network could be read"):
         oracles.pretrained(str(tmp_path), "distance")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(published / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if not name.startswith("head")}, tmp_path / "model.safetensors"
+    )
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    with pytest.raises(InputError, match=r"of its weights are missing, head"):
+        oracles.pretrained(str(tmp_path), "distance")
+    oracles.pretrained.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install 'paperlib\[depth\]'"):
         oracles.pretrained(str(published), "distance")

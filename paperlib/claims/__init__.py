@@ -93,7 +93,11 @@ def judge(
             outcome, reason = "not tested here", f"{barred[0]} {(excluded or {})[barred[0]]}"
         elif (seeds := min(values[side, claim["measure"]]["seeds"] for side in needed)) < claim.get("seeds", 1):
             outcome, reason = "not tested here", f"needs {claim['seeds']} seeds or more, this run has {seeds}"
-        elif claim["kind"] == "gain" and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM:
+        elif (
+            claim["kind"] == "gain"
+            and claim.get("ceiling", True)
+            and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM
+        ):
             outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
         elif chance:
             outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
@@ -155,6 +159,8 @@ def verdict(
             )
         return "not reproduced", f"{found}, {'below one' if high < 1 else 'not told from one'}"
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
+    if not all(map(math.isfinite, (difference, low, high))):
+        return "not tested here", f"{found}: that is no number"
     if kind == "keep":
         if low >= floor:
             return "reproduced", f"{found}, not below {floor:+g}"
@@ -171,6 +177,8 @@ def verdict(
     if low <= 0:
         return "not reproduced", f"{found}, {'below zero' if high < 0 else 'not told from zero'}"
     if claimed is None:
+        if difference < LEAST:
+            return "direction only", f"{found}, less than {LEAST:g} point; the paper gives no number"
         return "reproduced", f"{found}; the paper gives no number"
     if difference >= SIZE * claimed:
         return "reproduced", f"{found}, the paper {claimed:+.1f}"

@@ -52,6 +52,11 @@ def as_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
 
 
+def chunk_size(images: Tensor, most: int) -> int:
+    """How many of these images are processed together: `most`, and fewer where they are larger than 96 px."""
+    return max(1, min(most, most * 96**2 // (images.shape[-1] * images.shape[-2]))) if images.ndim == 4 else most
+
+
 def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Splits:
     """Hold `validation` images of the training set out, the same number per class, chosen by `seed` alone.
 

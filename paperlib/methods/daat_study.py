@@ -6,26 +6,28 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from paperlib import models, oracles
-from paperlib.attacks import Attack, Norm, autoattack, pgd
+from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.depth import Distance, Operator, edges
 from paperlib.files import InputError, root
 from paperlib.methods import Method
 from paperlib.methods.baselines import Standard
-from paperlib.methods.daat import DAAT, Schedule
+from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
-from paperlib.saliency import Attention, activated, attended, name_in, rollout, transformer
+from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
 Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
+CHUNK = 100  # images whose depth is asked for together
 TRANSFORMERS = ("vit", "vit_conv", "vit14")
 
 
@@ -66,8 +68,8 @@ class DaatSettings(ImageSettings):
     weights: list[Radius]  # λ of the sweep
     one_seed: list[Name | Source | Literal["sweep"]]  # what is trained with the first seed alone
     autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images
-    focus_images: Count  # test images whose attention, Grad-CAM and gradients are measured
-    epsilons: list[Positive]  # of the sweep, as factors of ε
+    focus_images: Annotated[int, Field(ge=2)]  # test images whose attention, Grad-CAM and gradients are measured
+    epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
     linear_classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # of Proposition 1's
 
     @model_validator(mode="after")
@@ -88,10 +90,12 @@ class DaatSettings(ImageSettings):
             raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
         if self.teacher and self.model not in TRANSFORMERS:
             raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
-        if self.crop_padding and self.crop_fill != "reflect" and "exact" in (self.oracle, *self.controls):
-            raise ValueError("crop_fill must be reflect where depth is exact: a constant border has no depth")
-        if unknown := set(self.one_seed) - {*self.methods, *self.controls, "sweep"}:
-            raise ValueError(f"one_seed has {', '.join(sorted(unknown))}, which this run does not train")
+        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
+            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
+        if self.rollout and self.blocks is not None:
+            raise ValueError(f"blocks = {self.blocks}: rollout goes over all blocks; leave one of the two out")
+        if self.layer is not None and (self.rollout or self.blocks is not None or self.heads is not None):
+            raise ValueError(f"layer = {self.layer!r}: blocks, heads and rollout are a transformer's")
         if self.linear_classes[0] == self.linear_classes[1]:
             raise ValueError(f"linear_classes = {self.linear_classes}: two different classes, counted from 0")
         return self
@@ -117,7 +121,9 @@ def oracle(settings: DaatSettings, size: int, source: Source | None = None) -> O
         return oracles.by_network(oracles.learned(32 if size < 64 else 64, settings.depth_images, settings.depth_epochs))
     if source == "pretrained":
         assert settings.depth_weights is not None
-        return oracles.by_network(oracles.pretrained(settings.depth_weights, settings.depth_kind))
+        folder = root() / Path(settings.depth_weights).expanduser()
+        name = str(folder) if folder.is_dir() else settings.depth_weights
+        return oracles.by_network(oracles.pretrained(name, settings.depth_kind))
     if source == "rgb_edges":
         return oracles.luminance
     if source == "shuffled":
@@ -259,20 +265,55 @@ def sweep_attack(settings: DaatSettings) -> Attack:
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def agreement(settings: DaatSettings, data: ImageSet, size: int) -> pd.DataFrame:
-    """How well each source's G agrees with the oracle's own, exact where the data have depth, on test images.
+def tried(run: Run, model: nn.Module, data: ImageSet) -> tuple[int, int]:
+    """The grid of attention maps, found by putting two images through everything that is aligned and measured.
 
-    Rows by source; the cosine of the two on the grid of an 8×8 attention map, mean and 5th percentile over images.
+    So what does not fit the network or the data is refused before anything is trained. Raises InputError.
     """
-    images = as_float(data.images)
-    grid = (8, 8)
+    settings, few = run.settings, data[:2]
+    images = as_float(few.images)
+    if images.shape[1] != 3:
+        raise InputError(f"data = {settings.data}: images of {images.shape[1]} channel; depth is told from colour images")
+    if max(settings.linear_classes) >= len(data.classes):
+        raise InputError(f"linear_classes = {settings.linear_classes}: {settings.data} has {len(data.classes)} classes")
+    size = int(images.shape[-1])
+    if settings.teacher == "dinov2":
+        guide = teacher(settings, size, {})
+        assert guide is not None
+        with evaluating(model), torch.no_grad():
+            feature_misalignment(tokens(model, images), tokens(guide, images))
+    with evaluating(model), torch.no_grad():
+        seen = attention(settings)(model, images)[1]
+    grid = (int(seen.shape[1]), int(seen.shape[2]))
+    for source in (settings.oracle, *settings.controls):
+        target(settings, size, source)(images, few.depth, grid)
+    grad_cam(model, images, few.labels, cam_layer(settings, model))
+    return grid
+
+
+def agreement(run: Run, data: ImageSet, size: int, grid: tuple[int, int]) -> pd.DataFrame:
+    """How well each source's G agrees with the best one at hand, exact where the data have depth, on the attention's grid.
+
+    Rows by source; mean and 5th percentile of the cosine of the two over the images that have edges.
+    """
+    settings = run.settings
     best: Source = "exact" if data.depth is not None else settings.oracle
-    truth = target(settings, size, best)(images, data.depth, grid).flatten(1)
-    rows, sources = {}, [best, moving(settings), *settings.controls, "rgb_edges", "shuffled", "uniform"]
-    for source in dict.fromkeys(sources):
-        found = target(settings, size, source)(images, data.depth, grid).flatten(1)
-        each = torch.cosine_similarity(found, truth, dim=1)[truth.sum(1) > 0]
-        rows[source] = {"mean cosine": float(each.mean()), "5th percentile": float(each.quantile(0.05))}
+    sources = dict.fromkeys([best, moving(settings), *settings.controls, "rgb_edges", "shuffled", "uniform"])
+    targets = {source: target(settings, size, source) for source in sources}
+    found: dict[str, list[Tensor]] = {source: [] for source in sources}
+    for start in range(0, len(data), CHUNK):
+        part = data[start : start + CHUNK]
+        images = as_float(part.images).to(run.device)
+        distance = None if part.depth is None else part.depth.to(run.device)
+        maps = {source: one(images, distance, grid).flatten(1) for source, one in targets.items()}
+        edged = maps[best].sum(1) > 0
+        for source, one in maps.items():
+            found[source].append(torch.cosine_similarity(one, maps[best], dim=1)[edged].cpu())
+    each = {source: torch.cat(parts).numpy() for source, parts in found.items()}
+    rows = {
+        source: {"mean cosine": cosine.mean(), "5th percentile": np.quantile(cosine, 0.05)} if len(cosine) else {}
+        for source, cosine in each.items()
+    }
     return pd.DataFrame(rows).T
 
 
@@ -342,10 +383,7 @@ def edge_rows(found: pd.DataFrame) -> pd.DataFrame:
 
 def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Method]:
     """Standard training, PGD-AT and DAAT for a dry run: oracle and teacher untrained, of the real ones' shapes and cost."""
-    untrained = models.build(
-        settings.model, classes=classes, channels=3, width=settings.width, seed=0, normalisation=settings.normalisation,
-        stem_stride=settings.stem_stride, size=size,
-    )  # fmt: skip
+    untrained = models.of_settings(settings, classes=classes, channels=3, size=size, seed=0)
     frozen = untrained.eval().requires_grad_(False) if settings.teacher else None
     network = (
         oracles.untrained_dpt() if settings.oracle == "pretrained" else oracles.DepthNet().eval().requires_grad_(False)

@@ -90,10 +90,8 @@ STUDIES = {"gfa_landscape": GfaSettings}
 def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
     """The first `count` layers of the network in the settings; InputError where it cannot be differentiated twice."""
     images = as_float(data.train.images[:2])
-    model = models.build(
-        settings.model, classes=len(data.train.classes), channels=images.shape[1], width=settings.width, seed=0,
-        normalisation=settings.normalisation, stem_stride=settings.stem_stride, size=images.shape[-1],
-    )  # fmt: skip
+    classes, channels, size = len(data.train.classes), images.shape[1], images.shape[-1]
+    model = models.of_settings(settings, classes=classes, channels=channels, size=size, seed=0)
     found = weighted_layers(model, images)[:count]
     check_differentiable_twice(model, images, found, getattr(settings, "task", "mse"))
     return found
