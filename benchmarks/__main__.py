@@ -6,6 +6,7 @@ slows down slows all of them. `python -m benchmarks NAME…` runs some of them a
 
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -413,6 +414,46 @@ def _kept(call: Callable[[Tensor], Tensor], images: Tensor) -> int:
     return sum(sizes.values())
 
 
+# Memory ------------------------------------------------------------------------
+
+
+def memory() -> list[Row]:
+    """Training steps in a process of its own, as Python starts it, and with the environment that the command line gives."""
+    from paperlib.cli import KEEP_MEMORY
+
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    rows = []
+    for name, width in (("small_cnn", 32), ("vit_conv", 64)):
+        work = {"as it is": plain, "freed memory kept": {**plain, **KEEP_MEMORY}}
+        rates: dict[str, list[float]] = {what: [] for what in work}
+        for _ in range(3):
+            for what, environ in work.items():
+                command = [sys.executable, "-c", STEPS, name, str(width)]
+                found = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+                rates[what].append(float(found.stdout))
+        medians = {what: statistics.median(each) for what, each in rates.items()}
+        rows += [
+            {"what": f"{name}, 64 px, {what}", "img/s": round(rate), "ratio": round(rate / medians["as it is"], 2)}
+            for what, rate in medians.items()
+        ]
+    return rows
+
+
+STEPS = """
+import sys, time, torch
+from paperlib import models
+model = models.build(sys.argv[1], classes=10, channels=3, width=int(sys.argv[2]), seed=0, size=64)
+model = model.to(memory_format=torch.channels_last)
+images = torch.rand(64, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+labels = torch.arange(64) % 10
+for turn in range(15):
+    if turn == 3:
+        begun = time.perf_counter()
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+print(12 * 64 / (time.perf_counter() - begun))
+"""
+
+
 # Data --------------------------------------------------------------------------
 
 
@@ -449,7 +490,7 @@ def reading() -> list[Row]:
 
 BENCHMARKS = (
     attack, methods, adversarial_methods, raat_at_full_width, one_gradient, ten_gradients, sampled_classes, alignment,
-    rendering, reading,
+    memory, rendering, reading,
 )  # fmt: skip
 
 

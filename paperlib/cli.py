@@ -19,6 +19,15 @@ Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help=
 VenueOption = Annotated[str | None, typer.Option(help="column width of the figures: neurips, iclr, icml, cvpr, aaai, wide")]
 
 
+# For glibc's malloc, which otherwise hands the memory of every large tensor back to the system and asks for it again, page
+# by page, in the next step (docs/results/benchmarks.md). Read when a process starts, so set for the notebooks' kernels.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    "MALLOC_TOP_PAD_": str(256 * 2**20),
+}
+
+
 def main() -> None:
     """The entry point: what the user got wrong becomes a message and exit code 2, not a traceback."""
     try:
@@ -160,6 +169,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
 
     from paperlib.report import notebook_page
 
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     print(f"{notebook}, preset {preset}, into {folder}", flush=True)
     target = folder / f"{notebook}.ipynb"
     temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
