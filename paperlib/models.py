@@ -109,7 +109,7 @@ class ConvStem(nn.Module):
         inputs, strides = in_chans, patch_size.bit_length() - 1
         for left in range(strides - 1, -1, -1):
             outputs = embed_dim >> left
-            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GroupNorm(1, outputs), nn.GELU()]
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), BatchNorm2d(outputs), nn.ReLU()]
             inputs = outputs
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, embed_dim, 1))
         self.grid_size = (img_size // patch_size, img_size // patch_size)
@@ -294,7 +294,8 @@ preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
 wide_resnet28 = partial(resnet, PreActBlock, (4, 4, 4), stem=16)
 
 # Strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learn from fewer images.
-vit_conv = partial(transformer, name="vit_conv", cell=16, embed_layer=ConvStem)
+# Three blocks behind a stem with batch norm: with six, or layer norm there, it stays at chance for hundreds of steps.
+vit_conv = partial(transformer, name="vit_conv", cell=16, embed_layer=ConvStem, depth=3)
 # Of width 768 ViT-B/14, which DAAT trains; attention is fused.
 vit14 = partial(transformer, name="vit14", cell=14, head=64, patch_size=14, depth=12, mlp_ratio=4, fused=True)
 

@@ -42,6 +42,7 @@ def settings(**changes: Any) -> study.DaatSettings:
             "blocks, heads and rollout are a transformer's",
         ),
         ({"epsilons": "[]"}, "epsilons"),
+        ({"ramp": "[0.5, 0.2]"}, "rises from the first share"),
         ({"focus_images": 1}, "focus_images = 1"),
         ({"linear_classes": "[1, 1]"}, "two different classes"),
     ],
@@ -104,7 +105,7 @@ def test_attention_is_what_the_settings_ask_for() -> None:
     torch.testing.assert_close(study.attention(plain)(cnn, images), saliency.activated(cnn, images, "12"))
     assert list(study.attentions(plain, cnn)) == ["aligned"]
     assert study.cam_layer(plain, cnn) == "12"
-    assert study.cam_layer(settings(), model) == "vit.blocks.5.norm1"
+    assert study.cam_layer(settings(), model) == "vit.blocks.2.norm1"
 
 
 def test_sources_of_edges_are_held_against_exact_depth(home: Path) -> None:

@@ -13,7 +13,8 @@ No code is public, and the text leaves open or contradicts:
 - The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed
   in the attack's steps. An image whose depth has no edge anywhere is left out of the alignment's mean.
 - The teacher sees the augmented clean image that the attack starts from, as the student does.
-- ε may rise over the first share `ramp` of the steps, which small transformers need to learn anything under attack.
+- ε may be zero over a first share of the steps and rise until a second, `ramp`: small transformers learn nothing else under
+  attack. While it is zero no attack is made, and x + δ is x.
 """
 
 import math
@@ -78,7 +79,7 @@ class DAAT:
     schedule: Schedule = "constant"  # s(t)
     teacher: nn.Module | None = None  # frozen; None: without L_feat
     feature: float = 1.0  # γ₀, not published
-    ramp: float = 0.0  # share of the steps over which ε rises
+    ramp: tuple[float, float] = (0.0, 0.0)  # shares of the steps: ε is zero before the first, and whole after the second
 
     def __post_init__(self) -> None:
         if (self.attention is None) != (self.target is None):
@@ -87,10 +88,14 @@ class DAAT:
             )
         if self.schedule not in get_args(Schedule):
             raise InputError(f"schedule = {self.schedule!r}; choose from {', '.join(get_args(Schedule))}")
-        for name in ("weight", "feature", "ramp"):
+        for name in ("weight", "feature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} = {getattr(self, name):g}; it must be zero or more")
-        if self.ramp and not {"eps", "step_size"} <= set(self.attack.keywords):
+        if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
+            raise InputError(
+                f"ramp = {list(self.ramp)}; it must be two shares of the steps, the first not after the second"
+            )
+        if self.ramp[1] and not {"eps", "step_size"} <= set(self.attack.keywords):
             raise InputError("a ramp needs an attack with eps and step_size, which rise together")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -100,9 +105,8 @@ class DAAT:
         "total". Raises InputError where the images' depth would have to be padded with a constant.
         """
         images, depth = _augmented(batch)
-        with evaluating(model):
-            adversarial = self._risen(step)(model, images, batch.labels)
         share = step.index / step.total
+        adversarial = images if share < self.ramp[0] else self._attacked(model, images, batch.labels, share)
         zero = images.new_zeros(())
         align = features = edged = zero
         if self.attention is not None and self.target is not None:
@@ -125,12 +129,15 @@ class DAAT:
         total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
         return {"task": task, "align": align, "feature": features, "edged": edged, "total": total}
 
-    def _risen(self, step: Step) -> Attack:
-        if not self.ramp:
-            return self.attack
-        rise = min(1.0, (step.index + 1) / (self.ramp * step.total))
-        settings = self.attack.keywords
-        return partial(self.attack, eps=rise * settings["eps"], step_size=rise * settings["step_size"])
+    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """x + δ at the ε of this share of the training."""
+        begin, whole = self.ramp
+        attack = self.attack
+        if share < whole:
+            rise = (share - begin) / (whole - begin)
+            attack = partial(attack, eps=rise * attack.keywords["eps"], step_size=rise * attack.keywords["step_size"])
+        with evaluating(model):
+            return attack(model, images, labels)
 
 
 def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:

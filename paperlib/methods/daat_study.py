@@ -42,7 +42,7 @@ class DaatSettings(ImageSettings):
     methods: list[Name]
     norm: Norm  # of the attack in training and evaluation; linf: the paper
     train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
-    ramp: Share  # share of the steps over which ε rises
+    ramp: Annotated[list[Share], Field(min_length=2, max_length=2)]  # shares of the steps between which ε rises from zero
     weight: Radius  # λ
     distance: Distance  # of attention and depth saliency; cosine: Equation (2)
     align_schedule: Schedule  # s(t)
@@ -90,6 +90,8 @@ class DaatSettings(ImageSettings):
             raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
         if self.teacher and self.model not in TRANSFORMERS:
             raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
+        if self.ramp[0] > self.ramp[1]:
+            raise ValueError(f"ramp = {self.ramp}: ε rises from the first share of the steps to the second")
         if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
             raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
         if self.rollout and self.blocks is not None:
@@ -194,7 +196,7 @@ def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: S
     return DAAT(
         training_attack(settings), None if wanted is None else attention(settings), wanted, weight=weight,
         distance=settings.distance, schedule=settings.align_schedule,
-        teacher=teacher, feature=settings.feature, ramp=settings.ramp,
+        teacher=teacher, feature=settings.feature, ramp=(settings.ramp[0], settings.ramp[1]),
     )  # fmt: skip
 
 
