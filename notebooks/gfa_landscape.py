@@ -250,7 +250,7 @@ figures.panels(run, study.sweep_points(s, [summary, others], sweep_cosines, name
 
 # %%
 beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other])])
-beside["cosine", "here"] = study.first_cosines(run, groups, sample)
+beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(beside.index)
 figures.table(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
 
 # %% [markdown]

@@ -181,7 +181,12 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
 
 
 def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
-    """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown."""
+    """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown.
+
+    An empty one is not written; what is shown says so.
+    """
+    if data.empty:
+        return f"{caption} Nothing of it was measured in this run."
     shown = data.rename(index=title, columns=title)
     latex = shown.rename(columns=_latex, index=_latex).to_latex(
         float_format=f"%.{digits}f", na_rep="--", caption=_latex(caption), label=f"tab:{name}", multicolumn_format="c"

@@ -84,3 +84,8 @@ def test_outcomes_by_image_stay_out_of_the_files(run: runs.Run) -> None:
     figure, _ = figures.new(run)
     figures.save(run, figure, "f", table)
     assert (run.folder / "figures" / "f.csv").read_text() == "method,mean\na,0.5\n"
+
+
+def test_a_table_of_nothing_says_so(run: runs.Run) -> None:
+    assert "Nothing of it was measured" in figures.table(run, pd.DataFrame(), "empty", "Others.")
+    assert not (run.folder / "tables" / "empty.csv").exists()
