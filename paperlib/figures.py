@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -582,7 +583,8 @@ def changes(run: Run, name: str, images: Tensor, pairs: Mapping[str, tuple[Tenso
                     np.abs(after - before), [large / 2], colors="black", linewidths=0.6, extent=extent, origin="upper"
                 )
             if row == 0:
-                for axis, words in zip(place, (f"{title(method)}:\n{what}", "under\nattack", "change"), strict=False):
+                heading = f"{textwrap.fill(title(method), 14)}:\n{what}"
+                for axis, words in zip(place, (heading, "under\nattack", "change"), strict=False):
                     axis.set_title(words, fontsize=6)
     for axis in axes.flat:
         axis.set_axis_off()

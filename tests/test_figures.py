@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from paperlib import figures, runs
 from paperlib.files import read_json
@@ -89,3 +90,22 @@ def test_outcomes_by_image_stay_out_of_the_files(run: runs.Run) -> None:
 def test_a_table_of_nothing_says_so(run: runs.Run) -> None:
     assert "Nothing of it was measured" in figures.table(run, pd.DataFrame(), "empty", "Others.")
     assert not (run.folder / "tables" / "empty.csv").exists()
+
+
+def test_changes_are_drawn_for_each_image_and_method(run: runs.Run) -> None:
+    images, maps = torch.rand(2, 3, 16, 16), torch.rand(5, 8, 8)
+    still, moved = (maps, maps), (maps, maps.flip(1))
+    figure = figures.changes(run, "moved", images, {"daat": still, "without_align": moved}, "map")
+    assert len(figure.axes) == 2 * 7 + 1  # and the scale
+    drawn = [[len(axis.collections) for axis in figure.axes[row * 7 : row * 7 + 7]] for row in (0, 1)]
+    assert [row[3] for row in drawn] == [0, 0]  # no contour where nothing moved
+    assert [row[6] for row in drawn] == [1, 1]
+    quiet = figures.changes(run, "still", images, {"daat": still}, "map")
+    assert len(quiet.axes) == 2 * 4 + 1
+
+
+def test_the_depth_sheet_has_a_row_for_each_map(run: runs.Run) -> None:
+    found = figures.depth_sheet(
+        run, torch.rand(4, 3, 8, 8), {"disparity, exact": torch.rand(4, 8, 8), "flat": torch.ones(4, 8, 8)}
+    )
+    assert [axis.get_title() for axis in found.axes] == ["image", "disparity, exact", "flat"]
