@@ -233,6 +233,8 @@ figures.panels(run, focus.points(evaluation.summary(found)), "attention", x="blo
 # %%
 gradients = focus.by_image(run, everything, sample, focus.gradient_place, oracle=study.oracle(s, size),
                            operator=s.operator, eps=s.eps, norm=s.norm)
+
+# %%
 edge_rows = study.edge_rows(found)
 measures = evaluation.summary(evaluation.combine(edge_rows, gradients, stability))
 kept = summary[summary["method"].isin(list(everything)) & (summary["measure"] != "autoattack")]

@@ -41,16 +41,21 @@ TINY = {
         "mlp": "{model: mlp, width: 8, stem_stride: 1, channels_last: false}", "queries": "5",
         "architectures": "{resnet18: {model: resnet18, width: 4}}", "landscape_images": "10",
         "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",
-        "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",
+        "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "0", "sweep_images": "5", "audit_images": "10",
     },
     "daat_imagenet100": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "32",
         "train_steps": "1", "teacher_epochs": "1", "depth_images": "32", "depth_epochs": "1", "controls": "[uniform]",
         "weights": "[1]",
-        "focus_images": "10", "epsilons": "[2]", "autoattack_images": "2", "sweep_images": "5", "audit_images": "10",
+        "focus_images": "10", "epsilons": "[2]", "autoattack_images": "0", "sweep_images": "5", "audit_images": "10",
         "one_seed": "[sweep]", "operator": "laplacian",
     },
 }  # fmt: skip
+
+TWICE = {
+    "toy_pag",
+    "gfa_landscape",
+}  # what is kept is kept by the same code in all: the smallest and the one that keeps most
 
 
 def test_every_study_has_its_notebook() -> None:
@@ -127,6 +132,8 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
         for file in folder.glob(f"{kind}/**/*.safetensors")
     }
     assert kept
+    if notebook not in TWICE:
+        return
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "epoch 1" not in second.stdout
