@@ -185,8 +185,8 @@ figures.panels(run, study.weight_points(s, summary), "weights", x="λ")
 # %% [markdown]
 # ## Figure 1 (a): does an attack on the classifier change the depth that a network sees?
 # The mean change of disparity over its spread, under the attack and under two kinds of noise that know nothing of the classifier: the
-# perturbation's own values at shuffled places, and random signs of the same size in the attack's norm. The exact oracle cannot react, so a learned
-# one stands in for it.
+# perturbation's own values at shuffled places, and random signs of the same size in the attack's norm. The exact oracle cannot
+# react, so a learned one stands in for it.
 
 # %%
 attack, moving = study.attacks(s)["pgd_10"], study.oracle(s, size, study.moving(s))
@@ -208,8 +208,8 @@ cams = {name: focus.first_cams(run, trained[name], few, attack=attack, layer=lay
 figures.changes(run, "cams", as_float(few.images)[:4], cams, "Grad-CAM")
 
 # %% [markdown]
-# The same as numbers over test images: the correlation of clean and adversarial map, the share of mass that moved, and, where the
-# object's mask is known, the mass on it.
+# The same as numbers over test images: the correlation of clean and adversarial map, half their L1 distance, and, where the
+# object's mask is known, the share of the positive evidence on it.
 
 # %%
 stability = focus.by_image(run, everything, sample, focus.cam_stability, attack=attack, layer=layer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paperlib import depth
 from paperlib.attacks import Attack, Norm, each_image, evaluating, lengths
-from paperlib.data import ImageSet, as_float
+from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.oracles import Oracle, Target, luminance
 from paperlib.runs import Run
 from paperlib.saliency import Attention, grad_cam
@@ -41,18 +41,26 @@ def by_image(
     `given` goes to the measure. What is random in it is drawn from the seed.
     """
     rows: list[tuple[Any, ...]] = []
+    together = chunk_size(data.images, CHUNK)
     for method, members in trained.items():
         for seed, model in members.items():
             found: dict[str, list[Tensor]] = {}
-            with evaluating(model.to(run.device)), torch.random.fork_rng():
-                torch.manual_seed(seed)
-                for start in range(0, len(data), CHUNK):
-                    for name, values in measure(model, on(run.device, data[start : start + CHUNK]), **given).items():
+            with _drawing(run, seed, model):
+                for start in range(0, len(data), together):
+                    for name, values in measure(model, on(run.device, data[start : start + together]), **given).items():
                         found.setdefault(name, []).append(values.detach().cpu())
             for name, parts in found.items():
                 each = torch.cat(parts).double().numpy()
                 rows.append((method, seed, name, len(each), float(each.mean()), each))
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+@contextmanager
+def _drawing(run: Run, seed: int, model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode on the run's device, and within everything random drawn from the seed."""
+    with evaluating(model.to(run.device)), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield model
 
 
 # Attention and the edges of depth ----------------------------------------------------------------------------------
@@ -123,17 +131,8 @@ def first_cams(
     run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
 ) -> tuple[Tensor, Tensor]:
     """`cams` of the first seed's model, for a figure."""
-    with _first(run, members) as model:
+    with _drawing(run, *next(iter(members.items()))) as model:
         return cams(model, on(run.device, data), attack=attack, layer=layer)
-
-
-@contextmanager
-def _first(run: Run, members: Mapping[int, nn.Module]) -> Iterator[nn.Module]:
-    """The first seed's model in evaluation mode on the run's device, with the generator seeded by it."""
-    seed, model = next(iter(members.items()))
-    with evaluating(model.to(run.device)), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield model
 
 
 def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> dict[str, Tensor]:
@@ -187,7 +186,7 @@ def first_depths(
     run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
 ) -> tuple[Tensor, Tensor]:
     """The oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
-    with _first(run, members) as model:
+    with _drawing(run, *next(iter(members.items()))) as model:
         held = on(run.device, data)
         moved = attack(model, held.images, held.labels)
     with torch.no_grad():

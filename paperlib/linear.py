@@ -25,7 +25,6 @@ from paperlib.oracles import Oracle
 Training = Literal["plain", "robust"]
 
 SUPPORT = 0.25  # share of the pixels that a restricted classifier may use
-CHUNK = 100  # images whose depth is asked for together
 STEPS = 1000  # of L-BFGS-B at most
 RIDGE = 1e-3  # weight of ‖w‖²/2: without it the weights of classes that can be told apart grow without end
 
@@ -103,9 +102,7 @@ def experiment(
     images, signs, chosen = pair(train, first, second)
     tested, wanted, _ = pair(test, first, second)
     with torch.no_grad():
-        parts = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
-        found = [oracle(images[part], None if chosen.depth is None else chosen.depth[part]) for part in parts]
-        edges = depth.outlines(torch.cat(found), operator)
+        edges = depth.outlines(oracle(images, chosen.depth), operator)
     rows = {}
     for training in ("plain", "robust"):
         for name, support in supports(edges).items():

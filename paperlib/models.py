@@ -313,7 +313,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-SIZED = {"mlp", "vit", "vit_conv", "vit14"}  # those for images of one size
+TRANSFORMERS = {"vit", "vit_conv", "vit14"}
+SIZED = {"mlp", *TRANSFORMERS}  # those for images of one size
 
 
 def check_channels(normalisation: str, channels: int) -> None:

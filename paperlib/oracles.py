@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paperlib import depth
 from paperlib.attacks import evaluating
-from paperlib.data import as_float, scenes
+from paperlib.data import as_float, chunk_size, scenes
 from paperlib.data.cache import cached
 from paperlib.files import InputError, root
 from paperlib.progress import bar
@@ -31,6 +31,7 @@ RECIPE = 1  # raise it when the network or its training changes: an older one is
 SEED = 77_001  # of the scenes that the network learns from: no study's
 WIDTH = 16  # channels of the network's first level
 BATCH = 32
+CHUNK = 100  # images that a network sees together
 RATE = 2e-3
 
 
@@ -218,11 +219,12 @@ def untrained_dpt() -> PretrainedDepth:
 def by_network(network: nn.Module) -> Oracle:
     """An oracle of a network that maps images to disparities; it sees the images that are given, perturbed or not.
 
-    The network goes to the images' device and is used in evaluation mode.
+    The network goes to the images' device and is used in evaluation mode, on as many images at a time as memory is sure to
+    hold.
     """
 
     def seen(images: Tensor, distance: Tensor | None) -> Tensor:
         with evaluating(network.to(images.device)):
-            return network(images)
+            return torch.cat([network(part) for part in images.split(chunk_size(images, CHUNK))])
 
     return seen

@@ -80,23 +80,13 @@ class TrainingSettings(Settings):
     selection: Literal["mean", "robust", "last"]  # of the epoch: by robust accuracy, by its mean with clean accuracy, none
 
 
-class ImageSettings(TrainingSettings):
-    """What a study of real images adds: which images, which network, which evaluation."""
+class NetworkSettings(TrainingSettings):
+    """What of a study a part of it may set for itself: which network, and how it is trained."""
 
-    data: Annotated[str, AfterValidator(check_name)]
-    train_images: Count | None
-    validation_images: Count
-    test_images: Count | None
-    image_size: Count | None
     model: Literal[tuple(models.ARCHITECTURES)]  # type: ignore[valid-type]
     width: Count
     normalisation: Literal[tuple(models.NORMALISATIONS)]  # type: ignore[valid-type]
     stem_stride: Literal[1, 2]  # of the first convolution; 2 halves the image (Tiny-ImageNet)
-    eps_linf: Radius
-    eps_l2: Radius
-    autoattack_images: Count
-    sweep_images: Count  # of the sweep over eps
-    audit_images: Count
 
     @model_validator(mode="after")
     def _stem_to_stride(self) -> Self:
@@ -104,20 +94,30 @@ class ImageSettings(TrainingSettings):
         return self
 
 
-# What part of a study may set for itself: how and what is trained, not on which data, seeds or machine.
-CHANGEABLE = set(TrainingSettings.model_fields) - set(Settings.model_fields) | {
-    "model", "width", "normalisation", "stem_stride",
-}  # fmt: skip
+class ImageSettings(NetworkSettings):
+    """What a study of real images adds: which images, which evaluation."""
+
+    data: Annotated[str, AfterValidator(check_name)]
+    train_images: Count | None
+    validation_images: Count
+    test_images: Count | None
+    image_size: Count | None
+    eps_linf: Radius
+    eps_l2: Radius
+    autoattack_images: Count
+    sweep_images: Count  # of the sweep over eps
+    audit_images: Count
 
 
-def check_changes(settings: ImageSettings, name: str, changes: Mapping[str, Any]) -> None:
+CHANGEABLE = set(NetworkSettings.model_fields) - set(Settings.model_fields)
+
+
+def check_changes(settings: NetworkSettings, name: str, changes: Mapping[str, Any]) -> None:
     """Raise ValueError where `changes`, the study's setting `name`, cannot stand in place of its own settings."""
     if unknown := set(changes) - CHANGEABLE:
         raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
-    own = {field: getattr(settings, field) for field in ImageSettings.model_fields}
-    own["autoattack_images"] = 1  # not among the changes, and a study may allow none
     try:
-        check(ImageSettings, {**own, **changes})
+        check(NetworkSettings, {**{field: getattr(settings, field) for field in NetworkSettings.model_fields}, **changes})
     except InputError as error:
         raise ValueError(f"{name}: {error}") from None
 

@@ -27,8 +27,6 @@ from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
 Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
-CHUNK = 100  # images whose depth is asked for together
-TRANSFORMERS = ("vit", "vit_conv", "vit14")
 
 
 def _named(layer: Any) -> Any:
@@ -86,9 +84,9 @@ class DaatSettings(ImageSettings):
             raise ValueError("teacher dinov2 needs teacher_weights, a file of timm's weights")
         if "without_align" in self.methods and self.teacher is None:
             raise ValueError("without_align is PGD-AT where there is no teacher; leave it out, or name a teacher")
-        if (self.model in TRANSFORMERS) == (self.layer is not None):
+        if (self.model in models.TRANSFORMERS) == (self.layer is not None):
             raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
-        if self.teacher and self.model not in TRANSFORMERS:
+        if self.teacher and self.model not in models.TRANSFORMERS:
             raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
         if self.ramp[0] > self.ramp[1]:
             raise ValueError(f"ramp = {self.ramp}: ε rises from the first share of the steps to the second")
@@ -301,17 +299,11 @@ def agreement(run: Run, data: ImageSet, size: int, grid: tuple[int, int]) -> pd.
     settings = run.settings
     best: Source = "exact" if data.depth is not None else settings.oracle
     sources = dict.fromkeys([best, moving(settings), *settings.controls, "rgb_edges", "shuffled", "uniform"])
-    targets = {source: target(settings, size, source) for source in sources}
-    found: dict[str, list[Tensor]] = {source: [] for source in sources}
-    for start in range(0, len(data), CHUNK):
-        part = data[start : start + CHUNK]
-        images = as_float(part.images).to(run.device)
-        distance = None if part.depth is None else part.depth.to(run.device)
-        maps = {source: one(images, distance, grid).flatten(1) for source, one in targets.items()}
-        edged = maps[best].sum(1) > 0
-        for source, one in maps.items():
-            found[source].append(torch.cosine_similarity(one, maps[best], dim=1)[edged].cpu())
-    each = {source: torch.cat(parts).numpy() for source, parts in found.items()}
+    images = as_float(data.images).to(run.device)
+    distance = None if data.depth is None else data.depth.to(run.device)
+    maps = {source: target(settings, size, source)(images, distance, grid).flatten(1) for source in sources}
+    edged = maps[best].sum(1) > 0
+    each = {source: torch.cosine_similarity(one, maps[best], dim=1)[edged].cpu().numpy() for source, one in maps.items()}
     rows = {
         source: {"mean cosine": cosine.mean(), "5th percentile": np.quantile(cosine, 0.05)} if len(cosine) else {}
         for source, cosine in each.items()
