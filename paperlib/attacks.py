@@ -269,8 +269,13 @@ def transfer(
         return attack(source, images, labels, eps=eps, norm=norm)
 
 
-def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Tensor:
+SHORT = {"targets": 3, "queries": 1000}  # of shortened AutoAttack, in place of 9 and 5,000
+
+
+def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, short: bool = False) -> Tensor:
     """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
+
+    `short` leaves FAB out, aims at three classes and asks Square for 1,000 queries: a check, no number to report.
 
     Runs the `autoattack` package where it can be imported, else its repackage `pyautoattack`. With fewer than four
     classes the targeted losses are not defined, and untargeted APGD-CE, FAB and Square take their place. The warnings
@@ -282,24 +287,24 @@ def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, 
     trace = sys.gettrace()  # the library's check for dynamic models ends by switching every debugger off
     with torch.random.fork_rng():
         try:
-            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes)
+            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes, short)
             return run(images.clone(), labels.clone()).detach()
         finally:
             sys.settrace(trace)
 
 
 def _autoattack(
-    model: nn.Module, eps: float, norm: str, seed: int, device: torch.device, classes: int
+    model: nn.Module, eps: float, norm: str, seed: int, device: torch.device, classes: int, short: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
     few = classes < 4
-    attacks = ["apgd-ce", "fab", "square"]
+    attacks = ["apgd-ce", "fab", "square"] if few else ["apgd-ce", "apgd-t", "fab-t", "square"]
+    if short:
+        attacks = [attack for attack in attacks if not attack.startswith("fab")]
     try:
         from autoattack import AutoAttack, checks
 
         adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device, verbose=False)
         adversary.logger = _Relay()
-        if few:
-            adversary.attacks_to_run = attacks
 
         def run(x: Tensor, y: Tensor) -> Tensor:
             return adversary.run_standard_evaluation(x, y, bs=len(x))
@@ -307,15 +312,17 @@ def _autoattack(
         from pyautoattack import AutoAttack, checks
 
         adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device)
-        if few:
-            adversary.attacks_to_run = attacks
 
         def run(x: Tensor, y: Tensor) -> Tensor:
             return adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # one dynamic model would flag every later one
+    adversary.attacks_to_run = attacks
     if not few:  # the standard nine target classes, or as many as there are
-        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+        targets = min(SHORT["targets"] if short else 9, classes - 1)
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+    if short:
+        adversary.square.n_queries, adversary.square.resc_schedule = SHORT["queries"], True
     return run
 
 

@@ -7,11 +7,13 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from paperlib.files import InputError, root
+
+Norm = Literal["linf", "l2"]  # attacks.Norm, without waiting for PyTorch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
@@ -108,6 +110,40 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 
     settings = runs.resolve(notebook, preset, _parse(parameter or [], None))
     print(dry_run.measure(notebook, settings).to_string(float_format=lambda value: f"{value:.3g}", na_rep=""))
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]")],
+    data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH")],
+    eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
+    weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
+    norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
+    images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
+    size: Annotated[int | None, typer.Option(help="pixels to bring a folder's images to")] = None,
+) -> None:
+    """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
+    import torch
+
+    from paperlib import audit, external, report
+    from paperlib.data import load, subset
+    from paperlib.files import digest
+    from paperlib.settings import read_value
+
+    radius = read_value(eps)
+    if not isinstance(radius, float | int):
+        raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
+    network = external.from_file(model, weights)
+    few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
+    test = subset(load(data, image_size=size, **few).test, images, 0)
+    begun = time.monotonic()
+    found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
+    about = {
+        "model": model, "weights": str(weights or "as built"), "data": data, "images": len(test), "eps": eps, "norm": norm,
+        "classes": ", ".join(test.classes[:20]), "seconds": round(time.monotonic() - begun),
+    }  # fmt: skip
+    name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm])[:8]}"
+    print(f"{found}\nreport: {_relative(report.audit_page(found, about, root() / 'runs' / 'audit' / name))}")
 
 
 @app.command()

@@ -59,13 +59,13 @@ def evaluate(
         for start in range(done, len(data), together):
             images = as_float(data.images[start : start + together].to(device))
             labels = data.labels[start : start + together].to(device)
-            found = {"clean": _correct(model, images, labels)}
+            found = {"clean": correct(model, images, labels)}
             for name, attack in attacks.items():
                 torch.manual_seed(seed * 1_000_003 + start)
                 with masking_flags() as warnings:
                     adversarial = attack(model, images, labels).detach()
                 flags += [f"{name}: {warning}" for warning in warnings if f"{name}: {warning}" not in flags]
-                found[name] = _correct(model, adversarial, labels)
+                found[name] = correct(model, adversarial, labels)
                 _assert_allowed(name, attack, images, adversarial, found, box)
             outcomes = {name: torch.cat([outcomes[name], part.cpu()]) for name, part in found.items()}
             if file is not None:
@@ -290,7 +290,8 @@ def _correlation(first: np.ndarray | None, second: np.ndarray | None) -> float:
 
 
 @torch.no_grad()
-def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Which images the model has right: bool N, of the model in the mode it is in."""
     logits = model(images)
     # Outputs that are not numbers are no correct prediction, whatever argmax makes of them.
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)

@@ -156,6 +156,17 @@ def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, 
     return plt.subplots(rows, columns, figsize=(width, height or width * 0.42), **more)
 
 
+def sweep_curve(curve: pd.DataFrame, norm: str, venue: str = "neurips") -> Figure:
+    """Accuracy in percent against ε of the norm, in a venue's style, from columns eps and accuracy in [0,1]."""
+    scale, label = (255, "ε × 255") if norm == "linf" else (1, "ε (ℓ2)")
+    with plt.rc_context(cast(Any, style(venue))):
+        figure, axes = plt.subplots(figsize=(WIDTHS[venue][0], 2.2))
+        axes.plot(scale * curve["eps"], 100 * curve["accuracy"], marker="o", color=COLOURS[1])
+        axes.set(xlabel=label, ylabel="accuracy under PGD-20 (%)", ylim=(-2, 102))
+        plt.close(figure)
+    return figure
+
+
 def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) -> Figure:
     """Write the figure as PDF, SVG and PNG under figures/, its data as CSV and its settings as JSON beside it.
 

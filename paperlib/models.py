@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paperlib.batchnorm import BatchNorm2d
@@ -371,60 +369,3 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     except RuntimeError as error:
         raise InputError(f"{path}: weights of another architecture ({str(error).splitlines()[1].strip()})") from error
     return model
-
-
-DINOV2 = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}  # timm's names by width
-
-
-def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
-    """DINOv2 (Oquab et al. 2023) with patches of 14 for images in [0,1] of `size` px, from timm's weights in `path`.
-
-    Its positions are interpolated from the 518 px of the published weights. Raises InputError where there is no DINOv2 of
-    the width, or the file has not its weights.
-    """
-    import timm
-
-    if width not in DINOV2:
-        raise InputError(f"width = {width}: DINOv2 has {', '.join(map(str, DINOV2))}")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; it should be timm's {DINOV2[width]}_patch14_dinov2.lvd142m")
-    try:
-        body = timm.create_model(
-            f"{DINOV2[width]}_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=size,
-            pretrained_cfg_overlay={"file": str(path)},
-        )  # fmt: skip
-    except Exception as error:  # of many kinds, all of the file's
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(f"{path}: not the weights of {DINOV2[width]}_patch14_dinov2.lvd142m ({reason})") from error
-    return nn.Sequential(OrderedDict(normalise=Normalise(NORMALISATIONS["imagenet"]), vit=body))
-
-
-def load_robust_resnet50(path: Path) -> nn.Module:
-    """The robust CIFAR-10 ResNet-50 of Engstrom et al. (2019) from `path`, safetensors or the published `.pt`.
-
-    The published file is a pickle: it is read with `weights_only=True`, so nothing in it can run. Raises InputError when
-    that refuses it, or when it holds another model.
-    """
-    if not path.exists():
-        raise InputError(f"{path}: no such file; the checkpoints are cifar_linf_8.pt and cifar_l2_0_5.pt")
-    if path.suffix == ".safetensors":
-        try:
-            stored = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # the unpickler's errors are of many kinds
-            raise InputError(f"{path}: holds more than weights ({error}); save its tensors as safetensors") from error
-        stored = content.get("model", content)
-    prefix = "module.model." if any(name.startswith("module.model.") for name in stored) else ""
-    weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-    model = resnet(Bottleneck, (3, 4, 6, 3), 10, statistics=CIFAR10_STATISTICS)
-    wanted = model.state_dict()
-    if missing := sorted(set(wanted) - set(weights)):
-        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {missing[0]} is missing")
-    if odd := [name for name in wanted if weights[name].shape != wanted[name].shape]:
-        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {odd[0]} has shape {tuple(weights[odd[0]].shape)}")
-    model.load_state_dict({name: weights[name] for name in wanted})
-    return model.eval()

@@ -5,20 +5,25 @@ Nothing in them is loaded from elsewhere: figures are embedded, equations become
 
 import base64
 import html
+import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from paperlib import figures
+from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, number
-from paperlib.files import read_json, root, write_text
+from paperlib.files import read_json, root, write_json, write_text
 from paperlib.runs import status
 
+TEMPLATES = Environment(loader=PackageLoader("paperlib"), autoescape=True, trim_blocks=True)
 MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 
@@ -70,47 +75,23 @@ def index_page() -> Path:
     base = root() / "runs"
 
     def embed(figure: Path) -> str:
-        return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+        return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
 
     def page(run: dict[str, Any]) -> str | None:
         file = run["folder"] / f"{run['status'].get('notebook')}.html"
         return html.escape(file.relative_to(base).as_posix()) if file.exists() else None
 
-    template = Environment(autoescape=True).from_string(INDEX)
+    template = TEMPLATES.get_template("index.html")
     write_text(base / "index.html", template.render(runs=runs(), tally=tally, embed=embed, page=page, number=number))
     return base / "index.html"
 
 
-INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>paperlib: runs</title>
-<style>
- :root { color-scheme: light dark }
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
- table { border-collapse: collapse; width: 100%; margin: 1rem 0 } td, th { text-align: left; vertical-align: top;
- padding: .3rem .6rem; border-bottom: 1px solid #8886 } img { max-width: 100%; background: white; margin: .5rem 0 }
- .number { text-align: right; white-space: nowrap } small { opacity: .75 } .wide { overflow-x: auto }
-</style></head><body>
-<h1>Claims and runs</h1>
-{% for run in runs %}{% set counts = tally(run.claims) %}
-<section><h2>{{ run.status.notebook }} · {{ run.status.preset }}</h2>
-<p>{{ run.status.state }}{% if run.status.error %}: {{ run.status.error }}{% endif %} ·
-{{ "%.0f"|format(run.status.seconds or 0) }} s · held {{ counts[0] }}, not held {{ counts[1] }}, not tested {{ counts[2] }}
-{% if page(run) %}· <a href="{{ page(run) }}">the executed notebook</a>{% endif %}<br>
-<small>{{ run.folder.name }} · {% for name, value in run.environment.items() %}{{ name }} {{ value }}
-{{- ", " if not loop.last }}{% endfor %}</small></p>
-{% if run.claims %}<div class="wide"><table>
-<tr><th>Claim</th><th>Place</th><th class="number">Paper</th><th class="number">Measured</th><th>Verdict</th></tr>
-{% for claim in run.claims %}<tr><td>{{ claim.statement }}</td><td>{{ claim.place }}</td>
-<td class="number">{{ number(claim.claimed, claim.kind) }}</td>
-<td class="number">{{ number(claim.measured, claim.kind) }}{% if claim.measured is not none %}<br>
-<small>{{ number(claim.low, claim.kind) }} to {{ number(claim.high, claim.kind) }}</small>{% endif %}</td>
-<td><strong>{{ claim.outcome }}</strong>: {{ claim.reason }}</td></tr>{% endfor %}
-</table></div>
-{% if run.claims[0].scale %}<p><small>Not as the paper: {{ run.claims[0].scale }}.</small></p>{% endif %}
-{% endif %}
-{% for figure in run.figures %}<details><summary>{{ figure.stem.replace("_", " ") }}</summary>
-<img src="{{ embed(figure) }}" alt="{{ figure.stem.replace("_", " ") }}"></details>{% endfor %}
-</section>{% else %}<p>No run yet.</p>{% endfor %}
-</body></html>
-"""
+def audit_page(found: Audit, about: Mapping[str, Any], folder: Path) -> Path:
+    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is."""
+    picture = io.BytesIO()
+    figures.sweep_curve(found.curve, about["norm"]).savefig(picture, format="png", metadata={"Software": None})
+    figure = base64.b64encode(picture.getvalue()).decode()
+    page = TEMPLATES.get_template("audit.html").render(found=found, about=about, figure=figure)
+    write_json(folder / "audit.json", {**about, **as_json(found)})
+    write_text(folder / "index.html", page)
+    return folder / "index.html"

@@ -218,6 +218,22 @@ def test_autoattack_is_at_least_as_strong_as_pgd_and_keeps_to_the_ball(norm: Nor
         torch.testing.assert_close(autoattack(model, images, labels, eps=eps, norm=norm), found["autoattack"])
 
 
+@pytest.mark.parametrize(("classes", "parts"), [(5, ["apgd-ce", "apgd-t", "square"]), (2, ["apgd-ce", "square"])])
+def test_shortened_autoattack_leaves_parts_out_and_asks_less(
+    classes: int, parts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Linear(classes, side=4).eval()
+    images = torch.rand(3, 3, 4, 4)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda module, given: calls.append(len(given[0])))
+    with caplog.at_level("DEBUG", logger="auto-attack"):
+        autoattack(model, images, model(images).argmax(1), eps=1e-6, norm="linf", short=True)
+    ran = [record.getMessage().split()[1] for record in caplog.records if record.getMessage().startswith("running ")]
+    assert ran == parts
+    targets = 3 if classes > 3 else 0
+    assert attacks.SHORT["queries"] <= len(calls) < attacks.SHORT["queries"] + 110 * (1 + targets) + 50
+
+
 def test_autoattack_works_with_few_classes_and_one_image() -> None:
     model = Linear(2, side=8).eval()
     images = torch.rand(5, 3, 8, 8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from paperlib import dry_run, models, oracles, runs, saliency
+from paperlib import dry_run, external, models, oracles, runs, saliency
 from paperlib.data import ImageSet, scenes
 from paperlib.files import InputError
 from paperlib.methods import daat_study as study
@@ -173,7 +173,7 @@ def test_dinov2_is_read_from_timms_weights_at_another_size(tmp_path: Path) -> No
 
     whole = timm.create_model("vit_small_patch14_dinov2.lvd142m", num_classes=0)
     save_file(whole.state_dict(), tmp_path / "weights.safetensors")
-    found = models.load_dinov2(tmp_path / "weights.safetensors", 384, 56).eval()
+    found = external.load_dinov2(tmp_path / "weights.safetensors", 384, 56).eval()
     torch.testing.assert_close(found.vit.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
     images = torch.rand(2, 3, 56, 56)
     features = saliency.tokens(found, images)
@@ -183,10 +183,10 @@ def test_dinov2_is_read_from_timms_weights_at_another_size(tmp_path: Path) -> No
     )
     torch.testing.assert_close(features, found.vit.forward_features(centred))
     with pytest.raises(InputError, match="DINOv2 has 384, 768, 1024"):
-        models.load_dinov2(tmp_path / "weights.safetensors", 100, 56)
+        external.load_dinov2(tmp_path / "weights.safetensors", 100, 56)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not the weights of vit_small_patch14"):
-        models.load_dinov2(tmp_path / "other.safetensors", 384, 56)
+        external.load_dinov2(tmp_path / "other.safetensors", 384, 56)
 
 
 def test_a_dry_run_needs_no_data_and_counts_every_method(home: Path) -> None:

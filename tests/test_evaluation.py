@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_ind
 from torch import Tensor, nn
 
-from paperlib import audit, evaluation, runs
+from paperlib import evaluation, runs
 from paperlib.attacks import fgsm, pgd
 from paperlib.data import ImageSet
 from paperlib.evaluation import AttackError, evaluate
@@ -208,48 +208,7 @@ def test_the_summary_takes_outcomes_by_image() -> None:
     assert found.loc[("b", "clean"), "each"] is None
 
 
-# Audit ---------------------------------------------------------------------------
-
-
-def signs(model: nn.Module) -> set[str]:
-    torch.manual_seed(0)
-    pixels = torch.rand(60, 3, 8, 8)
-    pixels[:, 0] += torch.linspace(-0.6, 0.6, 60).view(-1, 1, 1)
-    data = ImageSet(pixels.clamp(0, 1), (torch.arange(60) >= 30).long(), ("low", "high"))
-    table = audit.audit(model, data, eps=0.05, norm="linf")
-    assert list(table["check"]) == list(audit.CHECKS)
-    return set(table.loc[table["sign"], "check"])
-
-
-class Honest(nn.Module):
-    """Compares the first channel with the others, smoothly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(4.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = x[:, 0].mean((1, 2)) - x[:, 1:].mean((1, 2, 3))
-        return torch.stack([-first, first], 1) * self.scale
-
-
-def test_the_audit_finds_planted_defects_and_clears_an_honest_model() -> None:
-    class Random(Honest):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x + 0.05 * torch.randn_like(x))
-
-    class Quantised(Honest):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward((x * 4).round() / 4)
-
-    class Shattered(Honest):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + 0.3 * torch.sin(4000 * x).mean((1, 2, 3)).unsqueeze(1) * torch.tensor([1.0, -1.0])
-
-    assert signs(Honest()) == set()
-    assert "logits differ between calls" in signs(Random())
-    assert {"images without gradient", "accuracy at eps = 0.5"} <= signs(Quantised())
-    assert "gradient turns within the ball" in signs(Shattered())
+# Distances -----------------------------------------------------------------------
 
 
 def test_distances_are_kept_by_chunk_and_go_on(home: Path) -> None:

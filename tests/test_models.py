@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from paperlib import models
+from paperlib import external, models
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.files import InputError
 
@@ -170,9 +170,9 @@ def test_published_robust_networks_are_read_and_pickled_code_is_not_run(tmp_path
     torch.save({"model": {**stored, "module.normalizer.new_mean": torch.zeros(3)}, "epoch": 3}, tmp_path / "linf.pt")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.pt")(images), model(images))
+        assert torch.equal(external.load_robust_resnet50(tmp_path / "linf.pt")(images), model(images))
         save_file(model.state_dict(), tmp_path / "linf.safetensors")  # as anyone would
-        assert torch.equal(models.load_robust_resnet50(tmp_path / "linf.safetensors")(images), model(images))
+        assert torch.equal(external.load_robust_resnet50(tmp_path / "linf.safetensors")(images), model(images))
 
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
@@ -180,11 +180,11 @@ def test_published_robust_networks_are_read_and_pickled_code_is_not_run(tmp_path
 
     torch.save({"model": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="holds more than weights"):
-        models.load_robust_resnet50(tmp_path / "evil.pt")
+        external.load_robust_resnet50(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
     torch.save({"model": {"conv1.weight": torch.ones(1)}}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="not a ResNet-50"):
-        models.load_robust_resnet50(tmp_path / "other.pt")
+        external.load_robust_resnet50(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("size", [8, 9])

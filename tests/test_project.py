@@ -49,9 +49,10 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [
-        "files", "progress", "statistics", "data", "batchnorm", "models", "attacks", "minimum_norm", "geometry", "radial",
-        "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "training", "dry_run", "evaluation",
-        "landscape", "focus", "linear", "trial", "audit", "claims", "figures", "source", "report", "cli",
+        "files", "progress", "statistics", "data", "batchnorm", "models", "external", "planted", "attacks", "minimum_norm",
+        "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "training",
+        "dry_run", "evaluation", "landscape", "focus", "linear", "trial", "probes", "audit", "claims", "figures", "source",
+        "report", "cli",
     ]  # fmt: skip
     allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
     for file in (REPOSITORY / "paperlib").rglob("*.py"):

@@ -90,18 +90,20 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     return ImageSet(images, labels, first.classes, both("depth"), both("mask"))
 
 
-def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
-    """`count` images of `data`, equally many of each class (to within one), chosen by `seed`; all where it is fewer.
-
-    The subset of a smaller count is part of that of a larger one.
-    """
-    if count >= len(data):
-        return data
+def balanced(data: ImageSet, seed: int) -> Tensor:
+    """An order of the images by `seed`, every beginning of which has equally many of each class, to within one: N."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     labels = data.labels[order]
     rank = torch.zeros(len(data), dtype=torch.long)  # how many of its class stand before each image
     for label in range(len(data.classes)):
         members = labels == label
         rank[members] = torch.arange(int(members.sum()))
-    chosen = order[torch.argsort(rank, stable=True)[:count]]
-    return data[chosen.sort().values]
+    return order[torch.argsort(rank, stable=True)]
+
+
+def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
+    """`count` images of `data`, equally many of each class (to within one), chosen by `seed`; all where it is fewer.
+
+    The subset of a smaller count is part of that of a larger one.
+    """
+    return data if count >= len(data) else data[balanced(data, seed)[:count].sort().values]

@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from paperlib import models, oracles
+from paperlib import external, models, oracles
 from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.depth import Distance, Operator, edges
@@ -174,7 +174,7 @@ def teacher(settings: DaatSettings, size: int, trained: Mapping[str, Mapping[int
     if settings.teacher == "dinov2":
         assert settings.teacher_weights is not None
         path = root() / Path(settings.teacher_weights).expanduser()  # an absolute path stays what it is
-        return models.load_dinov2(path, settings.width, size).eval().requires_grad_(False)
+        return external.load_dinov2(path, settings.width, size).eval().requires_grad_(False)
     members = trained.get("teacher", {})
     return next(iter(members.values())).eval().requires_grad_(False) if members else None
 

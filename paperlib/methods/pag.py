@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
 from paperlib.data import ImageSet, Splits, as_float, subset
+from paperlib.external import load_robust_resnet50
 from paperlib.files import InputError, digest, read_tensors, write_tensors
 from paperlib.geometry import Output, class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import AdversarialTraining, Standard
-from paperlib.models import load_robust_resnet50
 from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, TrainingSettings
 

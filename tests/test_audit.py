@@ -1,0 +1,249 @@
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from paperlib import audit, cli, external, planted, probes, runs
+from paperlib.data import ImageSet
+from paperlib.files import InputError, read_json
+
+
+class Honest(nn.Module):
+    """Compares the first channel with the others: linear in the image."""
+
+    def __init__(self, scale: float = 4.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, 0].mean((1, 2)) - x[:, 1:].mean((1, 2, 3))
+        return torch.stack([-first, first], 1) * self.scale
+
+
+def images(count: int = 60) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(count, 3, 8, 8, generator=generator)
+    pixels[:, 0] += torch.linspace(-0.6, 0.6, count).view(-1, 1, 1)
+    return ImageSet(pixels.clamp(0, 1), (torch.arange(count) >= count // 2).long(), ("low", "high"))
+
+
+def found(model: nn.Module) -> audit.Audit:
+    return audit.audit(model, images(), eps=0.05, norm="linf")
+
+
+def test_an_honest_model_has_no_sign_and_its_accuracies_are_those_of_its_geometry() -> None:
+    result = found(Honest())
+    assert result.verdict == "no sign of masking", str(result)
+    assert list(result.checks.index) == list(audit.CHECKS)
+    # Moving every pixel by ε moves the first channel's mean, less that of the others, by 2 ε, but for pixels at the box.
+    data = images()
+    away = data.labels * 2 - 1
+    first = (data.images + 0.05 * away.view(-1, 1, 1, 1) * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)).clamp(0, 1)
+    worst = first[:, 0].mean((1, 2)) - first[:, 1:].mean((1, 2, 3))
+    assert result.accuracies.loc["best of all", "accuracy"] == pytest.approx(float((worst * away > 0).float().mean()))
+    assert result.accuracies.loc["AutoAttack", "n"] == audit.FEW
+
+
+@pytest.mark.parametrize("defect", planted.DEFECTS)
+def test_planted_defects_are_seen_and_keep_the_answers(defect: str) -> None:
+    torch.manual_seed(0)
+    model = Honest(1.0 if defect == "scaled logits" else 4.0)
+    changed = planted.DEFECTS[defect](model)
+    agree = (changed(images().images).argmax(1) == model(images().images).argmax(1)).float().mean()
+    assert agree > 0.85
+    result = found(changed)
+    wanted = {"suspicious", "masked"} if defect == "scaled logits" else {"masked"}
+    assert result.verdict in wanted, str(result)
+    expected = {
+        "scaled logits": "saturated outputs",
+        "quantised input": "images without gradient",
+        "shattered gradient": "gradient turns within the ball",
+        "randomised input": "answers differ between calls",
+        "non-differentiable preprocessing": "images without gradient",
+        "detached gradient": "gradient not of the function",
+    }
+    assert expected[defect] in result.signs().index
+
+
+def test_the_slope_is_right_where_the_model_is_linear_and_wrong_where_it_is_not() -> None:
+    data = images(20)
+    x = data.images * 0.8 + 0.1
+    first, second = torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.long)
+
+    def slope(model: nn.Module) -> Tensor:
+        leaf = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(probes.gap(probes.Connected(model), leaf, first, second).sum(), leaf)
+        return probes.wrong_slope(model, x, gradient, first, second, 0.01, "linf")
+
+    assert float(slope(Honest()).max()) < 1e-3
+    assert float(slope(planted.blurred_copy(Honest())).min()) == 1
+    # A straight-through gradient twice as steep as the function: |1 − 2| / (1 + 2).
+    steep = planted.Planted(Honest(), before=lambda x: 2 * x - x.detach())
+    torch.testing.assert_close(slope(steep), torch.full((20,), 1 / 3), rtol=1e-3, atol=1e-3)
+
+
+def test_a_path_on_a_linear_model_is_straight() -> None:
+    data = images(20)
+    on = probes.path(Honest(), data.images, data.labels, eps=0.05, norm="linf")
+    assert float(on["roughness"].abs().max()) < 1e-5
+    assert not on["lost"].any()
+    assert (on["PGD-100"] >= on["PGD-50"]).all()
+    assert (on["loss"] >= on["loss, 10 steps before"] - 1e-6).all()
+
+
+def test_the_substitute_learns_the_answers_without_a_gradient() -> None:
+    data, model = images(), planted.quantised_input(Honest())
+    torch.manual_seed(0)
+    student = probes.substitute(model, data, torch.device("cpu"), 0)
+    with torch.no_grad():
+        agree = (student(data.images).argmax(1) == model(data.images).argmax(1)).float().mean()
+    assert agree > 0.8
+    assert not any(weight.requires_grad for weight in student.parameters())
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.one_hot(torch.zeros(len(x), dtype=torch.long), 2).float() + 0 * x.mean()
+
+
+def test_a_model_at_chance_is_not_told() -> None:
+    assert found(Constant()).verdict == "not told"
+
+
+def test_what_is_no_classifier_of_these_images_is_refused() -> None:
+    for model, words in (
+        (nn.Identity(), "should be N×classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "has 1 outputs; the data have 2 classes"),
+        (nn.Conv2d(4, 2, 3), "cannot answer images of 3×8×8"),
+        (Honest(float("nan")), "not all finite"),
+    ):
+        with pytest.raises(InputError, match=words):
+            audit.audit(model, images(20), eps=0.05, norm="linf")
+    for eps in (0.0, -1.0, 8.0, float("nan")):
+        with pytest.raises(InputError, match="8/255"):
+            audit.audit(Honest(), images(20), eps=eps, norm="linf")
+
+
+def test_a_sign_of_evidence_needs_two_images() -> None:
+    zero = torch.zeros(20, dtype=torch.bool)
+    one = zero.clone()
+    one[3] = True
+    names = ("no attack", "noise", "FGSM", "PGD-20", "margin", "PGD-50", "PGD-100", "lost", "flat", "saturated", "white")
+    base = dict.fromkeys((*names, "transfer", "Square", "averaged", "AutoAttack", "right"), zero)
+    base |= dict.fromkeys(
+        ("difference", "wrong slope", "turned", "roughness", "loss", "loss, 10 steps before"), torch.zeros(20)
+    )
+    curve = pd.DataFrame({"eps": [0.0, 1.0], "accuracy": [1.0, 1.0]})
+    name = "only attacks without gradient fool"
+    assert not audit.signs_of(audit.figures(base | {"Square": one}, curve, ()))["sign"][name]
+    two = one.clone()
+    two[4] = True
+    assert audit.signs_of(audit.figures(base | {"Square": two, "AutoAttack": two}, curve, ()))["sign"][name]
+
+
+# In a study, and on a user's own model ---------------------------------------------
+
+
+def test_the_audit_of_a_run_is_kept_and_made_anew_for_other_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
+    model, judge = Honest(), Honest(2.0)
+    table = audit.audit_each(run, {"a": {0: model}}, images(20), eps=0.05, norm="linf", transfer_from=judge)
+    assert table.loc["verdict", "a"] in audit.MEANINGS
+    asked: list[int] = []
+    whole = audit.audit
+    monkeypatch.setattr(audit, "audit", lambda *given, **more: asked.append(1) or whole(*given, **more))
+    assert audit.audit_each(run, {"a": {0: model}}, images(20), eps=0.05, norm="linf", transfer_from=judge).equals(table)
+    assert not asked
+    audit.audit_each(run, {"a": {0: Honest(3.0)}}, images(20), eps=0.05, norm="linf", transfer_from=judge)
+    assert asked
+    assert set(audit.signs(run)) == {"a"}
+
+
+MODEL = """
+import torch
+from torch import nn
+from helper import classes
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, classes))
+
+def one(argument):
+    return argument
+
+def text():
+    return "text"
+"""
+
+BRIGHTNESS = """
+import torch
+from torch import nn
+
+class Brightness(nn.Module):
+    def forward(self, x):
+        excess = ((x * 7).round() / 7).mean((1, 2, 3)) - 0.4
+        return 9 * torch.stack([-excess, excess], 1)
+
+build = Brightness
+"""
+
+
+def test_a_users_own_model_is_read_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "helper.py").write_text("classes = 2")
+    built = external.from_file(f"{tmp_path / 'mine.py'}:build")
+    save_file({name: torch.ones_like(weight) for name, weight in built.state_dict().items()}, tmp_path / "w.safetensors")
+    filled = external.from_file(f"{tmp_path / 'mine.py'}:build", tmp_path / "w.safetensors")
+    assert all(bool((weight == 1).all()) for weight in filled.state_dict().values())
+    torch.save({"state_dict": filled.state_dict()}, tmp_path / "w.pt")
+    again = external.from_file(f"{tmp_path / 'mine.py'}:build", tmp_path / "w.pt")
+    assert all(bool((weight == 1).all()) for weight in again.state_dict().values())
+    save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for spec, weights, words in (
+        ("mine.py", None, "FILE.py:FUNCTION"),
+        ("absent.py:build", None, "FILE.py:FUNCTION"),
+        ("mine.py:absent", None, "no function 'absent'"),
+        ("mine.py:one", None, "need no arguments"),
+        ("mine.py:text", None, "returned str"),
+        ("mine.py:build", "absent.safetensors", "no such file"),
+        ("mine.py:build", "other.safetensors", "not the weights of"),
+        ("mine.py:build", "broken.safetensors", "not a readable safetensors"),
+        ("mine.py:build", "list.pt", "no weights by name"),
+    ):
+        with pytest.raises(InputError, match=words):
+            external.from_file(str(tmp_path / spec), None if weights is None else tmp_path / weights)
+
+
+def test_the_command_line_audits_a_users_model_and_writes_a_report(home: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for label, name in enumerate(("dark", "light")):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for number in range(6):
+                picture = Image.new("RGB", (8, 8), (40 + 120 * label + 5 * number,) * 3)
+                picture.save(tmp_path / "set" / part / name / f"{number}.png")
+    (tmp_path / "mine.py").write_text(BRIGHTNESS)
+    place = f"folder:{tmp_path / 'set'}"
+    given = ["audit", "--model", f"{tmp_path / 'mine.py'}:build", "--data", place, "--eps", "8/255", "--images", "12"]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 0, result.output
+    (page,) = (home / "runs" / "audit").glob("mine-*/index.html")
+    stored = read_json(page.parent / "audit.json")
+    assert stored["verdict"] == "masked"
+    assert result.output.startswith("masked")
+    assert stored["classes"] == "dark, light"
+    text = page.read_text()
+    assert "masked" in text
+    assert "images without gradient" in text
+    assert not re.search(r"(src|href)=.?(https?:)?//", text)
+    refused = CliRunner().invoke(cli.app, [*given[:6], "eight", *given[7:]])
+    assert isinstance(refused.exception, InputError)
+    assert "--eps eight" in str(refused.exception)
