@@ -175,12 +175,8 @@ def audit(
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
     checks = signs_of(figures(found, curve, flags))
     accuracies = _accuracies(found)
-    verdict: Verdict = "no sign of masking"
-    if at_chance(accuracies.loc["no attack"].to_dict(), len(data.classes)):
-        verdict = "not told"
-    elif checks["sign"].any():
-        verdict = "masked" if checks.loc[checks["sign"], "evidence"].any() else "suspicious"
-    return Audit(verdict, checks, accuracies, curve, flags)
+    chance = at_chance(accuracies.loc["no attack"].to_dict(), len(data.classes))
+    return Audit("not told" if chance else verdict_of(checks), checks, accuracies, curve, flags)
 
 
 # What is measured --------------------------------------------------------------------------------------------------
@@ -288,6 +284,13 @@ def signs_of(figures: Mapping[str, tuple[float, int]]) -> pd.DataFrame:
         sign = not figure <= check.threshold and not (check.evidence and round(figure * count) < 2)
         rows[name] = {"figure": figure, "n": count, "sign": sign, **check._asdict()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+
+
+def verdict_of(checks: pd.DataFrame) -> Verdict:
+    """What the signs come to, of a model that is not at chance."""
+    if not checks["sign"].any():
+        return "no sign of masking"
+    return "masked" if checks.loc[checks["sign"], "evidence"].any() else "suspicious"
 
 
 def _best(found: Found) -> Tensor:

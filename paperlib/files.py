@@ -9,8 +9,10 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -116,15 +118,32 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
 
 
 def described(value: Any) -> Any:
-    """What an attack's settings are, the same in every process: partials by name, other models by their weights."""
+    """Attacks, methods and settings as JSON holds them, by content and so the same in every process.
+
+    Tensors and models by their values, functions by name with what they close over. Raises TypeError for what has no
+    such description.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return str(value)
     if isinstance(value, partial):
-        return [value.func.__name__, {key: described(one) for key, one in value.keywords.items()}]
+        return [value.func.__name__, [described(one) for one in value.args], described(value.keywords)]
     if isinstance(value, nn.Module):
-        content = hashlib.sha256()
+        content = hashlib.sha256(type(value).__name__.encode())
         for tensor in value.state_dict().values():
             content.update(_bytes(tensor))
         return content.hexdigest()
-    return str(value)
+    if isinstance(value, Tensor):
+        return checksum({"": value.detach().cpu().contiguous()})
+    if is_dataclass(value):
+        return [type(value).__name__, {field.name: described(getattr(value, field.name)) for field in fields(value)}]
+    if isinstance(value, Mapping):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    if isinstance(value, FunctionType):
+        closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [f"{value.__module__}.{value.__qualname__}", closed]
+    raise TypeError(f"{type(value).__name__} has no description by content")
 
 
 def _bytes(tensor: Tensor) -> memoryview:

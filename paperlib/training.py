@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -11,11 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib import models
+from paperlib import __version__, models
 from paperlib.attacks import Attack, evaluating
 from paperlib.data import ImageSet, Splits, as_float, chunk_size
 from paperlib.data.augment import crop_and_flip
-from paperlib.files import read_json, read_tensors, write_json, write_tensors
+from paperlib.files import (
+    described,
+    digest,
+    read_json,
+    read_tensors,
+    root,
+    write_atomically,
+    write_json,
+    write_tensors,
+)  # fmt: skip
 from paperlib.methods import Batch, Measured, Method, Step
 from paperlib.progress import bar, live
 from paperlib.runs import Run, environment
@@ -82,15 +92,17 @@ def fit(
     accuracy or its mean with clean accuracy, as the settings say; they may also ask for the last epoch. `folder` gets
     weights.safetensors and history.json, one entry an epoch. Order, augmentation and attacks of a step follow from
     (seed, epoch, step) alone, and a checkpoint holds everything else: a run that was killed at any moment goes on and, on a
-    CPU, ends with the same bits. Raises DivergenceError when the loss is not a number or beyond all bounds, naming the
-    step, the terms and the last good checkpoint.
+    CPU, ends with the same bits. What was trained by the same recipe, here or in another run, is read back: the recipe is
+    all that the weights depend on. A training of the same name by another recipe is made anew. Raises DivergenceError when
+    the loss is not a number or beyond all bounds, naming the step, the terms and the last good checkpoint.
     """
     name = folder.name
+    recipe = _recipe(model, method, data, settings, seed, attack, device)
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    if (folder / "weights.safetensors").exists():
-        return models.load_weights(model, folder / "weights.safetensors").eval()
+    if found := _trained(folder, recipe):
+        return models.load_weights(model, found / "weights.safetensors").eval()
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
@@ -101,10 +113,11 @@ def fit(
     total = settings.epochs * len(starts)
 
     checkpoint = folder / "checkpoint.safetensors"
-    about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0, "validation_seconds": 0.0}
+    about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0, "validation_seconds": 0.0,
+                             "recipe": recipe}  # fmt: skip
     best: dict[str, Tensor] = {}
-    if checkpoint.exists():
-        about, best = _restore(checkpoint, model, averaged, optimizer)
+    if checkpoint.exists() and (kept := read_tensors(checkpoint))[1].get("recipe", recipe) == recipe:
+        about, best = _restore(kept, model, averaged, optimizer)
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
     def save() -> None:
@@ -172,10 +185,44 @@ def fit(
     averaged.load_state_dict(best)
     validated = about["validation_seconds"]
     seconds = {"seconds": time.monotonic() - begun - validated, "validation_seconds": validated}
-    write_json(folder / "history.json", {**seconds, "environment": environment(), "epochs": history})
+    write_json(folder / "history.json", {**seconds, "recipe": recipe, "environment": environment(), "epochs": history})
     models.save_weights(averaged, folder / "weights.safetensors")
     checkpoint.unlink()
     return averaged.eval()
+
+
+def _recipe(
+    model: nn.Module,
+    method: Method,
+    data: Splits,
+    settings: TrainingSettings,
+    seed: int,
+    attack: Attack | None,
+    device: torch.device | str,
+) -> str | None:
+    """Everything that the trained weights depend on, as one number: network, method, data, settings, seed, version.
+
+    None for a method that cannot be described by content; then its training goes by its name alone.
+    """
+    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in ("seeds", "venue")}
+    try:
+        parts = [chosen, seed, torch.device(device).type, __version__, described(attack), described(method)]
+    except TypeError:
+        return None
+    return digest(model, data.train, [parts, digest(nn.Module(), data.validation, None)])
+
+
+def _trained(folder: Path, recipe: str | None) -> Path | None:
+    """The folder with what a recipe gave: this one, or another run's, whose files are then copied into this."""
+    for other in (folder, *(sorted(root().glob("runs/*/*/training/*")) if recipe else ())):
+        history, weights = other / "history.json", other / "weights.safetensors"
+        if not (history.exists() and weights.exists() and read_json(history).get("recipe") == recipe):
+            continue
+        if other != folder:
+            write_atomically(folder / "weights.safetensors", lambda file, weights=weights: shutil.copy(weights, file))  # type: ignore[misc]
+            write_json(folder / "history.json", {**read_json(history), "from": str(other.relative_to(root()))})
+        return folder
+    return None
 
 
 def histories(run: Run) -> dict[str, dict[str, Any]]:
@@ -292,9 +339,12 @@ def _store(
 
 
 def _restore(
-    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+    kept: tuple[dict[str, Tensor], dict[str, Any]],
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    tensors, about = read_tensors(path)
+    tensors, about = kept
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

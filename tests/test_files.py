@@ -1,10 +1,14 @@
 import errno
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from paperlib.files import InputError, read_json, read_tensors, write_atomically, write_json, write_tensors
+from paperlib.files import InputError, described, read_json, read_tensors, write_atomically, write_json, write_tensors
+from paperlib.methods.baselines import Standard
 
 
 def test_tensors_and_description_come_back(tmp_path: Path) -> None:
@@ -55,3 +59,28 @@ def test_json_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": ')
     with pytest.raises(InputError, match=r"x\.json: not a JSON file"):
         read_json(tmp_path / "x.json")
+
+
+def closed_over(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+def test_descriptions_are_by_content() -> None:
+    def same(one: object, other: object) -> bool:
+        return described(one) == described(other)
+
+    assert same(partial(closed_over, 1, value=torch.ones(2)), partial(closed_over, 1, value=torch.ones(2)))
+    assert not same(partial(closed_over, 1), partial(closed_over, 2))
+    assert not same(torch.ones(2), torch.zeros(2))
+    assert not same(torch.ones(2), torch.ones(1, 2))
+    assert same(closed_over(3), closed_over(3))
+    assert not same(closed_over(3), closed_over(4))
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert not same(closed_over(model), closed_over(other))
+    other.load_state_dict(model.state_dict())
+    assert same(closed_over(model), closed_over(other))
+    assert not same(Standard("ce"), Standard("mse"))
+    assert not same(Standard(), [Standard()])
+    assert json.dumps(described({"a": (1, None, Standard())}))
+    with pytest.raises(TypeError, match="object has no description"):
+        described([object()])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paperlib import models, training
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
-from paperlib.files import read_json, read_tensors
+from paperlib.files import read_json, read_tensors, write_tensors
 from paperlib.methods import Batch, Step, baselines, pag
 from paperlib.settings import TrainingSettings
 
@@ -74,6 +74,35 @@ def test_what_is_trained_is_read_back_and_not_trained_again(tmp_path: Path, monk
     second = training.fit(net(), baselines.Standard(), splits(), settings(), tmp_path, seed=0)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_another_run_with_the_same_recipe_is_taken_and_one_with_another_is_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = home / "runs/a/quick-1/training/x-seed0", home / "runs/b/quick-2/training/y-seed0"
+    attack = partial(pgd, eps=0.03, norm="linf", steps=1, step_size=0.02)
+    method = baselines.AdversarialTraining(attack)
+    first = training.fit(net(), method, splits(), settings(epochs=1), there, seed=0)
+    trained: list[int] = []
+    loss = baselines.AdversarialTraining.loss
+    monkeypatch.setattr(baselines.AdversarialTraining, "loss", lambda self, *given: trained.append(1) or loss(self, *given))
+    second = training.fit(net(), baselines.AdversarialTraining(partial(attack)), splits(), settings(epochs=1), here, seed=0)
+    assert not trained
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert read_json(here / "history.json")["from"] == "runs/a/quick-1/training/x-seed0"
+    stronger = baselines.AdversarialTraining(partial(attack, steps=2))
+    wider = Splits(stripes(120, 5), *(splits().validation, splits().test))
+    for changed, data, seed in ((stronger, splits(), 0), (method, splits(), 1), (method, wider, 0)):
+        trained.clear()
+        training.fit(net(), changed, data, settings(epochs=1), here, seed=seed)
+        assert trained
+
+
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(tmp_path: Path) -> None:
+    fresh = training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path / "fresh", seed=0)
+    write_tensors(tmp_path / "checkpoint.safetensors", {"none": torch.zeros(1)}, {"recipe": "another"})
+    again = training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path, seed=0)
+    assert torch.equal(fresh.linear.weight, again.linear.weight)
 
 
 def test_seeds_differ_and_the_callers_generator_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What a training step costs, counted and not timed: the same on every machine."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from paperlib.methods import Batch, Method, Step
+from paperlib.methods.baselines import Standard
+
+SHARES = (0.0, 0.3, 0.6, 0.99)  # of the training at which a step is counted: attacks and terms come and go
+
+
+def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) -> float:
+    """Multiplications of a step of `method` over those of a plain step on the same batch, the mean over a training.
+
+    Counted are convolutions and matrix products, of passes forward and backward, of the attack, and of second derivatives;
+    elementwise work is not. 1 is plain training. The model is not changed.
+    """
+    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, round(share * epochs))) for share in SHARES)
+    return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))
+
+
+def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:
+    """Floating-point operations of one step, loss and gradients."""
+    probe, counter = copy.deepcopy(model).train(), _Counter()
+    with torch.random.fork_rng(), counter:
+        method.loss(probe, batch, step)["total"].backward()
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up what PyTorch's own formulas say of each operation.
+
+    Its `FlopCounterMode` does the same, but hooks into the graph by module, which `autograd.grad` at a leaf refuses.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
