@@ -194,7 +194,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
     # As read and checked: a notebook's own cell would see the text "8/255".
-    checked = {name: "null" if getattr(settings, name) is None else getattr(settings, name) for name in given}
+    values = settings.model_dump()
+    checked = {name: "null" if values[name] is None else values[name] for name in given}
     if runs.status(folder)["state"] == "running":
         raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
 

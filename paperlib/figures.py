@@ -107,14 +107,28 @@ NAMES = {
     "cam_on_object": "Grad-CAM on object",
     "cam_on_object_attacked": "Grad-CAM on object, attacked",
     "depth_moved": "depth moved",
+    "pgd_20": "PGD-20",
+    "noise": "noise",
+    "transfer": "transfer",
+    "pag_cosine": "PAG cosine",
+    "gfa_cosine_1": "GFA cosine, layer 1",
+    "gfa_cosine_2": "GFA cosine, layer 2",
+    "gfa_cosine_3": "GFA cosine, layer 3",
+    "robust_alignment": "Robust Alignment",
+    "flatness": "tangential flatness",
+    "linearity": "local linearity",
+    "small_gradient": "small gradient",
     "ead_l2": "EAD ℓ2",
     "cw_l2": "C&W ℓ2",
     "ddn_l2": "DDN ℓ2",
 }
 
 
-def title(name: str) -> str:
-    """The words for a method or measure."""
+def title(name: str | int) -> str:
+    """The words for a method or measure; a number, of a seed say, stays itself."""
+    name = str(name)
+    if name.endswith("_equal"):
+        return f"{title(name.removesuffix('_equal'))}, equal compute"
     if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and what is said of it
         return title(match[1]) + match[2]
     return NAMES.get(
@@ -621,3 +635,49 @@ def distance_curves(run: Run, distances: pd.DataFrame) -> Figure:
     axes[0][0].set_ylabel("images beyond (%)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     return save(run, figure, "distances", pd.concat(frames))
+
+
+def grid(run: Run, summary: pd.DataFrame) -> Figure:
+    """Accuracy in percent of every method (rows) under every attack (columns): a number and a shade in each place."""
+    table = 100 * summary.pivot_table(index="method", columns="measure", values="mean", sort=False)
+    figure, axis = new(run, height=0.6 + 0.19 * len(table))
+    axis.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(table.shape):
+        value = table.iat[row, column]
+        words, colour = ("–", "black") if np.isnan(value) else (f"{value:.0f}", "white" if value > 60 else "black")
+        axis.text(column, row, words, ha="center", va="center", color=colour, fontsize=7)
+    axis.set_xticks(range(table.shape[1]), [title(name) for name in table.columns], rotation=30, ha="right")
+    axis.set_yticks(range(len(table)), [title(name) for name in table.index], fontsize=7)
+    axis.tick_params(length=0)
+    return save(run, figure, "grid", table.reset_index())
+
+
+def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
+    """Rank correlation of each measure with robust accuracy, alone and beside the gradient's size, with 95 % intervals."""
+    figure, axis = new(run, height=0.7 + 0.28 * len(found))
+    for number, (part, label) in enumerate((("ρ", "alone"), ("beside the gradient", "beside the gradient's size"))):
+        own = found[part].astype(float)
+        places = np.arange(len(own))[::-1] + 0.14 - 0.28 * number
+        arms = np.abs(np.array([own["value"] - own["low"], own["high"] - own["value"]]))
+        axis.errorbar(own["value"], places, xerr=np.nan_to_num(arms), fmt=MARKERS[number], color=COLOURS[1 + number],
+                      markersize=4, linewidth=1, label=label)  # fmt: skip
+    axis.axvline(0, color="black", linewidth=0.6)
+    axis.set_yticks(np.arange(len(found))[::-1], [title(name) for name in found.index])
+    axis.set(xlim=(-1.05, 1.05), xlabel=f"Spearman's ρ with accuracy under {title(robust)}")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return save(run, figure, "correlations", found.rename_axis("measure").reset_index())
+
+
+def front(run: Run, found: pd.DataFrame, robust: str) -> Figure:
+    """Clean against robust accuracy, the area of each mark its cost; filled where nothing is better in all three."""
+    figure, axis = new(run, height=3.4)
+    for place, (name, row) in enumerate(found.iterrows()):
+        colour = COLOURS[1 + place % (len(COLOURS) - 1)]
+        arms = [[[row[name] - row[f"{name} low"]], [row[f"{name} high"] - row[name]]] for name in ("clean", robust)]
+        axis.errorbar(row["clean"], row[robust], xerr=arms[0], yerr=arms[1], color="#bbbbbb", linewidth=0.6)
+        face = colour if row["front"] else "white"
+        axis.scatter(row["clean"], row[robust], s=12 * row["cost"] ** 0.5 + 8, color=face, edgecolor=colour, zorder=3)
+        offset = (4, 4 if place % 2 else -9)
+        axis.annotate(title(str(name)), (row["clean"], row[robust]), offset, textcoords="offset points", fontsize=7)
+    axis.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {title(robust)} (%)")
+    return save(run, figure, "front", found.rename_axis("method").reset_index())

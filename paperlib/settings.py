@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from paperlib import models
 from paperlib.data import check_name
@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Radius = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# A layer's name is text, also one that is a number alone; None where there is none.
+Layer = Annotated[str | None, BeforeValidator(lambda layer: str(layer) if isinstance(layer, int) else layer)]
 Venue = Literal["neurips", "iclr", "icml", "cvpr", "aaai", "wide"]
 
 FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECASE)

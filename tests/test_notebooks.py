@@ -18,6 +18,7 @@ from paperlib.files import read_json
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PAPERS = {"toy_pag": "pag", "cifar_pag": "pag", "raat_boundary": "raat", "gfa_landscape": "gfa", "daat_imagenet100": "daat"}
+PAPERS |= {"alignment_matrix": "alignment"}
 TINY = {
     "toy_pag": {"seeds": "[0, 1]", "epochs": "2"},
     "cifar_pag": {
@@ -49,6 +50,12 @@ TINY = {
         "weights": "[1]",
         "focus_images": "10", "epsilons": "[2]", "autoattack_images": "0", "sweep_images": "5", "audit_images": "10",
         "one_seed": "[sweep]", "operator": "laplacian",
+    },
+    "alignment_matrix": {
+        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
+        "train_steps": "1", "measure_images": "20", "queries": "5", "score_steps": "2", "autoattack_images": "2",
+        "audit_images": "10", "neighbors": "2", "equal_compute": "standard",
+        "combinations": "{pag_raat: {base: raat, add: {class_mean: 0.1}}, gfa_pgd_at: {base: pgd_at, add: {first: 0.1}}}",
     },
 }  # fmt: skip
 

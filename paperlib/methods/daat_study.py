@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from paperlib import external, models, oracles
@@ -23,15 +23,10 @@ from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
 from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
-from paperlib.settings import Count, ImageSettings, Positive, Radius, Share
+from paperlib.settings import Count, ImageSettings, Layer, Positive, Radius, Share
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
 Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
-
-
-def _named(layer: Any) -> Any:
-    """A layer's name as text: one that is a number alone is read as a number."""
-    return str(layer) if isinstance(layer, int) else layer
 
 
 class DaatSettings(ImageSettings):
@@ -53,9 +48,7 @@ class DaatSettings(ImageSettings):
     blocks: list[int] | None  # whose attention is aligned; all when None
     heads: list[int] | None
     rollout: bool  # attention rolled out over all blocks, in place of their mean
-    layer: Annotated[
-        str | None, BeforeValidator(_named)
-    ]  # of a convolutional network, whose activation is its attention; None for transformers
+    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
     teacher: (
         Literal["stand_in", "dinov2"] | None
     )  # of the feature alignment; a stand-in is the same network, trained plainly

@@ -1,0 +1,206 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does alignment tell how robust a model is? Every defence under one protocol
+#
+# Four papers say that aligning gradients, outputs or attention with something meaningful makes a classifier robust, each with its own
+# data, attacks and measures. Here their defences and baselines are trained on the same data with the same network, schedule and
+# attack, and, beside that, with the same *compute*. Every model meets every attack, and every alignment is measured on every model,
+# whoever it was trained for. Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves, and does any of
+# them tell more than the size of the gradient already does?**
+
+# %% [markdown]
+# ## Settings
+# A preset says everything; a parameter that is not `None` overrides it (`"null"` sets what may be nothing). Combinations that no paper
+# tried are a mapping of names to a base and what is added to it, so add your own:
+# `combinations = {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}`.
+
+# %% tags=["parameters"]
+preset: str = "quick"  # quick · laptop · gpu · paper
+data: str = None  # scenes · cifar10 · cifar100 · stl10 · tiny_imagenet · folder:PATH
+seeds: list = None
+norm: str = None  # linf · l2
+train_steps: int = None  # of the attack in training
+defences: list = None
+weights: dict = None  # of each defence's own term
+combinations: dict = None
+one_seed: list = None  # what is trained with the first seed alone
+equal_compute: str = None  # the defence whose multiplications all others get once more; "null": none
+classes_per_step: int = None  # K of PAG
+neighbors: int = None
+eta: float = None  # η of RAAT
+oracle: str = None  # exact · learned
+depth_images: int = None
+depth_epochs: int = None
+layer: str = None  # whose activations are a convolutional network's attention
+task: str = None  # of GFA: ce · mse
+landscape_reach: float = None
+measure_images: int = None
+queries: int = None  # of Square
+score_eps: float = None
+score_steps: int = None
+train_images: int = None
+validation_images: int = None
+test_images: int = None
+image_size: int = None
+model: str = None  # small_cnn · cnn · resnet18 · vit · vit_conv · …
+width: int = None
+normalisation: str = None  # none · half · imagenet · cifar10
+stem_stride: int = None
+eps_linf: float = None
+eps_l2: float = None
+autoattack_images: int = None
+sweep_images: int = None
+audit_images: int = None
+epochs: int = None
+batch_size: int = None
+optimizer: str = None  # sgd · adam · adamw
+learning_rate: float = None
+momentum: float = None
+weight_decay: float = None
+schedule: str = None  # constant · step · cosine · one_cycle
+milestones: list = None
+decay: float = None
+clip: float = None
+ema: float = None
+ema_start: float = None
+bf16: bool = None
+channels_last: bool = None
+crop_padding: int = None
+crop_fill: float = None  # or reflect
+flip: bool = None
+selection: str = None  # mean · robust · last: what an epoch is chosen by
+device: str = None  # auto · cpu · cuda
+venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
+
+# %%
+from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, training
+from paperlib.data import load, subset
+from paperlib.methods import combined, pag
+from paperlib.methods import matrix_study as study
+
+run = runs.start("alignment_matrix", globals())
+run
+
+# %% [markdown]
+# ## Data, and what each defence costs
+# Multiplications of a training step over those of plain training, counted and not timed: convolutions and matrix products of all
+# passes, the attack's and second derivatives' among them. "equal" is the number of epochs in which each takes as many as the reference.
+
+# %%
+s = run.settings
+images = load(s.data, train_images=s.train_images, validation_images=s.validation_images, test_images=s.test_images,
+              image_size=s.image_size, seed=0)
+size, sample = images.train.images.shape[-1], subset(images.test, s.measure_images, 0)
+figures.contact_sheet(run, images.train)
+
+# %%
+network = training.build(s, images, 0)
+study.check(s, network, sample)
+methods = study.methods(s, images.train, network, run.device)
+cost = matrix.costs(methods, network, images, s.batch_size, s.epochs, 0)
+equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
+figures.table(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
+
+# %% [markdown]
+# ## Training
+# A combination is one method's objective with the own terms of others on top,
+#
+# $$\mathcal{L} = \mathcal{L}_{base} + \sum_i w_i \, \mathcal{L}_i.$$
+#
+# What another notebook trained by the same recipe is
+# taken from there.
+
+# %%
+source.show(combined.Combined.loss)
+
+# %%
+trained = study.train(run, methods, images, training.train_each)
+judge = training.train_each(run, study.judge(s), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000]
+longer = study.train(run, methods, images, training.train_each, equal) if equal else {}
+everything = trained | longer
+
+# %% [markdown]
+# ## The matrix
+# Accuracy under every attack. Square, transfer, noise and AutoAttack on fewer images.
+
+# %%
+table = evaluation.evaluate_each(run, everything, images.test, study.attacks(s))
+strong = evaluation.evaluate_each(run, everything, subset(images.test, s.autoattack_images, 0), study.strong_attacks(s, judge), "strong")
+summary = evaluation.summary(evaluation.combine(table, strong))
+rows = summary[summary["method"].isin(list(trained))]
+figures.grid(run, rows)
+
+# %%
+figures.table(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
+
+# %% [markdown]
+# Each against PGD-AT, image by image and over seeds.
+
+# %%
+gaps = evaluation.gaps(summary, "pgd_at", ["clean", "pgd_margin", "autoattack"])
+figures.table(run, gaps, "gaps", "Difference to PGD-AT in points.")
+
+# %% [markdown]
+# ## Every alignment of every model
+# All in evaluation mode, as an attack meets the model. Each is turned so that more should be more robust.
+
+# %%
+aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=study.toward_means(images.train, run.device),
+                         layers=study.layers(network, images.train), task=s.task, attack=study.attacks(s)["pgd_margin"],
+                         attention=study.attention(s), target=study.target(s, size), eps=s.eps, norm=s.norm)
+
+# %%
+scores = pag.scores_each(run, everything, judge, sample)
+flat = landscape.flatness(run, everything, sample)
+measured = evaluation.combine(evaluation.combine(table, strong), aligned, scores, flat)
+models = matrix.by_model(measured)
+figures.table(run, models[[name for name in matrix.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
+
+# %% [markdown]
+# ## Which measure tells?
+# Spearman's rank correlation over models with accuracy under AutoAttack, and under PGD on the margin, which has more images; then what
+# is left of it beside the size of the gradient, which is what alignment may come down to. The intervals resample methods.
+
+# %%
+tells = matrix.predictors(models, "autoattack")
+figures.table(run, tells, "predictors", "Rank correlation with accuracy under AutoAttack.", 2)
+
+# %%
+figures.correlations(run, tells, "autoattack")
+
+# %%
+figures.table(run, matrix.predictors(models, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
+
+# %% [markdown]
+# ## Accuracy, robustness, cost
+# A filled mark: no other is at least as good in all three, and better in one. The area grows with the root of the cost.
+
+# %%
+found = matrix.front(summary, "pgd_margin", cost)
+figures.front(run, found, "pgd_margin")
+
+# %% [markdown]
+# ## The audit
+
+# %%
+checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
+figures.table(run, checks, "audit", "Signs of masked gradients.")
+
+# %%
+evaluation.flags(table, strong)
+
+# %% [markdown]
+# ## Verdicts
+# What the four papers have in common, held against this protocol. No number is claimed for it, so a gain must be a point at least.
+
+# %%
+verdicts = claims.judge("alignment", run, summary, len(images.test.classes), audit.signs(run))
+run.finish()
+claims.show(verdicts)

@@ -1,0 +1,182 @@
+"""Defences side by side: every measure of alignment of every model, and which of them tells how robust it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib import cost
+from paperlib.attacks import Attack, Norm, ascent, margin, project
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.geometry import alignment_defect, class_gradients, cosine
+from paperlib.methods import Batch, Method
+from paperlib.methods.baselines import Task
+from paperlib.methods.gfa import aligned
+from paperlib.methods.pag import Targets
+from paperlib.oracles import Target
+from paperlib.saliency import Attention
+from paperlib.statistics import rank_correlation
+
+# What each measure is, and whose.
+MEASURES = {
+    "pag_cosine": "PAG: mean cosine of the class gradients with class mean − image",
+    "pag_score": "PAG: share of targeted images whose class another model sees",
+    "gfa_cosine_1": "GFA: cosine of loss gradient and input, layer 1",
+    "gfa_cosine_2": "GFA: layer 2",
+    "gfa_cosine_3": "GFA: layer 3",
+    "robust_alignment": "RAAT: minus the Robust Alignment defect of the probabilities",
+    "edge_cosine": "DAAT: cosine of attention with the edges of depth",
+    "flatness": "GFA: minus the rise of the margin across the image",
+    "linearity": "minus the error of the first-order expansion of the loss (Qin et al. 2019)",
+    "small_gradient": "minus the logarithm of the gradient's dual norm: what an attack gains to first order",
+}
+CONTROL = "small_gradient"  # what the others are asked to add to
+
+
+def per_image(
+    model: nn.Module, data: ImageSet, *, targets: Targets, layers: Sequence[str], task: Task, attack: Attack,
+    attention: Attention, target: Target, eps: float, norm: Norm,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Every measure of MEASURES that one model's answers tell by image, larger for what should be more robust: N each."""
+    images, labels = data.images, data.labels
+    leaf = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        log_probabilities = model(leaf).log_softmax(1)
+        classes = list(range(log_probabilities.shape[1]))
+        gradients = class_gradients(log_probabilities, leaf, classes)
+    pairs = zip(gradients, targets(images, classes), strict=True)
+    found = {"pag_cosine": torch.stack([cosine(gradient, wanted) for gradient, wanted in pairs]).mean(0)}
+    cosines = aligned(model, images, labels, layers, task)[1].detach()
+    found |= {f"gfa_cosine_{number}": row for number, row in enumerate(cosines, 1)}
+    with torch.no_grad():
+        seen = attention(model, images)[1]
+        wanted = target(images, data.depth, (seen.shape[1], seen.shape[2]))
+        found["edge_cosine"] = F.cosine_similarity(seen.flatten(1), wanted.flatten(1))
+    found["robust_alignment"] = -_defect(model, images, attack(model, images, labels))
+    found |= first_order(model, images, labels, eps=eps, norm=norm)
+    return found
+
+
+def _defect(model: nn.Module, images: Tensor, adversarial: Tensor) -> Tensor:
+    """The Robust Alignment defect of the probabilities (RAAT, Definition 1), over how far they move on average: N."""
+    probe = nn.Sequential(model, nn.Softmax(1)).eval()
+    defect, moved = alignment_defect(probe, images, adversarial, ["1"], (0.25, 0.5, 0.75))
+    return defect[0] / moved[0].mean().clamp_min(1e-12)
+
+
+def first_order(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, steps: int = 10
+) -> dict[str, Tensor]:
+    """How the loss lies around images N×…, of the margin over the spread of the clean outputs: N each.
+
+    "small_gradient" is −log₁₀ of ε times the gradient's dual norm. "linearity" is −max |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)| over the
+    ball, by projected ascent of `steps` steps of ε / 4 (Qin et al. 2019, Equation 5).
+    """
+    leaf = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(leaf)
+        scale = logits.detach().std(1).clamp_min(torch.finfo(logits.dtype).tiny)
+        loss = margin(logits, labels) / scale
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    start, flat = loss.detach(), gradient.flatten(1)
+    size = flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)
+
+    def error(change: Tensor) -> Tensor:
+        moved = margin(model(images + change), labels) / scale
+        # Equation (5)
+        return (moved - start - (change * gradient).flatten(1).sum(1)).abs()
+
+    change = project(torch.empty_like(images).uniform_(-eps, eps), eps, norm)
+    largest = torch.zeros_like(start)
+    for _ in range(steps):
+        change = change.detach().requires_grad_(True)
+        with torch.enable_grad():
+            found = error(change)
+            (uphill,) = torch.autograd.grad(found.sum(), change)
+        largest = largest.maximum(found.detach())
+        change = project(change.detach() + eps / 4 * ascent(uphill, norm), eps, norm)
+    with torch.no_grad():
+        largest = largest.maximum(error(change))
+    return {"small_gradient": -(eps * size).clamp_min(1e-12).log10(), "linearity": -largest}
+
+
+# Which of them tells? ----------------------------------------------------------------------------------------------
+
+
+def by_model(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `evaluate_each` or `by_image` as one row a model: index (method, seed), a column a measure, its mean."""
+    return table.pivot_table(index=["method", "seed"], columns="measure", values="accuracy", sort=False)
+
+
+def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
+    """Spearman's ρ of each measure with the accuracy `robust` over models, and what is left of it beside CONTROL.
+
+    `models` is of `by_model`. Columns ρ, low, high; "beside the gradient" with its low and high; models. The intervals
+    (95 %) are by bootstrap over methods, whose seeds come and go together.
+    """
+    rows = {}
+    groups = models.index.get_level_values("method").to_numpy()
+    for name in [name for name in MEASURES if name in models]:
+        known = models[[name, robust, CONTROL]].notna().all(axis=1).to_numpy()
+        x, y, control = (models.loc[known, column].to_numpy() for column in (name, robust, CONTROL))
+        alone = rank_correlation(x, y, groups[known])
+        beside = (np.nan,) * 3 if name == CONTROL else rank_correlation(x, y, groups[known], control)
+        rows[name] = [*alone, *beside, int(known.sum())]
+    columns = pd.MultiIndex.from_tuples(
+        [(part, end) for part in ("ρ", "beside the gradient") for end in ("value", "low", "high")] + [("models", "")]
+    )
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+# What it costs -----------------------------------------------------------------------------------------------------
+
+
+def costs(
+    methods: Mapping[str, Method], model: nn.Module, data: Splits, batch_size: int, epochs: int, seed: int
+) -> pd.Series:
+    """Each defence's training in plain-training epochs, of as many of its own: multiplications counted, see `cost`."""
+    few = data.train[:batch_size]
+    batch = Batch(as_float(few.images), few.labels, lambda images: images.clone(), few.depth)
+    found = {}
+    for name, method in methods.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found[name] = cost.relative(method, model, batch, epochs)
+    return pd.Series(found, name="cost")
+
+
+def equal_epochs(found: pd.Series, reference: str, epochs: int) -> dict[str, int]:
+    """How many epochs each defence trains when all get the multiplications of the reference's `epochs`; one at least."""
+    return {name: max(1, round(epochs * found[reference] / one)) for name, one in found.items()}
+
+
+def cost_table(found: pd.Series, epochs: int, equal: Mapping[str, int] | None) -> pd.DataFrame:
+    """The cost of a step beside the epochs of the protocol, and of equal compute where there are: one row a defence."""
+    table = pd.DataFrame({"cost": found, "epochs": epochs})
+    return table if equal is None else table.assign(equal=pd.Series(equal))
+
+
+def front(table: pd.DataFrame, robust: str, found: pd.Series) -> pd.DataFrame:
+    """One row a method: clean and robust accuracy in percent with their intervals, cost, and whether nothing is better.
+
+    "front" is True where no other method is at least as good in all three and better in one. `table` is of `summary`, whose
+    methods that `found` has no cost for are left out.
+    """
+    known = {(row["method"], row["measure"]): row for row in table.to_dict("records")}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in found.index:
+        if (name, "clean") not in known or (name, robust) not in known:
+            continue
+        rows[name] = {
+            f"{measure} {end}".strip(): 100 * known[name, measure][key]
+            for measure in ("clean", robust)
+            for end, key in (("", "mean"), ("low", "low"), ("high", "high"))
+        } | {"cost": float(found[name])}
+    frame = pd.DataFrame(rows).T
+    goals = np.column_stack([frame["clean"], frame[robust], -frame["cost"]])
+    frame["front"] = [not ((goals >= one).all(1) & (goals > one).any(1)).any() for one in goals]
+    return frame

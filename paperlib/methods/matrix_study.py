@@ -1,0 +1,264 @@
+"""The study `alignment_matrix`: every defence of the four papers, and combinations, under one protocol.
+
+Same data, network, optimiser, epochs and attack in training for all, in place of each paper's own; weights are settings.
+What a defence needs besides, it gets: PAG its targets, DAAT depth, and as attention the activations of a layer where the
+network is convolutional. DAAT is without the feature alignment, whose teacher must have tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from paperlib import models, oracles
+from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, transfer
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.files import InputError
+from paperlib.geometry import weighted_layers
+from paperlib.methods import Method
+from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, GradientPenalty, Standard
+from paperlib.methods.combined import Added, Combined
+from paperlib.methods.daat import DAAT
+from paperlib.methods.gfa import GFA
+from paperlib.methods.pag import PAG, Targets, class_mean, one_image, sample, toward
+from paperlib.methods.raat import RAAT
+from paperlib.oracles import Oracle, Target
+from paperlib.runs import Run
+from paperlib.saliency import Attention, activated, attended
+from paperlib.settings import Count, ImageSettings, Layer, Positive, Radius
+
+Name = Literal[
+    "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep",
+    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "daat",
+]  # fmt: skip
+# The term of each defence's loss that is its own, by the name that the loss gives it: what a combination can add.
+TERMS: dict[Name, str] = {
+    "gradient_penalty": "penalty", "one_image": "misalignment", "class_mean": "misalignment",
+    "nearest_neighbor": "misalignment", "first": "misalignment", "deep": "misalignment", "trades": "kl", "mart": "kl",
+    "cons_at": "js", "raat": "dicar", "daat": "align",
+}  # fmt: skip
+START = 0.001  # deviation of TRADES's and MART's normal start
+DEEP = 3  # layers
+
+
+class Combination(BaseModel):
+    """One defence's objective with the own terms of others on top, at their weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    base: Name
+    add: Annotated[dict[Name, Positive], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _own_terms(self) -> Self:
+        if without := set(self.add) - set(TERMS):
+            raise ValueError(f"{', '.join(sorted(without))} has no term of its own; {', '.join(TERMS)} have")
+        return self
+
+
+class MatrixSettings(ImageSettings):
+    """One protocol for all."""
+
+    norm: Norm  # of the attack in training and evaluation
+    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    defences: Annotated[list[Name], Field(min_length=2)]
+    weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
+    combinations: dict[str, Combination]  # what no paper tried; add your own
+    one_seed: list[str]  # defences and combinations that are trained with the first seed alone
+    equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
+    classes_per_step: Count | None  # PAG's K; None: all, as in the paper
+    neighbors: Count  # PAG's sample size of Nearest Neighbor, per class
+    eta: Positive  # RAAT's η
+    oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
+    depth_images: Count  # scenes that a learned oracle learns from
+    depth_epochs: Count
+    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
+    task: Literal["ce", "mse"]  # GFA's; mse: the paper
+    landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
+    measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
+    queries: Count  # of Square
+    score_eps: Positive  # of the PAG score's targeted L2 attack
+    score_steps: Count
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        trained = [*self.defences, *self.combinations]
+        if missing := {"standard", "pgd_at"} - set(self.defences):
+            raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
+        if double := set(self.defences) & set(self.combinations):
+            raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
+        if extra := set(self.one_seed) - set(trained):
+            raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are")
+        if self.equal_compute and self.equal_compute not in self.defences:
+            raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
+        needed = {name for name in self.defences if name in TERMS and name not in ("trades", "mart", "cons_at")}
+        if bare := needed - set(self.weights):
+            raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
+        if self.oracle == "exact" and self.data != "scenes":
+            raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
+        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
+            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
+        if (self.model in models.TRANSFORMERS) == (self.layer is not None):
+            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
+        return self
+
+    @property
+    def eps(self) -> float:
+        """ε in the norm of the study."""
+        return self.eps_linf if self.norm == "linf" else self.eps_l2
+
+
+STUDIES = {"alignment_matrix": MatrixSettings}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def training_attack(settings: MatrixSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+    """PGD from a random start, steps that add up to 2.5 ε."""
+    eps, steps = settings.eps, settings.train_steps
+    size = 2.5 * eps / steps
+    return partial(
+        pgd, eps=eps, norm=settings.norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation
+    )
+
+
+def oracle(settings: MatrixSettings, size: int) -> Oracle:
+    """Where the depth of images of `size` pixels comes from."""
+    if settings.oracle == "exact":
+        return oracles.exact
+    return oracles.by_network(oracles.learned(32 if size < 64 else 64, settings.depth_images, settings.depth_epochs))
+
+
+def target(settings: MatrixSettings, size: int) -> Target:
+    """G, the edges of depth."""
+    return oracles.target(oracle(settings, size))
+
+
+def attention(settings: MatrixSettings) -> Attention:
+    """A, of a layer's activations or of a transformer's class token."""
+    return attended if settings.layer is None else partial(activated, layer=settings.layer)
+
+
+def layers(model: nn.Module, data: ImageSet) -> tuple[str, ...]:
+    """The first layers, at whose inputs gradient and features are held against each other."""
+    return tuple(weighted_layers(model, as_float(data.images[:1]))[:DEEP])
+
+
+def toward_means(train: ImageSet, device: torch.device) -> Targets:
+    """g(x, t) of PAG's Class Mean: what the PAG cosine is measured against."""
+    return partial(toward, class_mean(train, 1.0).to(device))
+
+
+def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device: torch.device) -> dict[str, Method]:
+    """The defences and the combinations; `model` is the network that they train, for the names of its layers."""
+    seed, uniform = settings.seeds[0], training_attack(settings)
+    normal = training_attack(settings, start_deviation=START)
+    names = layers(model, train)
+
+    def pag(pool: Callable[[], torch.Tensor]) -> Callable[[float], Method]:
+        return lambda weight: PAG(partial(toward, pool().to(device)), weight, settings.classes_per_step)
+
+    def gfa(count: int) -> Callable[[float], Method]:
+        return lambda weight: GFA(names[:count], (weight,) * count, task=settings.task)
+
+    def daat(weight: float) -> Method:
+        return DAAT(uniform, attention(settings), target(settings, int(train.images.shape[-1])), weight=weight)
+
+    built: dict[Name, Callable[[float], Method]] = {
+        "standard": lambda weight: Standard(),
+        "gradient_penalty": GradientPenalty,
+        "one_image": pag(partial(one_image, train, seed)),
+        "class_mean": pag(partial(class_mean, train, 1.0)),
+        "nearest_neighbor": pag(partial(sample, train, settings.neighbors, seed)),
+        "first": gfa(1),
+        "deep": gfa(DEEP),
+        "pgd_at": lambda weight: AdversarialTraining(uniform),
+        "trades": lambda weight: TRADES(training_attack(settings, "kl", START), settings.weights.get("trades", 6.0)),
+        "mart": lambda weight: MART(normal, settings.weights.get("mart", 6.0)),
+        "cons_at": lambda weight: ConsistencyAT(uniform, settings.weights.get("cons_at", 1.0)),
+        "raat": lambda weight: RAAT(uniform, settings.eta, weight),
+        "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, settings.weights.get("raat", 1.0), boosted=True),
+        "daat": daat,
+    }
+    found: dict[str, Method] = {name: built[name](settings.weights.get(name, 0.0)) for name in settings.defences}
+    mixed = {
+        name: Combined(
+            built[one.base](settings.weights.get(one.base, 0.0)),
+            tuple(Added(_term_alone(built[other](1.0)), TERMS[other], weight) for other, weight in one.add.items()),
+        )
+        for name, one in settings.combinations.items()
+    }
+    return {**found, **mixed}
+
+
+def _term_alone(method: Method) -> Method:
+    """A method whose own term is wanted and nothing else: RAAT without its partition."""
+    return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
+
+
+def judge(settings: MatrixSettings) -> dict[str, Method]:
+    """A plainly trained model of another seed: it says what targeted images look like, and its own are transferred."""
+    return {"judge": Standard()}
+
+
+def train(
+    run: Run,
+    named: Mapping[str, Method],
+    data: Splits,
+    train_each: Callable[..., Any],
+    epochs: Mapping[str, int] | None = None,
+) -> dict[str, dict[int, nn.Module]]:
+    """The methods by name and seed, by `training.train_each`; those of `one_seed` with the first seed alone.
+
+    With `epochs`, of each by name, they are the trainings of equal compute, as "<name>_equal".
+    """
+    settings, trained = run.settings, {}
+    for name, method in named.items():
+        seeds = list(settings.seeds[:1] if name in settings.one_seed else settings.seeds)
+        called, changes = (name, {}) if epochs is None else (f"{name}_equal", {"epochs": epochs[name]})
+        trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)
+    return trained
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def selection_attack(settings: MatrixSettings) -> Attack:
+    """What validation images are attacked with after each epoch: PGD-10, as in RAAT's study."""
+    return partial(pgd, eps=settings.eps, norm=settings.norm, steps=10, step_size=settings.eps / 4)
+
+
+def attacks(settings: MatrixSettings) -> dict[str, Attack]:
+    """On all test images: FGSM, PGD-20, and PGD-20 on the margin."""
+    eps, norm = settings.eps, settings.norm
+    strong = partial(pgd, eps=eps, norm=norm, steps=20, step_size=eps / 8)
+    return {"fgsm": partial(fgsm, eps=eps, norm=norm), "pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
+
+
+def strong_attacks(settings: MatrixSettings, source: nn.Module) -> dict[str, Attack]:
+    """On fewer images: what does not ask for the gradient, and AutoAttack."""
+    eps, norm = settings.eps, settings.norm
+    steps = partial(pgd, steps=20, step_size=eps / 8, loss="margin")
+    return {
+        "noise": partial(pgd, eps=eps, norm=norm, steps=0, step_size=0.0),
+        "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm=norm),
+        "square": partial(square, eps=eps, norm=norm, queries=settings.queries),
+        "autoattack": partial(autoattack, eps=eps, norm=norm),
+    }
+
+
+def check(settings: MatrixSettings, model: nn.Module, data: ImageSet) -> None:
+    """Raise InputError, before anything is trained, where the network or the images do not fit what is asked."""
+    if data.images.shape[1] != 3:
+        raise InputError(
+            f"data = {settings.data}: images of {data.images.shape[1]} channel; depth is told from colour images"
+        )
+    with torch.no_grad():
+        model.eval()
+        attention(settings)(model, as_float(data.images[:2]))
+    if len(names := layers(model, data)) < DEEP:
+        raise InputError(f"model = {settings.model}: {len(names)} linear or convolutional layers; DEEP needs {DEEP}")

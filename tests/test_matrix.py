@@ -1,0 +1,225 @@
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from paperlib import matrix, models, runs
+from paperlib.attacks import pgd
+from paperlib.data import ImageSet, Splits
+from paperlib.files import InputError
+from paperlib.methods import Batch, Step, matrix_study, pag
+from paperlib.methods.combined import Combined
+from paperlib.oracles import exact, target
+from paperlib.saliency import activated
+from paperlib.statistics import rank_correlation
+
+
+class Linear(nn.Module):
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.map = nn.Linear(3 * 8 * 8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x.flatten(1))
+
+
+def images(count: int = 12) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    depth = 1 + torch.rand(count, 8, 8, generator=generator)
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c"), depth)
+
+
+# Correlations ----------------------------------------------------------------------
+
+
+def test_a_rank_correlation_is_scipys_and_a_partial_one_the_textbooks() -> None:
+    generator = np.random.default_rng(0)
+    x, y, control = generator.normal(size=(3, 40))
+    y, control = y + x, control + x
+    groups = np.arange(40)
+    value, low, high = rank_correlation(x, y, groups)
+    assert value == pytest.approx(spearmanr(x, y).statistic)
+    assert low < value < high
+    xy, xz, yz = (spearmanr(*pair).statistic for pair in ((x, y), (x, control), (y, control)))
+    textbook = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert rank_correlation(x, y, groups, control)[0] == pytest.approx(textbook)
+
+
+def test_its_interval_covers_the_truth_and_copies_of_a_group_do_not_narrow_it() -> None:
+    generator = np.random.default_rng(1)
+    covered, widths = 0, []
+    for _ in range(40):
+        x, y = generator.normal(size=(2, 30))
+        _, low, high = rank_correlation(x, y, np.arange(30), draws=150)
+        covered += low <= 0 <= high
+        doubled = rank_correlation(np.repeat(x, 3), np.repeat(y, 3), np.repeat(np.arange(30), 3), draws=150)
+        widths.append((doubled[2] - doubled[1]) / (high - low))
+    assert covered >= 34
+    assert 0.9 < np.median(widths) < 1.1
+
+
+def test_what_has_no_correlation_is_no_number() -> None:
+    x = np.arange(6.0)
+    assert np.isnan(rank_correlation(x, np.ones(6), np.arange(6))).all()
+    assert np.isnan(rank_correlation(x, -x, np.array([0, 0, 1, 1, 2, 2]))).all()  # three groups tell nothing
+    assert rank_correlation(x, -x, np.arange(6)) == pytest.approx((-1, -1, -1))
+    assert np.isnan(rank_correlation(x, x**2, np.arange(6), control=x)[0])  # nothing is left beside it
+
+
+def test_predictors_find_what_tells_and_what_only_follows_the_gradient() -> None:
+    generator = np.random.default_rng(0)
+    gradient, own = generator.normal(size=(2, 60))
+    models_ = pd.DataFrame(
+        {"autoattack": gradient + own, "small_gradient": gradient, "flatness": own, "linearity": gradient + 0.1 * own},
+        index=pd.MultiIndex.from_product([range(20), range(3)], names=["method", "seed"]),
+    )
+    models_.loc[(0, 0), "flatness"] = np.nan
+    found = matrix.predictors(models_, "autoattack")
+    assert list(found.index) == ["flatness", "linearity", "small_gradient"]  # in the order of MEASURES
+    assert found.loc["flatness", ("beside the gradient", "low")] > 0.5
+    assert found.loc["linearity", ("ρ", "low")] > 0
+    assert found.loc["flatness", ("models", "")] == 59
+    assert np.isnan(found.loc["small_gradient", ("beside the gradient", "value")])
+
+
+# Measures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_linear_model_is_linear_and_its_gradient_is_its_weights(norm: str) -> None:
+    torch.manual_seed(0)
+    model = Linear(2).double()
+    x, y = torch.rand(5, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0])
+    found = matrix.first_order(model, x, y, eps=0.1, norm=norm)  # type: ignore[arg-type]
+    assert float(found["linearity"].abs().max()) < 1e-12
+    apart = (model.map.weight[0] - model.map.weight[1]).detach()
+    dual = apart.abs().sum() if norm == "linf" else apart.norm()
+    expected = -(0.1 * dual / model(x).std(1)).log10()
+    torch.testing.assert_close(found["small_gradient"], expected.detach())
+
+
+def test_the_error_of_a_square_is_its_second_order() -> None:
+    class Square(nn.Module):
+        """Logits ± |x − ½|² / 2 apart: the expansion's error is |δ|², at most ε² per pixel of the cube."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            half = (x - 0.5).flatten(1).square().sum(1) / 2
+            return torch.stack([half, -half], 1)
+
+    x = torch.full((2, 1, 2, 2), 0.75, dtype=torch.float64)
+    torch.manual_seed(0)
+    found = matrix.first_order(Square(), x, torch.tensor([0, 1]), eps=0.1, norm="linf", steps=20)["linearity"]
+    scale = Square()(x).std(1)
+    torch.testing.assert_close(found, -(4 * 0.1**2) / scale, rtol=1e-6, atol=0)
+
+
+def test_every_measure_of_every_image_is_a_number() -> None:
+    torch.manual_seed(0)
+    model, data = models.small_cnn(3, width=4).eval(), images()
+    floats = ImageSet(data.images.float() / 255, data.labels, data.classes, data.depth)
+    layers = matrix_study.layers(model, data)
+    found = matrix.per_image(
+        model, floats, targets=matrix_study.toward_means(data, torch.device("cpu")), layers=layers, task="ce",
+        attack=partial(pgd, eps=0.05, norm="linf", steps=2, step_size=0.03), attention=partial(activated, layer="6"),
+        target=target(exact), eps=0.05, norm="linf",
+    )  # fmt: skip
+    assert set(found) == set(matrix.MEASURES) - {"pag_score", "flatness"}
+    assert all(values.shape == (12,) and values.isfinite().all() for values in found.values())
+    assert all(not values.requires_grad for values in found.values())
+    own = pag.alignment(model, data, matrix_study.toward_means(data, torch.device("cpu"))).mean(1)
+    torch.testing.assert_close(found["pag_cosine"], own, rtol=1e-4, atol=1e-6)
+    assert float(found["robust_alignment"].max()) <= 0
+
+
+# Cost and front ----------------------------------------------------------------------
+
+
+def test_equal_compute_is_equal() -> None:
+    found = pd.Series({"standard": 1.0, "pgd_at": 6.0, "raat": 13.0})
+    assert matrix.equal_epochs(found, "pgd_at", 10) == {"standard": 60, "pgd_at": 10, "raat": 5}
+    assert matrix.equal_epochs(found, "standard", 1) == {"standard": 1, "pgd_at": 1, "raat": 1}
+    table = matrix.cost_table(found, 10, {"standard": 60, "pgd_at": 10, "raat": 5})
+    assert list(table.columns) == ["cost", "epochs", "equal"]
+
+
+def test_the_front_holds_what_nothing_beats_in_all_three() -> None:
+    rows = [
+        {"method": name, "measure": measure, "mean": value, "low": value, "high": value}
+        for name, pair in {"a": (0.9, 0.1), "b": (0.8, 0.5), "c": (0.8, 0.4), "d": (0.7, 0.45)}.items()
+        for measure, value in zip(("clean", "robust"), pair, strict=True)
+    ]
+    found = matrix.front(pd.DataFrame(rows), "robust", pd.Series({"a": 1.0, "b": 6.0, "c": 7.0, "d": 2.0, "e": 1.0}))
+    assert found["front"].to_dict() == {"a": True, "b": True, "c": False, "d": True}
+    assert found.loc["a", "clean"] == 90
+
+
+# The study -----------------------------------------------------------------------------
+
+
+def test_every_defence_and_combination_of_every_preset_takes_a_step() -> None:
+    data = images()
+    for preset in ("quick", "laptop"):
+        given = {"combinations": {"all": {"base": "trades", "add": dict.fromkeys(matrix_study.TERMS, 0.1)}}, "neighbors": 2}
+        settings = runs.resolve("alignment_matrix", preset, given)
+        model = models.small_cnn(3, width=4, stem_stride=settings.stem_stride)
+        methods = matrix_study.methods(settings, data, model, torch.device("cpu"))
+        assert list(methods) == [*settings.defences, "all"]
+        batch = Batch(data.images.float() / 255, data.labels, lambda x: x.clone(), data.depth)
+        for name, method in methods.items():
+            terms = method.loss(model, batch, Step(500, 1000, 5))
+            assert terms["total"].isfinite(), name
+            if name in matrix_study.TERMS:
+                assert matrix_study.TERMS[name] in terms
+        assert isinstance(methods["all"], Combined)
+        assert len(methods["all"].added) == len(matrix_study.TERMS)
+
+
+def test_wrong_settings_are_refused_with_the_right_ones() -> None:
+    for given, words in (
+        ({"defences": "[standard, raat]"}, "defences needs pgd_at"),
+        ({"weights": "{raat: 1.0}"}, "weights has none for class_mean, daat, first, gradient_penalty"),
+        ({"combinations": "{raat: {base: pgd_at, add: {first: 1}}}"}, "raat is a defence's name"),
+        ({"combinations": "{x: {base: pgd_at, add: {standard: 1}}}"}, "standard has no term of its own"),
+        ({"combinations": "{x: {base: pgd_at, add: {}}}"}, "combinations"),
+        ({"combinations": "{x: {base: pgdat, add: {first: 1}}}"}, "combinations"),
+        ({"one_seed": "[x]"}, "one_seed has x"),
+        ({"equal_compute": "trades"}, "equal_compute = trades"),
+        ({"data": "cifar10"}, "oracle exact"),
+        ({"layer": "null"}, "a convolutional network needs one"),
+        ({"crop_fill": "0.5"}, "crop_fill must be reflect"),
+    ):
+        with pytest.raises(InputError, match=words):
+            runs.resolve("alignment_matrix", "quick", given)
+
+
+def test_what_does_not_fit_is_refused_before_training() -> None:
+    settings = runs.resolve("alignment_matrix", "quick", {"layer": "banana"})
+    with pytest.raises(InputError, match="banana"):
+        matrix_study.check(settings, models.small_cnn(3, width=4), images())
+    settings = runs.resolve("alignment_matrix", "quick", {})
+    with pytest.raises(InputError, match="DEEP needs 3"):
+        matrix_study.check(settings, nn.Sequential(*[nn.Identity()] * 12, nn.Conv2d(3, 3, 1)), images())
+
+
+def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
+    asked: list[tuple[str, list[int], object]] = []
+
+    def train_each(
+        run: object, methods: dict[str, object], data: object, attack: object, **changes: object
+    ) -> dict[str, object]:
+        asked.append((*methods, changes["seeds"], changes.get("epochs")))  # type: ignore[arg-type]
+        return {name: {0: None} for name in methods}
+
+    settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": "[raat]"})
+    run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
+    data = Splits(images(), images(), images())
+    methods = {"raat": None, "pgd_at": None}
+    assert list(matrix_study.train(run, methods, data, train_each)) == ["raat", "pgd_at"]  # type: ignore[arg-type]
+    longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7})  # type: ignore[arg-type]
+    assert list(longer) == ["raat_equal", "pgd_at_equal"]
+    assert asked == [("raat", [0], None), ("pgd_at", [0, 1], None), ("raat_equal", [0], 3), ("pgd_at_equal", [0, 1], 7)]
