@@ -216,7 +216,8 @@ def train(
 
     With `epochs`, of each by name, they are the trainings of equal compute, as "<name>_equal".
     """
-    settings, trained = run.settings, {}
+    settings = run.settings
+    trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
         seeds = list(settings.seeds[:1] if name in settings.one_seed else settings.seeds)
         called, changes = (name, {}) if epochs is None else (f"{name}_equal", {"epochs": epochs[name]})
