@@ -24,7 +24,7 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "toy"], "no notebook 'toy'; there are cifar_pag, daat_imagenet100, gfa_landscape, raat_boundary, toy_pag"),
+        (["run", "toy"], f"no notebook 'toy'; there are {', '.join(sorted(runs.studies()))}"),
         (["run", "toy_pag", "-p", "epoch=3"], "did you mean 'epochs'"),
         (["run", "toy_pag", "-p", "epochs"], "should be name=value"),
         (["run", "toy_pag", "-p", "epochs=-1"], "greater than or equal to 1"),
