@@ -1,0 +1,99 @@
+"""Jacobian regularisation: outputs that hardly change with the image (Hoffman, Roberts & Yaida 2019, "Robust Learning with
+Jacobian Regularization", arXiv 1908.02729).
+
+The fifth paper, added as docs/adding-a-paper.md says, to try it. Its text is not among the project's, so no number is
+claimed. What is done here: the Frobenius norm of ∂z/∂x of the logits on the augmented images, by random projections.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from paperlib.attacks import Attack, Norm, autoattack, pgd
+from paperlib.methods import Batch, Method, Step, outputs
+from paperlib.methods.baselines import GradientPenalty, Standard
+from paperlib.settings import Count, ImageSettings, Positive, Radius
+
+
+def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
+    """An estimate of ‖∂z/∂x‖_F² of each image, N, from logits N×C and the images N×… that they hang on; differentiable.
+
+    C times the mean of ‖∂(v·z)/∂x‖² over `projections` directions v, drawn evenly from the unit sphere: without bias.
+    """
+    count, classes = logits.shape
+    total = logits.new_zeros(count)
+    for _ in range(projections):
+        directions = F.normalize(torch.randn_like(logits), dim=1)
+        (gradient,) = torch.autograd.grad((directions * logits).sum(), images, create_graph=True)
+        total = total + gradient.flatten(1).square().sum(1)
+    return classes * total / projections
+
+
+@dataclass(frozen=True)
+class JacobianRegularisation:
+    """Cross-entropy and a penalty on the Jacobian of the logits, whatever the label."""
+
+    weight: float  # λ_JR
+    projections: int = 1
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """L + λ_JR / 2 · ‖J‖_F², means over the images; terms "ce", "jacobian" and "total"."""
+        images = batch.augment(batch.images).detach().requires_grad_(True)
+        logits = outputs(model, images)
+        ce = F.cross_entropy(logits, batch.labels)
+        jacobian = squared_norm(logits, images, self.projections).mean()
+        # L + λ_JR / 2 ‖J‖_F²
+        return {"ce": ce, "jacobian": jacobian, "total": ce + self.weight / 2 * jacobian}
+
+
+# The study ---------------------------------------------------------------------------------------------------------
+
+
+class JacobianSettings(ImageSettings):
+    """What the notebook can be told."""
+
+    norm: Norm
+    weight: Radius  # λ_JR
+    projections: Count
+    penalty: Radius  # λ of the gradient penalty, which looks at the loss alone
+    epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
+
+
+STUDIES = {"jacobian_norm": JacobianSettings}
+
+
+def eps(settings: JacobianSettings) -> float:
+    """ε in the norm of the run."""
+    return settings.eps_linf if settings.norm == "linf" else settings.eps_l2
+
+
+def methods(settings: JacobianSettings) -> dict[str, Method]:
+    """Plain training, the penalty on the loss's gradient, and that on the Jacobian."""
+    return {
+        "standard": Standard(),
+        "gradient_penalty": GradientPenalty(settings.penalty),
+        "jacobian": JacobianRegularisation(settings.weight, settings.projections),
+    }
+
+
+def attacks(settings: JacobianSettings) -> dict[str, Attack]:
+    """PGD-20 on cross-entropy and on the margin."""
+    radius = eps(settings)
+    strong = partial(pgd, eps=radius, norm=settings.norm, steps=20, step_size=radius / 8)
+    return {"pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
+
+
+def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
+    """AutoAttack."""
+    return {"autoattack": partial(autoattack, eps=eps(settings), norm=settings.norm)}
+
+
+def first(trained: Mapping[str, Mapping[int, nn.Module]], name: str) -> nn.Module:
+    """The first seed's model of a method."""
+    return next(iter(trained[name].values()))
