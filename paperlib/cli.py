@@ -42,12 +42,12 @@ def main() -> None:
 @app.command("list")
 def list_() -> None:
     """The notebooks, their presets and the data sets."""
-    from paperlib import runs
+    from paperlib import report, runs
     from paperlib.data import DESCRIPTIONS
 
     print("notebooks")
     for notebook in sorted(runs.studies()):
-        print(f"  {notebook:16} {_headline(notebook)}\n  {'':16} presets: {', '.join(runs.read_presets(notebook))}")
+        print(f"  {notebook:16} {report.headline(notebook)}\n  {'':16} presets: {', '.join(runs.read_presets(notebook))}")
     print("data sets")
     for name, words in DESCRIPTIONS.items():
         print(f"  {name:16} {words}")
@@ -61,10 +61,10 @@ def run(
     venue: VenueOption = None,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
-    from paperlib.report import index_page
+    from paperlib import report
 
     code = _execute(notebook, preset, _parse(parameter or [], venue))
-    print(f"report: {index_page()}")
+    print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
 
 
@@ -99,7 +99,7 @@ def reproduce(
         state = runs.status(folder)["state"]
         scale = "" if file.exists() and not report.read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
-    print(f"report: {report.index_page()}")
+    print(f"report: {_relative(report.build())}")
     raise typer.Exit(int(any(code for code, _ in ended.values())))
 
 
@@ -159,6 +159,16 @@ def status() -> None:
         print(f"{name:32} {about['state']:9} {about['seconds']:6.0f} s  {counts}  {about.get('error', '')}")
 
 
+@app.command("report")
+def report_(
+    to: Annotated[Path | None, typer.Option(help="folder for the site; runs/report where left out")] = None,
+) -> None:
+    """Build the site over all runs: the ledger of claims, a page a run, and files for your own paper."""
+    from paperlib import report
+
+    print(f"report: {_relative(report.build(to))}")
+
+
 @app.command()
 def data(name: str, size: Annotated[int | None, typer.Option(help="pixels to bring a folder's images to")] = None) -> None:
     """Fetch, read or render a data set once, so that runs find it ready."""
@@ -179,11 +189,6 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
             raise InputError(f"-p {parameter}: should be name=value")
         given[name] = value
     return given | ({"venue": venue} if venue else {})
-
-
-def _headline(notebook: str) -> str:
-    lines = (root() / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8").splitlines()
-    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), "")
 
 
 def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:

@@ -219,7 +219,20 @@ def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1
     )
     write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
     write_text(run.folder / "tables" / f"{name}.tex", latex)
+    write_text(run.folder / "tables" / f"{name}.json", json.dumps(_as_read(shown, caption, digits), indent=1))
     return shown.style.format(precision=digits, na_rep="–")
+
+
+def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
+    """A table as a page shows it: its caption, heads and rows of words, the index first."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, float | np.floating):
+            return "–" if np.isnan(value) else f"{value:.{digits}f}"
+        return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    rows = [[words(index), *map(words, row)] for index, row in zip(shown.index, shown.to_numpy(object), strict=True)]
+    return {"caption": caption, "heads": ["", *map(words, shown.columns)], "rows": rows}
 
 
 LATEX = {

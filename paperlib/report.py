@@ -1,12 +1,13 @@
-"""Pages from finished runs: one for each executed notebook, and an index of claims, figures, times and environment.
+"""Pages from runs: each executed notebook, the site with the ledger of claims over all runs, an audit's own.
 
-Nothing in them is loaded from elsewhere: figures are embedded, equations become MathML.
+Nothing in them is loaded from elsewhere: equations become MathML, and what they show lies beside them.
 """
 
 import base64
-import html
+import csv
 import io
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib import figures
+from paperlib import export, figures
 from paperlib.audit import Audit, as_json
-from paperlib.claims import HELD, number
-from paperlib.files import read_json, root, write_json, write_text
+from paperlib.claims import HELD, load, number, papers
+from paperlib.files import read_json, root, write_atomically, write_json, write_text
 from paperlib.runs import status
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib"), autoescape=True, trim_blocks=True)
@@ -46,7 +47,7 @@ def _mathml(match: re.Match[str]) -> str:
 
 
 def runs() -> list[dict[str, Any]]:
-    """Every run with a status, newest first: its folder, status, claims and environment."""
+    """Every run with a status, newest first: its folder, status, claims, environment and audits."""
     found = []
     for file in (root() / "runs").glob("*/*/status.json"):
         folder = file.parent
@@ -57,10 +58,23 @@ def runs() -> list[dict[str, Any]]:
                 "status": status(folder),
                 "claims": read_json(claims) if claims.exists() else [],
                 "environment": read_json(about)[-1] if about.exists() else {},
-                "figures": sorted((folder / "figures").glob("*.png")),
+                "audits": _audits(folder),
             }
         )
     return sorted(found, key=lambda run: run["status"]["started"], reverse=True)
+
+
+def _audits(folder: Path) -> list[dict[str, Any]]:
+    """What the audit says of each model of a run."""
+    stored = {file.stem: read_json(file) for file in sorted((folder / "audit").glob("*.json"))}
+    return [
+        {
+            "model": figures.title(name),
+            "verdict": one.get("verdict", "–"),
+            "signs": [row["check"] for row in one["checks"] if row["sign"]],
+        }
+        for name, one in stored.items()
+    ]
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
@@ -70,20 +84,117 @@ def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
     return held, len(claims) - held - untested, untested
 
 
-def index_page() -> Path:
-    """Write runs/index.html over all runs and return its path."""
-    base = root() / "runs"
+# The site ----------------------------------------------------------------------------------------------------------
 
-    def embed(figure: Path) -> str:
-        return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
+PRESETS = ("paper", "gpu", "laptop", "quick")  # the nearest to the paper first
+SYMBOLS = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
 
-    def page(run: dict[str, Any]) -> str | None:
-        file = run["folder"] / f"{run['status'].get('notebook')}.html"
-        return html.escape(file.relative_to(base).as_posix()) if file.exists() else None
 
-    template = TEMPLATES.get_template("index.html")
-    write_text(base / "index.html", template.render(runs=runs(), tally=tally, embed=embed, page=page, number=number))
-    return base / "index.html"
+def build(target: Path | None = None) -> Path:
+    """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
+
+    Everything it shows is copied there, and nothing in it asks for what lies elsewhere: it can be moved, opened as a file,
+    or served. The claims on its first page are those of each notebook's nearest run: the preset nearest to the paper, then
+    the newest.
+    """
+    target = target or root() / "runs" / "report"
+    pages = [_run_page(run, target) for run in runs()]
+    chosen = _nearest(pages)
+    claims = [claim for page in chosen for claim in page["claims"]]
+    grids = [
+        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"]}
+        for page in chosen
+        for figure in page["figures"]
+        if page["notebook"] == "alignment_matrix" and figure["name"] == "grid"
+    ]
+    _write(
+        target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
+        tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
+        audits=[{**one, "run": page["notebook"], "page": page["page"]} for page in chosen for one in page["audits"]],
+        figure=next(iter(grids), None),
+        files=export.write(target, [(page["folder"], page["notebook"]) for page in chosen]),
+    )  # fmt: skip
+    return target / "index.html"
+
+
+def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each notebook the judged run whose preset is nearest to the paper; of several, the first."""
+    judged = [page for page in pages if page["claims"]]
+    found: dict[str, dict[str, Any]] = {}
+    for page in sorted(judged, key=lambda page: PRESETS.index(page["preset"])):
+        found.setdefault(page["notebook"], page)
+    return [found[name] for name in sorted(found)]
+
+
+def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
+    """Write the page of a run, copy what it shows beside it, and return what the first page needs to know of it."""
+    folder, about = run["folder"], run["status"]
+    name = f"{about['notebook']}-{folder.name}"
+    executed, place = folder / f"{about['notebook']}.html", target / name
+    for file in (executed, folder / "settings.yaml"):
+        if file.exists():
+            _copy(file, place / file.name)
+    page = {
+        "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
+        "preset": about["preset"], "state": about["state"], "error": about.get("error", ""), "seconds": about["seconds"],
+        "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
+        "executed": executed.name if executed.exists() else None, "audits": run["audits"],
+        "figures": [_figure(file, place, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
+        "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
+        "claims": [_shown(claim, about, f"{name}/index.html") for claim in run["claims"]],
+    }  # fmt: skip
+    here = {**page, "claims": [{**claim, "page": "#"} for claim in page["claims"]]}
+    _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
+    return page
+
+
+def headline(notebook: str) -> str:
+    """The first heading of a notebook."""
+    file = root() / "notebooks" / f"{notebook}.py"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
+
+
+def _shown(claim: dict[str, Any], about: Mapping[str, Any], page: str) -> dict[str, Any]:
+    """A claim as the ledger shows it."""
+    numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
+    paper = next((one for one in papers() if about["notebook"] in load(one)["scale"]), about["notebook"])
+    own = {"paper": paper, "notebook": about["notebook"], "preset": about["preset"], "page": page}
+    return {"n": None, "seeds": None, **claim, **own, "shown": numbers}
+
+
+def _figure(file: Path, place: Path, notebook: str) -> dict[str, Any]:
+    """A figure's files, copied beside the page, its words, and its numbers where they are few enough to read."""
+    for kind in (".png", ".pdf"):
+        if file.with_suffix(kind).exists():
+            _copy(file.with_suffix(kind), place / f"{file.stem}{kind}")
+    title, data = figures.title(file.stem), file.with_suffix(".csv")
+    numbers = None
+    if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
+        numbers = {"words": title, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
+    words = f"Figure {title} of {notebook}" + ("; its numbers stand below it" if numbers else "")
+    return {
+        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": title, "words": words, "numbers": numbers
+    }  # fmt: skip
+
+
+def _rounded(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
+
+
+def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {"words": stored["caption"], "heads": stored["heads"], "rows": stored["rows"]}
+
+
+def _copy(file: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(file, temporary))
+
+
+def _write(file: Path, template: str, **given: Any) -> None:
+    write_text(file, TEMPLATES.get_template(template).render(**given))
 
 
 def audit_page(found: Audit, about: Mapping[str, Any], folder: Path) -> Path:

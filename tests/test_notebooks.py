@@ -133,7 +133,7 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
         assert r"\toprule" in table.read_text()
         assert table.with_suffix(".csv").exists()
 
-    for page in (folder / f"{notebook}.html", home / "runs" / "index.html"):
+    for page in (folder / f"{notebook}.html", home / "runs" / "report" / "index.html"):
         text = page.read_text()
         assert not re.search(r"<(script|img|iframe)[^>]*\ssrc=[\"']?https?:", text)
         assert not re.search(r"<link[^>]*\shref=[\"']?https?:", text)

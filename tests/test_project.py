@@ -52,7 +52,7 @@ def test_imports_go_one_way() -> None:
         "files", "progress", "statistics", "data", "batchnorm", "models", "external", "planted", "attacks", "minimum_norm",
         "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "training",
         "cost", "dry_run", "evaluation", "landscape", "focus", "linear", "trial", "probes", "audit", "matrix", "claims",
-        "figures", "source", "report", "cli",
+        "figures", "source", "export", "report", "cli",
     ]  # fmt: skip
     allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
     for file in (REPOSITORY / "paperlib").rglob("*.py"):

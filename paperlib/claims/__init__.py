@@ -25,9 +25,13 @@ def load(paper: str) -> dict[str, Any]:
     """The paper's tables and claims from claims/<paper>.yaml. Raises InputError when there is no such file."""
     file = Path(__file__).parent / f"{paper}.yaml"
     if not file.exists():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise InputError(f"no claims of paper {paper!r}; there are {', '.join(known)}")
+        raise InputError(f"no claims of paper {paper!r}; there are {', '.join(papers())}")
     return cast(dict[str, Any], yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def papers() -> list[str]:
+    """The papers that have claims, by the names of their files."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.yaml"))
 
 
 def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
@@ -62,12 +66,13 @@ def judge(
 ) -> pd.DataFrame:
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
-    `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure. `classes` is how many
-    there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method; they are added to the
-    reason. `case` says which of the paper's tables the run is held against, its data set if not given. `excluded` are
-    methods that nothing may be held against, with the reason. Columns: id, place, statement, kind, claimed and
-    measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason, and `scale`:
-    where the run is not as the paper. No verdict stands without it.
+    `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure, kept as measures.json.
+    `classes` is how many there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method;
+    they are added to the reason. `case` says which of the paper's tables the run is held against, its data set if not
+    given. `excluded` are methods that nothing may be held against, with the reason. Columns: id, place, statement, kind,
+    claimed and measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason,
+    `scale`: where the run is not as the paper, without which no verdict stands; n test images and seeds, of the side with
+    fewer.
     """
     ledger = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -117,11 +122,20 @@ def judge(
             {
                 "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "kind": claim["kind"],
                 "claimed": claimed, "measured": difference, "low": low, "high": high, "outcome": outcome,
-                "reason": reason, "scale": scale,
+                "reason": reason, "scale": scale, **_sizes([values.get((side, claim["measure"])) for side in needed]),
             }
         )  # fmt: skip
     write_json(run.folder / "claims.json", [{key: _plain(value) for key, value in row.items()} for row in judged])
+    kept = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
+    rows = measured[kept].to_dict("records")
+    write_json(run.folder / "measures.json", [{key: _plain(value) for key, value in row.items()} for row in rows])
     return pd.DataFrame(judged)
+
+
+def _sizes(sides: Sequence[Mapping[str, Any] | None]) -> dict[str, int | None]:
+    """Of how many test images and how many seeds a claim was decided, of the side that has fewer."""
+    known = [side for side in sides if side is not None]
+    return {name: min(int(side[name]) for side in known) if known else None for name in ("n", "seeds")}
 
 
 def verdict(

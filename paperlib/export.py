@@ -1,0 +1,122 @@
+"""What others can take into their own papers and leaderboards: LaTeX commands for every number, tables, JSON, BibTeX."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paperlib.claims import load, papers
+from paperlib.files import read_json, write_json, write_text
+
+DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+
+
+def write(target: Path, runs: Sequence[tuple[Path, str]]) -> dict[str, str]:
+    """Write every export of the runs, folder and notebook of each, into `target`: what lies where, in words, by file."""
+    found: dict[str, str] = {}
+    if lines := [line for folder, notebook in runs for line in numbers(folder, notebook)]:
+        write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
+        found["numbers.tex"] = "a LaTeX command for every claimed and measured number"
+    if tables := [(one, notebook) for folder, notebook in runs for one in sorted((folder / "tables").glob("*.tex"))]:
+        for file, notebook in tables:
+            write_text(target / "tables" / f"{notebook}-{file.name}", file.read_text(encoding="utf-8"))
+        inputs = [rf"\input{{tables/{notebook}-{file.stem}}}" for file, notebook in tables]
+        write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
+        found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
+    if models := [(notebook, entry) for folder, notebook in runs for entry in leaderboard(folder, notebook)]:
+        names = [f"robustbench/{notebook}-{entry['name']}.json" for notebook, entry in models]
+        for name, (_, entry) in zip(names, models, strict=True):
+            write_json(target / name, entry)
+        write_json(target / "robustbench.json", names)
+        found["robustbench.json"] = "each method in RobustBench's format, in robustbench/"
+    write_text(target / "papers.bib", "\n".join(bibtex(load(paper)["paper"]) for paper in papers()))
+    found["papers.bib"] = "the papers, for BibTeX"
+    return found
+
+
+def command(*parts: str) -> str:
+    """A name that LaTeX takes: letters alone, each word capitalised, digits spelt."""
+    words = [word for part in parts for word in re.split(r"[^A-Za-z0-9]+", part) if word]
+    return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
+
+
+def numbers(folder: Path, notebook: str) -> list[str]:
+    r"""LaTeX commands of a run, one a line.
+
+    \NotebookClaimId, with Low, High, Paper and Verdict after it, in points (or times); \NotebookMethodMeasure, with Low, High
+    and Deviation, in percent.
+    """
+    lines = []
+    for claim in _stored(folder, "claims.json"):
+        own = command(notebook, "claim", claim["id"])
+        for name, suffix in (("measured", ""), ("low", "Low"), ("high", "High"), ("claimed", "Paper")):
+            if claim[name] is not None:
+                lines.append(_define(own + suffix, f"{float(claim[name]):.1f}"))
+        lines.append(_define(f"{own}Verdict", claim["outcome"]))
+    for row in _stored(folder, "measures.json"):
+        own = command(notebook, row["method"], row["measure"])
+        for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
+            if isinstance(row[name], float | int):  # what is no number is stored as a word
+                lines.append(_define(own + suffix, f"{100 * row[name]:.1f}"))
+    return list(dict.fromkeys(lines))
+
+
+def _define(name: str, value: str) -> str:
+    return rf"\newcommand{{\{name}}}{{{value}}}"
+
+
+def leaderboard(folder: Path, notebook: str) -> list[dict[str, Any]]:
+    """Each method that AutoAttack has seen, in the format of RobustBench's model_info.
+
+    "name" is the method's; clean accuracy and AutoAttack's are means over seeds, in percent as text, as RobustBench has
+    them; "reported" is what the paper says, where it says something. Of how many images and seeds stands in "footnote".
+    """
+    values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
+    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
+    if "data" not in settings:  # nothing was measured, or only on the toy
+        return []
+    ledger = next((load(paper) for paper in papers() if notebook in load(paper)["scale"]), None)
+    about = ledger["paper"] if ledger else {"authors": "", "venue": ""}
+    kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}
+    entries = []
+    for method in dict.fromkeys(method for method, _ in values):
+        for measure, norm in kinds.items():
+            if (method, measure) not in values or (method, "clean") not in values:
+                continue
+            clean, robust = values[method, "clean"], values[method, measure]
+            seen = f"AutoAttack ({norm}) on {robust['n']} images, {robust['seeds']} seeds, preset {settings['preset']}"
+            entries.append(
+                {
+                    "link": "", "name": method if measure == "autoattack" else f"{method}_{norm}",
+                    "authors": about["authors"], "additional_data": False, "number_forward_passes": 1,
+                    "dataset": settings["data"], "venue": about["venue"],
+                    "architecture": f"{settings['model']}, width {settings['width']}",
+                    "eps": f"{255 * settings['eps_linf']:g}/255" if norm == "linf" else f"{settings['eps_l2']:g}",
+                    "clean_acc": f"{100 * clean['mean']:.2f}", "reported": _reported(ledger, method, measure),
+                    "autoattack_acc": f"{100 * robust['mean']:.2f}", "unreliable": False, "footnote": seen,
+                }
+            )  # fmt: skip
+    return entries
+
+
+def _reported(ledger: Mapping[str, Any] | None, method: str, measure: str) -> str | None:
+    for table in (ledger or {}).get("tables", {}).values():
+        if (value := table["rows"].get(method, {}).get(measure)) is not None:
+            return f"{value:.2f}"
+    return None
+
+
+def bibtex(paper: Mapping[str, Any]) -> str:
+    """A BibTeX entry from a ledger's `paper`: key, title, authors, venue."""
+    fields = {"title": f"{{{paper['title']}}}", "author": f"{{{paper['authors']}}}", "howpublished": str(paper["venue"])}
+    if number := re.search(r"arXiv[: ](\d{4}\.\d{4,5})", str(paper["venue"])):
+        fields |= {"eprint": number[1], "archiveprefix": "arXiv"}
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@misc{{{paper['key']},", *lines, "}", ""])
+
+
+def _stored(folder: Path, name: str) -> list[dict[str, Any]]:
+    file = folder / name
+    return list(read_json(file)) if file.exists() else []
