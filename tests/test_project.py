@@ -32,6 +32,7 @@ def test_conda_and_pip_ask_for_the_same() -> None:
 
 def test_the_version_is_one() -> None:
     assert tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"] == paperlib.__version__
+    assert f"\nversion: {paperlib.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
