@@ -91,7 +91,8 @@ run
 # %% [markdown]
 # ## Data, and what each defence costs
 # Multiplications of a training step over those of plain training, counted and not timed: convolutions and matrix products of all
-# passes, the attack's and second derivatives' among them. "equal" is the number of epochs in which each takes as many as the reference.
+# passes, the attack's and second derivatives' among them. Of DICAR, which takes only images that are right, the most that it can be.
+# "equal" is the number of epochs in which each takes as many as the reference, rounded; beside it what that comes to.
 
 # %%
 s = run.settings
@@ -104,7 +105,7 @@ figures.contact_sheet(run, images.train)
 network = training.build(s, images, 0)
 study.check(s, network, sample)
 methods = study.methods(s, images.train, network, run.device)
-cost = matrix.costs(methods, network, images, s.batch_size, s.epochs, 0)
+cost = matrix.costs(methods, network, images, s.batch_size, s.epochs, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
 figures.table(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
 
@@ -149,11 +150,12 @@ figures.table(run, gaps, "gaps", "Difference to PGD-AT in points.")
 
 # %% [markdown]
 # ## Every alignment of every model
-# All in evaluation mode, as an attack meets the model. Each is turned so that more should be more robust.
+# All in evaluation mode, as an attack meets the model, and GFA's cosine of cross-entropy for all. Each is turned so that more should be
+# more robust.
 
 # %%
 aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=study.toward_means(images.train, run.device),
-                         layers=study.layers(network, images.train), task=s.task, attack=study.attacks(s)["pgd_margin"],
+                         layers=study.layers(network, images.train), attack=study.attacks(s)["pgd_margin"],
                          attention=study.attention(s), target=study.target(s, size), eps=s.eps, norm=s.norm)
 
 # %%
@@ -183,14 +185,14 @@ figures.table(run, matrix.predictors(models, "pgd_margin"), "predictors_margin",
 # A filled mark: no other is at least as good in all three, and better in one. The area grows with the root of the cost.
 
 # %%
-found = matrix.front(summary, "pgd_margin", cost)
-figures.front(run, found, "pgd_margin")
+found = matrix.front(summary, "autoattack", cost)
+figures.front(run, found, "autoattack")
 
 # %% [markdown]
 # ## The audit
 
 # %%
-checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
+checks = audit.audit_each(run, everything, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
 figures.table(run, checks, "audit", "Signs of masked gradients.")
 
 # %%

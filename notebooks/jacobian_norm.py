@@ -92,6 +92,7 @@ source.show(jacobian.squared_norm, jacobian.JacobianRegularisation.loss)
 
 # %%
 trained = training.train_each(run, jacobian.methods(s), images, jacobian.attacks(s)["pgd_20"])
+judge = training.train_each(run, jacobian.judge(), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000]
 figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust_accuracy", "jacobian"])
 
 # %% [markdown]
@@ -114,7 +115,6 @@ figures.epsilon_curves(run, curve)
 # ## The audit
 
 # %%
-judge = jacobian.first(trained, "standard").to(run.device)
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=jacobian.eps(s), norm=s.norm,
                           transfer_from=judge)
 figures.table(run, checks, "audit", "Signs of masked gradients.")

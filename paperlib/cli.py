@@ -142,8 +142,9 @@ def audit(
         "model": model, "weights": str(weights or "as built"), "data": data, "images": len(test), "eps": eps, "norm": norm,
         "classes": ", ".join(test.classes[:20]), "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
-    name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm])[:8]}"
-    print(f"{found}\nreport: {_relative(report.audit_page(found, about, root() / 'runs' / 'audit' / name))}")
+    name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
+    print(found, flush=True)
+    print(f"report: {_relative(report.audit_page(found, about, root() / 'runs' / 'audit' / name))}")
 
 
 @app.command()

@@ -18,7 +18,9 @@ def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) 
     """Multiplications of a step of `method` over those of a plain step on the same batch, the mean over a training.
 
     Counted are convolutions and matrix products, of passes forward and backward, of the attack, and of second derivatives;
-    elementwise work is not. 1 is plain training. The model is not changed.
+    elementwise work is not. 1 is plain training. A method that works on some images alone, those that are right say, is
+    counted on this model's: give it the model's own answers as labels for the most that it can take. The model is not
+    changed.
     """
     total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, round(share * epochs))) for share in SHARES)
     return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))

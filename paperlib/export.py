@@ -1,7 +1,7 @@
 """What others can take into their own papers and leaderboards: LaTeX commands for every number, tables, JSON, BibTeX."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,27 @@ import yaml
 from paperlib.claims import load, papers
 from paperlib.files import read_json, write_json, write_text
 
+BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
-def write(target: Path, runs: Sequence[tuple[Path, str]]) -> dict[str, str]:
-    """Write every export of the runs, folder and notebook of each, into `target`: what lies where, in words, by file."""
+def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
+    """Write every export of the runs, whose folders are given by name, into `target`: in words what lies there, by file."""
     found: dict[str, str] = {}
-    if lines := [line for folder, notebook in runs for line in numbers(folder, notebook)]:
+    if lines := [line for name, folder in runs.items() for line in numbers(folder, name)]:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
         found["numbers.tex"] = "a LaTeX command for every claimed and measured number"
-    if tables := [(one, notebook) for folder, notebook in runs for one in sorted((folder / "tables").glob("*.tex"))]:
-        for file, notebook in tables:
-            write_text(target / "tables" / f"{notebook}-{file.name}", file.read_text(encoding="utf-8"))
-        inputs = [rf"\input{{tables/{notebook}-{file.stem}}}" for file, notebook in tables]
+    if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
+        for file, name in tables:
+            write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
+        inputs = [rf"\input{{tables/{name}-{file.stem}}}" for file, name in tables]
         write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
         found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
-    if models := [(notebook, entry) for folder, notebook in runs for entry in leaderboard(folder, notebook)]:
-        names = [f"robustbench/{notebook}-{entry['name']}.json" for notebook, entry in models]
-        for name, (_, entry) in zip(names, models, strict=True):
-            write_json(target / name, entry)
-        write_json(target / "robustbench.json", names)
+    if models := [(name, entry) for name, folder in runs.items() for entry in leaderboard(folder)]:
+        files = [f"robustbench/{name}-{entry['name']}.json" for name, entry in models]
+        for file_, (_, entry) in zip(files, models, strict=True):
+            write_json(target / file_, entry)
+        write_json(target / "robustbench.json", files)
         found["robustbench.json"] = "each method in RobustBench's format, in robustbench/"
     write_text(target / "papers.bib", "\n".join(bibtex(load(paper)["paper"]) for paper in papers()))
     found["papers.bib"] = "the papers, for BibTeX"
@@ -42,24 +43,25 @@ def command(*parts: str) -> str:
     return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
 
 
-def numbers(folder: Path, notebook: str) -> list[str]:
-    r"""LaTeX commands of a run, one a line.
+def numbers(folder: Path, run: str) -> list[str]:
+    r"""LaTeX commands of a run by its name, one a line.
 
-    \NotebookClaimId, with Low, High, Paper and Verdict after it, in points (or times); \NotebookMethodMeasure, with Low, High
-    and Deviation, in percent.
+    \RunClaimId, with Low, High, Paper and Verdict after it, in points (or times); \RunMethodMeasure, with Low,
+    High and Deviation, in percent (or times). What is no finite number has no command.
     """
     lines = []
     for claim in _stored(folder, "claims.json"):
-        own = command(notebook, "claim", claim["id"])
+        own = command(run, "claim", claim["id"])
         for name, suffix in (("measured", ""), ("low", "Low"), ("high", "High"), ("claimed", "Paper")):
-            if claim[name] is not None:
-                lines.append(_define(own + suffix, f"{float(claim[name]):.1f}"))
+            if isinstance(claim[name], float | int):  # what is no finite number is stored as a word
+                lines.append(_define(own + suffix, f"{claim[name]:.1f}"))
         lines.append(_define(f"{own}Verdict", claim["outcome"]))
     for row in _stored(folder, "measures.json"):
-        own = command(notebook, row["method"], row["measure"])
+        own = command(run, row["method"], row["measure"])
         for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
-            if isinstance(row[name], float | int):  # what is no number is stored as a word
-                lines.append(_define(own + suffix, f"{100 * row[name]:.1f}"))
+            if isinstance(row[name], float | int):
+                scale = 1 if row["measure"].endswith("_ratio") else 100
+                lines.append(_define(own + suffix, f"{scale * row[name]:.1f}"))
     return list(dict.fromkeys(lines))
 
 
@@ -67,18 +69,19 @@ def _define(name: str, value: str) -> str:
     return rf"\newcommand{{\{name}}}{{{value}}}"
 
 
-def leaderboard(folder: Path, notebook: str) -> list[dict[str, Any]]:
+def leaderboard(folder: Path) -> list[dict[str, Any]]:
     """Each method that AutoAttack has seen, in the format of RobustBench's model_info.
 
     "name" is the method's; clean accuracy and AutoAttack's are means over seeds, in percent as text, as RobustBench has
-    them; "reported" is what the paper says, where it says something. Of how many images and seeds stands in "footnote".
+    them; "reported" is what the paper says, where it says something; "unreliable" is what the audit calls masked. Of how
+    many images and seeds stands in "footnote". Baselines have no authors here.
     """
     values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
     if "data" not in settings:  # nothing was measured, or only on the toy
         return []
-    ledger = next((load(paper) for paper in papers() if notebook in load(paper)["scale"]), None)
-    about = ledger["paper"] if ledger else {"authors": "", "venue": ""}
+    ledger = next((load(paper) for paper in papers() if folder.parent.name in load(paper)["scale"]), None)
+    own = {name for table in (ledger or {}).get("tables", {}).values() for name in table["rows"]} - BASELINES
     kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}
     entries = []
     for method in dict.fromkeys(method for method, _ in values):
@@ -86,16 +89,19 @@ def leaderboard(folder: Path, notebook: str) -> list[dict[str, Any]]:
             if (method, measure) not in values or (method, "clean") not in values:
                 continue
             clean, robust = values[method, "clean"], values[method, measure]
+            about = ledger["paper"] if ledger and method in own else {"authors": [], "venue": ""}
+            checked = folder / "audit" / f"{method}.json"
+            masked = checked.exists() and read_json(checked).get("verdict") == "masked"
             seen = f"AutoAttack ({norm}) on {robust['n']} images, {robust['seeds']} seeds, preset {settings['preset']}"
             entries.append(
                 {
                     "link": "", "name": method if measure == "autoattack" else f"{method}_{norm}",
-                    "authors": about["authors"], "additional_data": False, "number_forward_passes": 1,
-                    "dataset": settings["data"], "venue": about["venue"],
+                    "authors": ", ".join(about["authors"]), "additional_data": False, "number_forward_passes": 1,
+                    "dataset": settings["data"].rstrip("/").rpartition("/")[2], "venue": about["venue"],
                     "architecture": f"{settings['model']}, width {settings['width']}",
                     "eps": f"{255 * settings['eps_linf']:g}/255" if norm == "linf" else f"{settings['eps_l2']:g}",
                     "clean_acc": f"{100 * clean['mean']:.2f}", "reported": _reported(ledger, method, measure),
-                    "autoattack_acc": f"{100 * robust['mean']:.2f}", "unreliable": False, "footnote": seen,
+                    "autoattack_acc": f"{100 * robust['mean']:.2f}", "unreliable": masked, "footnote": seen,
                 }
             )  # fmt: skip
     return entries
@@ -109,12 +115,18 @@ def _reported(ledger: Mapping[str, Any] | None, method: str, measure: str) -> st
 
 
 def bibtex(paper: Mapping[str, Any]) -> str:
-    """A BibTeX entry from a ledger's `paper`: key, title, authors, venue."""
-    fields = {"title": f"{{{paper['title']}}}", "author": f"{{{paper['authors']}}}", "howpublished": str(paper["venue"])}
+    """A BibTeX entry from a ledger's `paper`: key, title, authors (a list, empty where they are not known), venue."""
+    fields = {"title": f"{{{_escaped(paper['title'])}}}", "howpublished": _escaped(str(paper["venue"]))}
+    if paper["authors"]:
+        fields["author"] = " and ".join(map(_escaped, paper["authors"]))
     if number := re.search(r"arXiv[: ](\d{4}\.\d{4,5})", str(paper["venue"])):
         fields |= {"eprint": number[1], "archiveprefix": "arXiv"}
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
     return "\n".join([f"@misc{{{paper['key']},", *lines, "}", ""])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([&%#_$])", r"\\\1", text)
 
 
 def _stored(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -51,10 +51,11 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     path = Path(file).expanduser()
     if not file or not path.suffix == ".py" or not path.exists():
         raise InputError(f"{spec}: should be FILE.py:FUNCTION, a file that is there and a function in it without arguments")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"_model_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # as import would: dataclasses look themselves up there
     with _beside(path):
         module_spec.loader.exec_module(module)
         if not callable(build_it := getattr(module, name, None)):

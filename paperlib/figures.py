@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -198,9 +199,14 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
             folder / f"{name}.{kind}",
             lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),  # type: ignore[misc]
         )
-    write_text(folder / f"{name}.json", json.dumps({**provenance, "settings": run.settings.model_dump()}, indent=1))
+    drawer = globals().get(sys._getframe(1).f_code.co_name)  # the function of this module that drew it
+    words = (drawer.__doc__ or "").partition("\n")[0] if drawer else ""
+    about = {**provenance, "words": words, "settings": run.settings.model_dump()}
+    write_text(folder / f"{name}.json", json.dumps(about, indent=1))
     if data is not None:
         numbers = data.drop(columns=["each", "by_seed"], errors="ignore")  # outcomes by image are in evaluation/
+        if isinstance(numbers.columns, pd.MultiIndex):
+            numbers.columns = [" ".join(filter(None, map(str, column))) for column in numbers.columns]
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
     plt.close(figure)
     return figure
@@ -215,7 +221,11 @@ def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1
         return f"{caption} Nothing of it was measured in this run."
     shown = data.rename(index=title, columns=title)
     latex = shown.rename(columns=_latex, index=_latex).to_latex(
-        float_format=f"%.{digits}f", na_rep="--", caption=_latex(caption), label=f"tab:{name}", multicolumn_format="c"
+        float_format=f"%.{digits}f",
+        na_rep="--",
+        caption=_latex(caption),
+        label=f"tab:{run.notebook}-{name}",
+        multicolumn_format="c",
     )
     write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
     write_text(run.folder / "tables" / f"{name}.tex", latex)
@@ -232,12 +242,13 @@ def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
         return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     rows = [[words(index), *map(words, row)] for index, row in zip(shown.index, shown.to_numpy(object), strict=True)]
-    return {"caption": caption, "heads": ["", *map(words, shown.columns)], "rows": rows}
+    names = ", ".join(title(str(name)) for name in shown.index.names if name) or "name"
+    return {"caption": caption, "heads": [names, *map(words, shown.columns)], "rows": rows}
 
 
 LATEX = {
     "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#",  # before the signs, whose code has underscores
-    "η": r"$\eta$", "×": r"$\times$",
+    "η": r"$\eta$", "β": r"$\beta$", "γ": r"$\gamma$", "ρ": r"$\rho$", "×": r"$\times$",
     "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
 }  # fmt: skip
 
@@ -671,8 +682,8 @@ def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
     for number, (part, label) in enumerate((("ρ", "alone"), ("beside the gradient", "beside the gradient's size"))):
         own = found[part].astype(float)
         places = np.arange(len(own))[::-1] + 0.14 - 0.28 * number
-        arms = np.abs(np.array([own["value"] - own["low"], own["high"] - own["value"]]))
-        axis.errorbar(own["value"], places, xerr=np.nan_to_num(arms), fmt=MARKERS[number], color=COLOURS[1 + number],
+        arms = np.array([own["value"] - own["low"], own["high"] - own["value"]]).clip(min=0)
+        axis.errorbar(own["value"], places, xerr=arms, fmt=MARKERS[number], color=COLOURS[1 + number],
                       markersize=4, linewidth=1, label=label)  # fmt: skip
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set_yticks(np.arange(len(found))[::-1], [title(name) for name in found.index])

@@ -4,7 +4,9 @@ Everything the project stores is JSON, text or safetensors: nothing is pickled, 
 """
 
 import errno
+import functools
 import hashlib
+import inspect
 import json
 import os
 import uuid
@@ -95,6 +97,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(header["about"])
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(json.loads((file.metadata() or {})["about"]))
+    except Exception as error:  # as in `read_tensors`
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+
+
 def checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
     digest = hashlib.sha256()
@@ -106,44 +117,68 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest(model: nn.Module, data: Any, description: Any) -> str:
-    """SHA-256 over a model's weights, an image set's images and labels, and whatever else an outcome depends on."""
+    """SHA-256 over a model, an image set's images, labels and depth, and whatever else an outcome depends on."""
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
+    digest.update(_content(model).encode())
     streamed = not isinstance(data.images, Tensor)
-    for tensor in (*model.state_dict().values(), *([] if streamed else [data.images]), data.labels):
+    depth = getattr(data, "depth", None)
+    for tensor in (*([] if streamed else [data.images]), data.labels, *([] if depth is None else [depth])):
         digest.update(_bytes(tensor))
     if streamed:
         digest.update(data.images.fingerprint.encode())
     return digest.hexdigest()
 
 
+def _content(model: nn.Module) -> str:
+    """SHA-256 over what a model computes with: its modules, their plain attributes, weights and all buffers."""
+    content = hashlib.sha256(repr(model).encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        plain.pop("training", None)
+        content.update(json.dumps([name, plain], sort_keys=True).encode())
+    for name, tensor in (*model.state_dict().items(), *model.named_buffers()):  # also those that are not saved
+        content.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        content.update(_bytes(tensor))
+    return content.hexdigest()
+
+
 def described(value: Any) -> Any:
     """Attacks, methods and settings as JSON holds them, by content and so the same in every process.
 
-    Tensors and models by their values, functions by name with what they close over. Raises TypeError for what has no
-    such description.
+    Tensors and models by their values; functions and dataclasses by name and source, with what they close over or hold.
+    Raises TypeError for what has no such description.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
     if isinstance(value, partial):
-        return [value.func.__name__, [described(one) for one in value.args], described(value.keywords)]
+        return [described(value.func), [described(one) for one in value.args], described(value.keywords)]
     if isinstance(value, nn.Module):
-        content = hashlib.sha256(type(value).__name__.encode())
-        for tensor in value.state_dict().values():
-            content.update(_bytes(tensor))
-        return content.hexdigest()
+        return _content(value)
     if isinstance(value, Tensor):
         return checksum({"": value.detach().cpu().contiguous()})
-    if is_dataclass(value):
-        return [type(value).__name__, {field.name: described(getattr(value, field.name)) for field in fields(value)}]
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: described(getattr(value, field.name)) for field in fields(value)}
+        return [type(value).__qualname__, _source(type(value)), held]
     if isinstance(value, Mapping):
         return {str(key): described(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [described(one) for one in value]
     if isinstance(value, FunctionType):
         closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
-        return [f"{value.__module__}.{value.__qualname__}", closed]
+        return [f"{value.__module__}.{value.__qualname__}", _source(value), closed]
+    if isinstance(value, type):
+        return [f"{value.__module__}.{value.__qualname__}", _source(value)]
     raise TypeError(f"{type(value).__name__} has no description by content")
+
+
+@functools.cache
+def _source(code: Any) -> str:
+    """SHA-256 of the source of a function or class; empty where it has none, say in an interpreter."""
+    try:
+        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):
+        return ""
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,5 +1,6 @@
 """Defences side by side: every measure of alignment of every model, and which of them tells how robust it is."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import cost
-from paperlib.attacks import Attack, Norm, ascent, margin, project
+from paperlib.attacks import Attack, Norm, ascent, evaluating, margin, project
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.geometry import alignment_defect, class_gradients, cosine
 from paperlib.methods import Batch, Method
-from paperlib.methods.baselines import Task
 from paperlib.methods.gfa import aligned
 from paperlib.methods.pag import Targets
 from paperlib.oracles import Target
@@ -25,7 +25,7 @@ from paperlib.statistics import rank_correlation
 MEASURES = {
     "pag_cosine": "PAG: mean cosine of the class gradients with class mean − image",
     "pag_score": "PAG: share of targeted images whose class another model sees",
-    "gfa_cosine_1": "GFA: cosine of loss gradient and input, layer 1",
+    "gfa_cosine_1": "GFA: cosine of the cross-entropy's gradient and the input, layer 1",
     "gfa_cosine_2": "GFA: layer 2",
     "gfa_cosine_3": "GFA: layer 3",
     "robust_alignment": "RAAT: minus the Robust Alignment defect of the probabilities",
@@ -38,7 +38,7 @@ CONTROL = "small_gradient"  # what the others are asked to add to
 
 
 def per_image(
-    model: nn.Module, data: ImageSet, *, targets: Targets, layers: Sequence[str], task: Task, attack: Attack,
+    model: nn.Module, data: ImageSet, *, targets: Targets, layers: Sequence[str], attack: Attack,
     attention: Attention, target: Target, eps: float, norm: Norm,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Every measure of MEASURES that one model's answers tell by image, larger for what should be more robust: N each."""
@@ -50,7 +50,7 @@ def per_image(
         gradients = class_gradients(log_probabilities, leaf, classes)
     pairs = zip(gradients, targets(images, classes), strict=True)
     found = {"pag_cosine": torch.stack([cosine(gradient, wanted) for gradient, wanted in pairs]).mean(0)}
-    cosines = aligned(model, images, labels, layers, task)[1].detach()
+    cosines = aligned(model, images, labels, layers, "ce")[1].detach()  # one loss for all, whatever they were trained with
     found |= {f"gfa_cosine_{number}": row for number, row in enumerate(cosines, 1)}
     with torch.no_grad():
         seen = attention(model, images)[1]
@@ -62,10 +62,10 @@ def per_image(
 
 
 def _defect(model: nn.Module, images: Tensor, adversarial: Tensor) -> Tensor:
-    """The Robust Alignment defect of the probabilities (RAAT, Definition 1), over how far they move on average: N."""
+    """The Robust Alignment defect of the probabilities (RAAT, Definition 1) over how far they move: N, 0 at rest."""
     probe = nn.Sequential(model, nn.Softmax(1)).eval()
     defect, moved = alignment_defect(probe, images, adversarial, ["1"], (0.25, 0.5, 0.75))
-    return defect[0] / moved[0].mean().clamp_min(1e-12)
+    return defect[0] / moved[0].clamp_min(1e-6)
 
 
 def first_order(
@@ -115,11 +115,11 @@ def by_model(table: pd.DataFrame) -> pd.DataFrame:
 def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
     """Spearman's ρ of each measure with the accuracy `robust` over models, and what is left of it beside CONTROL.
 
-    `models` is of `by_model`. Columns ρ, low, high; "beside the gradient" with its low and high; models. The intervals
-    (95 %) are by bootstrap over methods, whose seeds come and go together.
+    `models` is of `by_model`; a model that stands there twice counts once. Columns ρ, low, high; "beside the gradient" with
+    its low and high; models. The intervals (95 %) are over methods, whose seeds and longer trainings come and go together.
     """
-    rows = {}
-    groups = models.index.get_level_values("method").to_numpy()
+    rows, models = {}, models.drop_duplicates()
+    groups = models.index.get_level_values("method").astype(str).str.removesuffix("_equal").to_numpy()
     for name in [name for name in MEASURES if name in models]:
         known = models[[name, robust, CONTROL]].notna().all(axis=1).to_numpy()
         x, y, control = (models.loc[known, column].to_numpy() for column in (name, robust, CONTROL))
@@ -136,16 +136,24 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
 
 
 def costs(
-    methods: Mapping[str, Method], model: nn.Module, data: Splits, batch_size: int, epochs: int, seed: int
+    methods: Mapping[str, Method], model: nn.Module, data: Splits, batch_size: int, epochs: int, device: torch.device
 ) -> pd.Series:
-    """Each defence's training in plain-training epochs, of as many of its own: multiplications counted, see `cost`."""
-    few = data.train[:batch_size]
-    batch = Batch(as_float(few.images), few.labels, lambda images: images.clone(), few.depth)
+    """Each defence's step in plain steps: multiplications counted, see `cost`.
+
+    On a batch whose labels are the untrained model's own answers, so that terms on right images alone (DICAR) count in
+    full: the most that they can take.
+    """
+    few, probe = data.train[:batch_size], copy.deepcopy(model).to(device)
+    images = as_float(few.images).to(device)
+    with evaluating(probe), torch.no_grad():
+        labels = probe(images).argmax(1)
+    depth = None if few.depth is None else few.depth.to(device)
+    batch = Batch(images, labels, lambda images: images.clone(), depth)
     found = {}
     for name, method in methods.items():
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            found[name] = cost.relative(method, model, batch, epochs)
+            torch.manual_seed(0)
+            found[name] = cost.relative(method, probe, batch, epochs)
     return pd.Series(found, name="cost")
 
 
@@ -155,9 +163,11 @@ def equal_epochs(found: pd.Series, reference: str, epochs: int) -> dict[str, int
 
 
 def cost_table(found: pd.Series, epochs: int, equal: Mapping[str, int] | None) -> pd.DataFrame:
-    """The cost of a step beside the epochs of the protocol, and of equal compute where there are: one row a defence."""
-    table = pd.DataFrame({"cost": found, "epochs": epochs})
-    return table if equal is None else table.assign(equal=pd.Series(equal))
+    """The cost of a step, the epochs of the protocol, and what they come to in plain epochs; likewise at equal compute."""
+    table = pd.DataFrame({"cost": found, "epochs": epochs, "in plain epochs": found * epochs})
+    if equal is None:
+        return table
+    return table.assign(equal=(longer := pd.Series(equal)), **{"equal, in plain epochs": found * longer})
 
 
 def front(table: pd.DataFrame, robust: str, found: pd.Series) -> pd.DataFrame:

@@ -357,9 +357,9 @@ def of_settings(settings: Any, *, classes: int, channels: int, size: int, seed: 
     )  # fmt: skip
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's weights as safetensors."""
-    write_tensors(path, model.state_dict(), {})
+def save_weights(model: nn.Module, path: Path, about: dict[str, Any] | None = None) -> None:
+    """Write the model's weights as safetensors, with a description."""
+    write_tensors(path, model.state_dict(), about or {})
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:

@@ -36,21 +36,25 @@ class Connected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x)
+        if not isinstance(logits, Tensor):
+            raise InputError(f"the model answers with {type(logits).__name__}; it should be a tensor of N×classes logits")
         if logits.ndim != 2 or len(logits) != len(x):
             raise InputError(f"the model answers {len(x)} images with {tuple(logits.shape)}; it should be N×classes")
         return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 class Averaged(nn.Module):
-    """A model's logits averaged over DRAWS of uniform noise in the cube of half-width `reach` around each image."""
+    """A model's logits averaged over DRAWS of noise in the ball of radius `reach` around each image."""
 
-    def __init__(self, model: nn.Module, reach: float) -> None:
+    def __init__(self, model: nn.Module, reach: float, norm: Norm) -> None:
         super().__init__()
-        self.model, self.reach = model, reach
+        self.model, self.reach, self.norm = model, reach, norm
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x)
-        return torch.stack([self.model(x + noise.uniform_(-self.reach, self.reach)) for _ in range(DRAWS)]).mean(0)
+        def noise() -> Tensor:
+            return project(torch.empty_like(x).uniform_(-self.reach, self.reach), self.reach, self.norm)
+
+        return torch.stack([self.model(x + noise()) for _ in range(DRAWS)]).mean(0)
 
 
 # Answers and gradients ---------------------------------------------------------------------------------------------
@@ -65,7 +69,9 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
     """
     try:
         logits, again = model(images), model(images)
-    except RuntimeError as error:  # mostly of shapes
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # mostly of shapes, of many libraries' kinds
+        if isinstance(error, InputError):
+            raise
         shape = "×".join(map(str, images.shape[1:]))
         raise InputError(f"the model cannot answer images of {shape}: {' '.join(str(error).split())[:200]}") from error
     if logits.shape[1] < max(classes, 2):
@@ -102,9 +108,14 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, n
     there = gradient(pgd(model, images, labels, eps=eps, norm=norm, steps=0, step_size=0.0))  # the random start alone
     return {
         "flat": ~here.isfinite().flatten(1).all(1) | (here.flatten(1).abs().amax(1) == 0),
-        "turned": 1 - cosine(here.nan_to_num(), there.nan_to_num(), eps=1e-30),
-        "wrong slope": wrong_slope(model, images, here.nan_to_num(), first, second, eps / 10, norm),
+        "turned": 1 - cosine(_finite(here), _finite(there), eps=1e-30),
+        "wrong slope": wrong_slope(model, images, _finite(here), first, second, eps / 10, norm),
     }
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """Zero where it is no finite number, as the attacks take it."""
+    return gradient.nan_to_num(0, 0, 0)
 
 
 @torch.no_grad()
@@ -113,12 +124,13 @@ def wrong_slope(
 ) -> Tensor:
     """|change − predicted| / (|change| + |predicted|) of the margin from −reach to +reach along its gradient: N in [0,1].
 
-    0 where the function does what its gradient says; 1 where it stands still, goes the other way, or has no gradient.
+    0 where the function does what its gradient says; 1 where it stands still, goes the other way, or has no gradient. Both
+    ends are within [0,1], since models may clamp what is not.
     """
     step = reach * ascent(gradient, norm)
-    step = step * ((images - step.abs() >= 0) & (images + step.abs() <= 1))  # models may clamp what leaves the box
-    predicted = 2 * (gradient * step).flatten(1).sum(1)
-    change = gap(model, images + step, first, second) - gap(model, images - step, first, second)
+    low, high = (images - step).clamp(0, 1), (images + step).clamp(0, 1)
+    predicted = (gradient * (high - low)).flatten(1).sum(1)
+    change = gap(model, high, first, second) - gap(model, low, first, second)
     total = change.abs() + predicted.abs()
     return torch.where(total > 0, (change - predicted).abs() / total, 1.0)
 
@@ -136,7 +148,7 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
         leaf = point.detach().requires_grad_(True)
         logits = model(leaf)
         loss = F.cross_entropy(logits, labels, reduction="none")
-        gradient = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num()
+        gradient = _finite(torch.autograd.grad(loss.sum(), leaf)[0])
         if 0 < step <= 20:  # later it circles where it cannot climb further
             agreement += cosine(before, gradient, eps=1e-30) / 20
         now = logits.detach().argmax(1) != labels
@@ -171,7 +183,7 @@ def without_gradient(
     """Who besides `fooled` falls to "transfer" from `source`, "Square", or gradients "averaged" over noise: bool N."""
     with evaluating(source):
         moved = pgd(source, images, labels, eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
-    averaged = partial(pgd, Averaged(model, eps / 2), eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
+    averaged = partial(pgd, Averaged(model, eps / 2, norm), eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     queries = partial(square, model, eps=eps, norm=norm, queries=QUERIES)
     return {
         "transfer": fooled | ~correct(model, moved, labels),

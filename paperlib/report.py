@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 from jinja2 import Environment, PackageLoader
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
@@ -72,6 +73,7 @@ def _audits(folder: Path) -> list[dict[str, Any]]:
             "model": figures.title(name),
             "verdict": one.get("verdict", "–"),
             "signs": [row["check"] for row in one["checks"] if row["sign"]],
+            "checks": one["checks"],
         }
         for name, one in stored.items()
     ]
@@ -94,8 +96,7 @@ def build(target: Path | None = None) -> Path:
     """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
 
     Everything it shows is copied there, and nothing in it asks for what lies elsewhere: it can be moved, opened as a file,
-    or served. The claims on its first page are those of each notebook's nearest run: the preset nearest to the paper, then
-    the newest.
+    or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
     """
     target = target or root() / "runs" / "report"
     pages = [_run_page(run, target) for run in runs()]
@@ -112,18 +113,28 @@ def build(target: Path | None = None) -> Path:
         tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
         audits=[{**one, "run": page["notebook"], "page": page["page"]} for page in chosen for one in page["audits"]],
         figure=next(iter(grids), None),
-        files=export.write(target, [(page["folder"], page["notebook"]) for page in chosen]),
+        files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each notebook the judged run whose preset is nearest to the paper; of several, the first."""
-    judged = [page for page in pages if page["claims"]]
-    found: dict[str, dict[str, Any]] = {}
-    for page in sorted(judged, key=lambda page: PRESETS.index(page["preset"])):
-        found.setdefault(page["notebook"], page)
+    """Of each notebook and data set the judged run nearest to its paper: by preset, then by how many settings differ."""
+
+    def distance(page: dict[str, Any]) -> tuple[int, int]:
+        preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
+        return preset, page["claims"][0]["scale"].count(";")
+
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for page in sorted((page for page in pages if page["claims"]), key=distance):
+        found.setdefault((page["notebook"], page["data"]), page)
     return [found[name] for name in sorted(found)]
+
+
+def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
+    """A run's name in exports: its notebook, and its data where the notebook stands there with several."""
+    alone = sum(other["notebook"] == page["notebook"] for other in pages) == 1
+    return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
 
 def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
@@ -131,19 +142,22 @@ def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
     folder, about = run["folder"], run["status"]
     name = f"{about['notebook']}-{folder.name}"
     executed, place = folder / f"{about['notebook']}.html", target / name
-    for file in (executed, folder / "settings.yaml"):
+    settings = folder / "settings.yaml"
+    data = yaml.safe_load(settings.read_text(encoding="utf-8")).get("data", "toy") if settings.exists() else "?"
+    for file in (executed, settings):
         if file.exists():
             _copy(file, place / file.name)
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
-        "preset": about["preset"], "state": about["state"], "error": about.get("error", ""), "seconds": about["seconds"],
+        "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
+        "error": about.get("error", ""), "seconds": about["seconds"],
         "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
         "executed": executed.name if executed.exists() else None, "audits": run["audits"],
         "figures": [_figure(file, place, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
-        "claims": [_shown(claim, about, f"{name}/index.html") for claim in run["claims"]],
     }  # fmt: skip
-    here = {**page, "claims": [{**claim, "page": "#"} for claim in page["claims"]]}
+    page["claims"] = [_shown(claim, page) for claim in run["claims"]]
+    here = {**page, "claims": [{**claim, "page": "#", "folder": ""} for claim in page["claims"]]}
     _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
     return page
 
@@ -155,12 +169,12 @@ def headline(notebook: str) -> str:
     return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
 
 
-def _shown(claim: dict[str, Any], about: Mapping[str, Any], page: str) -> dict[str, Any]:
+def _shown(claim: dict[str, Any], page: Mapping[str, Any]) -> dict[str, Any]:
     """A claim as the ledger shows it."""
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
-    paper = next((one for one in papers() if about["notebook"] in load(one)["scale"]), about["notebook"])
-    own = {"paper": paper, "notebook": about["notebook"], "preset": about["preset"], "page": page}
-    return {"n": None, "seeds": None, **claim, **own, "shown": numbers}
+    paper = next((one for one in papers() if page["notebook"] in load(one)["scale"]), page["notebook"])
+    own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
+    return {"n": None, "seeds": None, **claim, **own, "paper": paper, "shown": numbers}
 
 
 def _figure(file: Path, place: Path, notebook: str) -> dict[str, Any]:
@@ -172,7 +186,8 @@ def _figure(file: Path, place: Path, notebook: str) -> dict[str, Any]:
     numbers = None
     if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
         numbers = {"words": title, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
-    words = f"Figure {title} of {notebook}" + ("; its numbers stand below it" if numbers else "")
+    about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
+    words = f"{title}, of {notebook}. {about.get('words', '')}"
     return {
         "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": title, "words": words, "numbers": numbers
     }  # fmt: skip

@@ -68,10 +68,12 @@ def rank_correlation(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Spearman's ρ of N pairs with its 95 % interval, by bootstrap over `groups`: those of one group come and go together.
+    """Spearman's ρ of N pairs with its 95 % interval over `groups`, of which those of one come and go together.
 
-    With a `control` it is partial: the correlation of what the control's ranks leave of the ranks of x and y. Draws in
-    which something is constant are left out. NaN where x, y or the control is constant, or with fewer than four groups.
+    With a `control` it is partial: the correlation of what the control's ranks leave of the ranks of x and y. The interval
+    is the wider of the bootstrap's and of Fisher's z, with the variance of Bonett & Wright (2000) for as many pairs as
+    there are groups: few groups resampled look too certain. NaN where x, y or the control is constant, or with fewer than
+    five groups.
     """
     names, members = np.unique(groups, return_inverse=True)
 
@@ -87,16 +89,15 @@ def rank_correlation(
         left = (1 - found[0, 2] ** 2) * (1 - found[1, 2] ** 2)  # what the control's ranks leave of x times of y
         return float((found[0, 1] - found[0, 2] * found[1, 2]) / math.sqrt(left)) if left > 1e-9 else math.nan
 
-    value = of(np.arange(len(x)))
-    if math.isnan(value) or len(names) < 4:
-        return value if len(names) >= 4 else math.nan, math.nan, math.nan
+    value, count = of(np.arange(len(x))), len(names)
+    if math.isnan(value) or count < 5:
+        return math.nan, math.nan, math.nan
     generator = np.random.default_rng(seed)
-    places = [np.flatnonzero(members == index) for index in range(len(names))]
-    found = [
-        of(np.concatenate([places[index] for index in generator.integers(0, len(names), len(names))])) for _ in range(draws)
-    ]
+    places = [np.flatnonzero(members == index) for index in range(count)]
+    found = [of(np.concatenate([places[index] for index in generator.integers(0, count, count)])) for _ in range(draws)]
     kept = np.array([one for one in found if not math.isnan(one)])
-    if not len(kept):
-        return value, math.nan, math.nan
-    low, high = np.quantile(kept, [0.025, 0.975])
+    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (1.0, -1.0)
+    bounded = max(-1 + 1 / count**2, min(1 - 1 / count**2, value))  # z is infinite at ±1, which few groups do not show
+    half = 1.96 * math.sqrt((1 + bounded**2 / 2) / (count - (3 if control is None else 4)))
+    low, high = min(low, math.tanh(math.atanh(bounded) - half)), max(high, math.tanh(math.atanh(bounded) + half))
     return value, float(low), float(high)

@@ -17,8 +17,10 @@ from paperlib.attacks import Attack, evaluating
 from paperlib.data import ImageSet, Splits, as_float, chunk_size
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import (
+    InputError,
     described,
     digest,
+    read_about,
     read_json,
     read_tensors,
     root,
@@ -186,7 +188,7 @@ def fit(
     validated = about["validation_seconds"]
     seconds = {"seconds": time.monotonic() - begun - validated, "validation_seconds": validated}
     write_json(folder / "history.json", {**seconds, "recipe": recipe, "environment": environment(), "epochs": history})
-    models.save_weights(averaged, folder / "weights.safetensors")
+    models.save_weights(averaged, folder / "weights.safetensors", {"recipe": recipe})
     checkpoint.unlink()
     return averaged.eval()
 
@@ -216,11 +218,19 @@ def _trained(folder: Path, recipe: str | None) -> Path | None:
     """The folder with what a recipe gave: this one, or another run's, whose files are then copied into this."""
     for other in (folder, *(sorted(root().glob("runs/*/*/training/*")) if recipe else ())):
         history, weights = other / "history.json", other / "weights.safetensors"
-        if not (history.exists() and weights.exists() and read_json(history).get("recipe") == recipe):
+        if not (history.exists() and weights.exists()):
             continue
+        try:
+            if read_about(weights).get("recipe") != recipe:
+                continue
+            known = read_json(history)
+        except InputError:
+            if other == folder:
+                raise
+            continue  # another run's damaged file is not this one's concern
         if other != folder:
+            write_json(folder / "history.json", {**known, "from": str(other.relative_to(root()))})
             write_atomically(folder / "weights.safetensors", lambda file, weights=weights: shutil.copy(weights, file))  # type: ignore[misc]
-            write_json(folder / "history.json", {**read_json(history), "from": str(other.relative_to(root()))})
         return folder
     return None
 

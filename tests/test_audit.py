@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from paperlib import audit, cli, external, planted, probes, runs
+from paperlib.attacks import Norm, lengths
 from paperlib.data import ImageSet
-from paperlib.files import InputError, read_json
+from paperlib.files import InputError, read_json, write_json
 
 
 class Honest(nn.Module):
@@ -59,7 +60,7 @@ def test_planted_defects_are_seen_and_keep_the_answers(defect: str) -> None:
     agree = (changed(images().images).argmax(1) == model(images().images).argmax(1)).float().mean()
     assert agree > 0.85
     result = found(changed)
-    wanted = {"suspicious", "masked"} if defect == "scaled logits" else {"masked"}
+    wanted = {"suspicious", "masked"} if defect in ("scaled logits", "randomised input") else {"masked"}
     assert result.verdict in wanted, str(result)
     expected = {
         "scaled logits": "saturated outputs",
@@ -87,6 +88,43 @@ def test_the_slope_is_right_where_the_model_is_linear_and_wrong_where_it_is_not(
     # A straight-through gradient twice as steep as the function: |1 − 2| / (1 + 2).
     steep = planted.Planted(Honest(), before=lambda x: 2 * x - x.detach())
     torch.testing.assert_close(slope(steep), torch.full((20,), 1 / 3), rtol=1e-3, atol=1e-3)
+
+
+def test_black_and_white_images_have_a_slope_too() -> None:
+    data = images(20)
+    x = (data.images > 0.5).float()
+    first, second = torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.long)
+    leaf = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(probes.gap(Honest(), leaf, first, second).sum(), leaf)
+    assert float(probes.wrong_slope(Honest(), x, gradient, first, second, 0.01, "l2").max()) < 1e-3
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_averaging_stays_within_the_ball(norm: Norm) -> None:
+    seen: list[Tensor] = []
+
+    class Spy(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    x = images(5).images
+    probes.Averaged(Spy(), 0.3, norm)(x)
+    assert len(seen) == probes.DRAWS
+    sizes = torch.stack([lengths(noisy - x, norm) for noisy in seen])
+    assert 0.2 < float(sizes.min()) <= float(sizes.max()) <= 0.3001
+
+
+def test_infinite_gradients_do_not_lose_the_audit(tmp_path: Path) -> None:
+    class Root(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.where(x >= 0, x, -x) ** 0.5)
+
+    data = images()
+    dark = ImageSet(data.images * (data.images > 0.3), data.labels, data.classes)
+    result = audit.audit(Root(), dark, eps=0.05, norm="linf")
+    assert "images without gradient" in result.signs().index
+    write_json(tmp_path / "audit.json", audit.as_json(result))
 
 
 def test_a_path_on_a_linear_model_is_straight() -> None:
@@ -131,7 +169,7 @@ def test_what_is_no_classifier_of_these_images_is_refused() -> None:
             audit.audit(Honest(), images(20), eps=eps, norm="linf")
 
 
-def test_a_sign_of_evidence_needs_two_images() -> None:
+def test_a_share_is_a_sign_from_two_images_on() -> None:
     zero = torch.zeros(20, dtype=torch.bool)
     one = zero.clone()
     one[3] = True
@@ -142,10 +180,10 @@ def test_a_sign_of_evidence_needs_two_images() -> None:
     )
     curve = pd.DataFrame({"eps": [0.0, 1.0], "accuracy": [1.0, 1.0]})
     name = "only attacks without gradient fool"
-    assert not audit.signs_of(audit.figures(base | {"Square": one}, curve, ()))["sign"][name]
+    assert not audit.signs_of(audit.figures(base | {"Square": one}, curve, (), 2))["sign"][name]
     two = one.clone()
     two[4] = True
-    assert audit.signs_of(audit.figures(base | {"Square": two, "AutoAttack": two}, curve, ()))["sign"][name]
+    assert audit.signs_of(audit.figures(base | {"Square": two, "AutoAttack": two}, curve, (), 2))["sign"][name]
 
 
 # In a study, and on a user's own model ---------------------------------------------

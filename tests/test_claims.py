@@ -77,7 +77,7 @@ def test_reported_differences_follow_the_data_set() -> None:
     assert claims.reported("pag", claim, "cifar10") == 49.68
     assert claims.reported("pag", claim, "stl10") == 36.65
     assert claims.reported("pag", claim, "folder:somewhere") == 49.68
-    with pytest.raises(InputError, match="no claims of paper 'page'; there are daat, gfa, pag, raat"):
+    with pytest.raises(InputError, match="no claims of paper 'page'; there are alignment, daat, gfa, jacobian, pag, raat"):
         claims.load("page")
 
 

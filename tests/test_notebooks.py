@@ -59,8 +59,8 @@ TINY = {
     "alignment_matrix": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
         "train_steps": "1", "measure_images": "20", "queries": "5", "score_steps": "2", "autoattack_images": "2",
-        "audit_images": "10", "neighbors": "2", "equal_compute": "standard",
-        "combinations": "{pag_raat: {base: raat, add: {class_mean: 0.1}}, gfa_pgd_at: {base: pgd_at, add: {first: 0.1}}}",
+        "audit_images": "10", "neighbors": "2", "defences": "[standard, pgd_at, first, raat]",
+        "combinations": "{gfa_pgd_at: {base: pgd_at, add: {first: 0.1}}}",
     },
 }  # fmt: skip
 

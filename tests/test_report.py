@@ -34,9 +34,8 @@ def make_run(home: Path, notebook: str, preset: str, paper: str) -> runs.Run:
     claims.judge(paper, run, pd.DataFrame(rows), classes=10, case="cifar10_resnet18_linf" if paper == "raat" else None)
     data = pd.DataFrame({"line": ["a", "b"], "x": [1.0, 2.0], "value": [3.0, 4.5], "panel": ["p", "p"]})
     figures.panels(run, data, "accuracy", x="x")
-    table = pd.DataFrame(
-        {("clean", "here"): [50.0, float("nan")], ("clean", "low"): [45.0, 40.0]}, index=["raat", "pgd_at"]
-    )
+    columns = {("clean", "here"): [50.0, float("nan")], ("clean", "low"): [45.0, 40.0], ("ρ", "beside λ"): [1.0, 2.0]}
+    table = pd.DataFrame(columns, index=["raat", "pgd_at"])
     figures.table(run, table, "accuracy", "Accuracy (%) & more.")
     check = next(iter(audit.CHECKS))
     write_json(run.folder / "audit" / "raat.json", {"recipe": "", "verdict": "suspicious", "checks": [
@@ -58,7 +57,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def built(home: Path) -> Path:
     for notebook, preset, paper in (
-        ("raat_boundary", "quick", "raat"), ("raat_boundary", "laptop", "raat"), ("toy_pag", "quick", "pag")
+        ("raat_boundary", "quick", "raat"), ("raat_boundary", "laptop", "raat"), ("toy_pag", "quick", "pag"),
+        ("toy_pag", "paper", "pag"),
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
     return report.build()
@@ -66,7 +66,7 @@ def built(home: Path) -> Path:
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     pages = sorted(site.parent.rglob("index.html"))
-    assert len(pages) == 4
+    assert len(pages) == 5
     for page in pages:
         text = page.read_text()
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -81,8 +81,8 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
     text = site.read_text()
     shown = re.findall(r'<tr data-paper="(\w+)" data-outcome="([\w ]+)" data-preset="(\w+)"', text)
     ids = {paper: claims.load(paper)["claims"] for paper in ("raat", "pag")}
-    assert len(shown) == len(ids["raat"]) + sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
-    assert {preset for paper, _, preset in shown if paper == "raat"} == {"laptop"}
+    assert len(shown) == 2 * len(ids["raat"]) + sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
+    assert {preset for paper, _, preset in shown if paper == "raat"} == {"quick", "laptop"}  # on two data sets
     for outcome in OUTCOMES:
         count = sum(one == outcome for _, one, _ in shown)
         assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
@@ -110,11 +110,11 @@ def test_numbers_are_commands_that_latex_takes_and_say_what_was_measured(site: P
     lines = (site.parent / "numbers.tex").read_text().splitlines()[1:]
     found = dict(re.fullmatch(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", line).groups() for line in lines)  # type: ignore[union-attr]
     assert len(found) == len(lines)  # no name twice
-    assert found["RaatBoundaryRaatAutoattack"] == "70.0"
-    assert found["RaatBoundaryRaatAutoattackLow"] == "65.0"
-    assert found["RaatBoundaryRaatPgdOneZero"] == "70.0"
-    assert found["RaatBoundaryClaimRaatCleanVerdict"] in OUTCOMES
-    assert "RaatBoundaryRaatAutoattackDeviation" not in found  # of one seed there is none
+    assert found["RaatBoundaryCifarOneZeroRaatAutoattack"] == "70.0"
+    assert found["RaatBoundaryCifarOneZeroRaatAutoattackLow"] == "65.0"
+    assert found["RaatBoundaryCifarOneZeroRaatPgdOneZero"] == "70.0"
+    assert found["RaatBoundaryCifarOneZeroClaimRaatCleanVerdict"] in OUTCOMES
+    assert "RaatBoundaryCifarOneZeroRaatAutoattackDeviation" not in found  # of one seed there is none
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
@@ -122,7 +122,7 @@ def test_latex_takes_numbers_and_tables(site: Path) -> None:
     document = site.parent / "all.tex"
     document.write_text(
         r"\documentclass{article}\usepackage{booktabs,multirow}\input{numbers}\begin{document}"
-        r"\RaatBoundaryRaatAutoattack\input{tables}\end{document}"
+        r"\RaatBoundaryCifarOneZeroRaatAutoattack\input{tables}\end{document}"
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=site.parent, capture_output=True
@@ -133,7 +133,7 @@ def test_latex_takes_numbers_and_tables(site: Path) -> None:
 def test_methods_are_in_robustbenchs_format(site: Path) -> None:
     names = json.loads((site.parent / "robustbench.json").read_text())
     entries = {name: json.loads((site.parent / name).read_text()) for name in names}
-    raat = next(entry for name, entry in entries.items() if name.endswith("raat_boundary-raat.json"))
+    raat = next(entry for name, entry in entries.items() if name.endswith("raat_boundary-cifar10-raat.json"))
     # The keys of RobustBench's own files, model_info/cifar10/Linf/*.json.
     assert set(raat) - {"footnote"} == {
         "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
@@ -152,13 +152,15 @@ def test_every_paper_has_a_bibtex_entry(site: Path) -> None:
         claims.load(one)["paper"]["key"] for one in claims.papers()
     ]
     assert text.count("{") == text.count("}")
+    assert "author = {Roy Ganz and Bahjat Kawar and Michael Elad}" in text
+    assert "under review" not in text
     assert "eprint = {2511.13749}" in text
     assert export.command("gfa_landscape", "l2-10x") == "GfaLandscapeLTwoOneZerox"
 
 
 def test_settings_lie_beside_a_runs_page(site: Path) -> None:
     for file in site.parent.glob("*/settings.yaml"):
-        assert yaml.safe_load(file.read_text())["preset"] in ("quick", "laptop")
+        assert yaml.safe_load(file.read_text())["preset"] in ("quick", "laptop", "paper")
 
 
 # In a browser -------------------------------------------------------------------------
@@ -201,6 +203,8 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
             values = [rows.nth(place).locator("td").nth(3).get_attribute("data-value") for place in range(everything)]
             found = [sign * float(value) for value in values if value]
             assert found == sorted(found)
+            assert values[: len(found)] == [value for value in values if value]  # what has no number comes last
+            assert len(found) < len(values)
             assert len(set(found)) > 1
 
         page.goto((site.parent / str(page.locator("#ledger tbody a").nth(0).get_attribute("href"))).as_uri())
@@ -222,4 +226,5 @@ def test_a_table_is_kept_as_a_page_shows_it(home: Path) -> None:
     run = make_run(home, "toy_pag", "quick", "pag")
     stored = json.loads((run.folder / "tables" / "accuracy.json").read_text())
     assert stored["caption"] == "Accuracy (%) & more."
-    assert stored["rows"] == [["RAAT", "50.0", "45.0"], ["PGD-AT", "–", "40.0"]]
+    assert stored["rows"] == [["RAAT", "50.0", "45.0", "1.0"], ["PGD-AT", "–", "40.0", "2.0"]]
+    assert stored["heads"][0] == "name"

@@ -75,7 +75,7 @@ def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str
 
 
 def test_unknown_notebooks_and_presets_are_refused() -> None:
-    with pytest.raises(InputError, match="no notebook 'cifar'; there are cifar_pag, daat_imagenet100, gfa_landscape, raat"):
+    with pytest.raises(InputError, match="no notebook 'cifar'; there are alignment_matrix, cifar_pag, daat_imagenet100"):
         runs.resolve("cifar")
     with pytest.raises(InputError, match="preset = 'tiny': toy_pag has quick, laptop, gpu, paper"):
         runs.resolve("toy_pag", "tiny")

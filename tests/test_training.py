@@ -98,6 +98,34 @@ def test_another_run_with_the_same_recipe_is_taken_and_one_with_another_is_not(
         assert trained
 
 
+@pytest.mark.parametrize("change", [{"normalisation": "none"}, {"stem_stride": 2}])
+def test_networks_with_the_same_weights_are_not_the_same_recipe(home: Path, change: dict[str, Any]) -> None:
+    common: dict[str, Any] = {"classes": 2, "channels": 1, "width": 4, "seed": 0}
+    folders = [home / f"runs/a/quick-1/training/{name}-seed0" for name in ("x", "y")]
+    for folder, changes in zip(folders, ({}, change), strict=True):
+        model = models.build("small_cnn", **{**common, **changes})
+        training.fit(model, baselines.Standard(), splits(), settings(epochs=1), folder, seed=0)
+    assert "from" not in read_json(folders[1] / "history.json")
+
+
+def test_weights_of_another_recipe_left_by_a_kill_are_not_taken(tmp_path: Path) -> None:
+    training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path, seed=0)
+    fresh = training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path / "fresh", seed=1)
+    (tmp_path / "history.json").write_text((tmp_path / "fresh" / "history.json").read_text())  # written, then killed
+    again = training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path, seed=1)
+    assert torch.equal(fresh.linear.weight, again.linear.weight)
+
+
+def test_another_runs_damaged_file_is_passed_over(home: Path) -> None:
+    broken = home / "runs/a/quick-1/training/x-seed0"
+    broken.mkdir(parents=True)
+    (broken / "history.json").write_text("{")
+    (broken / "weights.safetensors").write_bytes(b"no")
+    here = home / "runs/b/quick-2/training/y-seed0"
+    training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), here, seed=0)
+    assert (here / "weights.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(tmp_path: Path) -> None:
     fresh = training.fit(net(), baselines.Standard(), splits(), settings(epochs=1), tmp_path / "fresh", seed=0)
     write_tensors(tmp_path / "checkpoint.safetensors", {"none": torch.zeros(1)}, {"recipe": "another"})

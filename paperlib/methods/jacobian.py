@@ -5,7 +5,6 @@ The fifth paper, added as docs/adding-a-paper.md says, to try it. Its text is no
 claimed. What is done here: the Frobenius norm of ∂z/∂x of the logits on the augmented images, by random projections.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -82,6 +81,11 @@ def methods(settings: JacobianSettings) -> dict[str, Method]:
     }
 
 
+def judge() -> dict[str, Method]:
+    """A plainly trained model of another seed, whose adversarial images the audit transfers."""
+    return {"judge": Standard()}
+
+
 def attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """PGD-20 on cross-entropy and on the margin."""
     radius = eps(settings)
@@ -92,8 +96,3 @@ def attacks(settings: JacobianSettings) -> dict[str, Attack]:
 def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """AutoAttack."""
     return {"autoattack": partial(autoattack, eps=eps(settings), norm=settings.norm)}
-
-
-def first(trained: Mapping[str, Mapping[int, nn.Module]], name: str) -> nn.Module:
-    """The first seed's model of a method."""
-    return next(iter(trained[name].values()))

@@ -5,6 +5,7 @@ What a defence needs besides, it gets: PAG its targets, DAAT depth, and as atten
 network is convolutional. DAAT is without the feature alignment, whose teacher must have tokens.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -38,7 +39,7 @@ Name = Literal[
 TERMS: dict[Name, str] = {
     "gradient_penalty": "penalty", "one_image": "misalignment", "class_mean": "misalignment",
     "nearest_neighbor": "misalignment", "first": "misalignment", "deep": "misalignment", "trades": "kl", "mart": "kl",
-    "cons_at": "js", "raat": "dicar", "daat": "align",
+    "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
 START = 0.001  # deviation of TRADES's and MART's normal start
 DEEP = 3  # layers
@@ -76,7 +77,7 @@ class MatrixSettings(ImageSettings):
     depth_images: Count  # scenes that a learned oracle learns from
     depth_epochs: Count
     layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
-    task: Literal["ce", "mse"]  # GFA's; mse: the paper
+    task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
     landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
     measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
     queries: Count  # of Square
@@ -94,7 +95,13 @@ class MatrixSettings(ImageSettings):
             raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are")
         if self.equal_compute and self.equal_compute not in self.defences:
             raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
-        needed = {name for name in self.defences if name in TERMS and name not in ("trades", "mart", "cons_at")}
+        for name in self.combinations:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("_equal") or name == "judge":
+                raise ValueError(
+                    f"combinations: {name!r} should be a name of small letters, digits and _, not judge or with _equal"
+                )
+        used = {*self.defences, *(one.base for one in self.combinations.values())}
+        needed = {name for name in used if name in TERMS}
         if bare := needed - set(self.weights):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
         if self.oracle == "exact" and self.data != "scenes":
@@ -177,11 +184,11 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
         "first": gfa(1),
         "deep": gfa(DEEP),
         "pgd_at": lambda weight: AdversarialTraining(uniform),
-        "trades": lambda weight: TRADES(training_attack(settings, "kl", START), settings.weights.get("trades", 6.0)),
-        "mart": lambda weight: MART(normal, settings.weights.get("mart", 6.0)),
-        "cons_at": lambda weight: ConsistencyAT(uniform, settings.weights.get("cons_at", 1.0)),
+        "trades": lambda weight: TRADES(training_attack(settings, "kl", START), weight),
+        "mart": lambda weight: MART(normal, weight),
+        "cons_at": lambda weight: ConsistencyAT(uniform, weight),
         "raat": lambda weight: RAAT(uniform, settings.eta, weight),
-        "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, settings.weights.get("raat", 1.0), boosted=True),
+        "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, weight, boosted=True),
         "daat": daat,
     }
     found: dict[str, Method] = {name: built[name](settings.weights.get(name, 0.0)) for name in settings.defences}
@@ -196,7 +203,7 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
 
 
 def _term_alone(method: Method) -> Method:
-    """A method whose own term is wanted and nothing else: RAAT without its partition."""
+    """A method whose own term is wanted and nothing else: RAAT without its partition and MART's terms."""
     return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
 
 

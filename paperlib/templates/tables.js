@@ -5,10 +5,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const cell = row.cells[column];
     return "value" in cell.dataset ? cell.dataset.value : cell.textContent.trim();
   };
-  const compare = (a, b) => {
+  const compare = (a, b, sign) => {
     const [x, y] = [parseFloat(a), parseFloat(b)];
-    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // what is no number comes last
-    return Number.isNaN(x) ? a.localeCompare(b) : x - y;
+    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // what is no number comes last both ways
+    return sign * (Number.isNaN(x) ? a.localeCompare(b) : x - y);
   };
   heads.forEach((head, column) => {
     const button = document.createElement("button");
@@ -20,7 +20,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...table.tBodies[0].rows];
-      rows.sort((a, b) => compare(value(a, column), value(b, column)) * (down ? -1 : 1));
+      rows.sort((a, b) => compare(value(a, column), value(b, column), down ? -1 : 1));
       table.tBodies[0].append(...rows);
     });
   });
