@@ -153,13 +153,13 @@ class Audit:
         return self.checks[self.checks["sign"]]
 
     def __str__(self) -> str:
-        worst = self.accuracies.loc["best of all"]
-        lines = [
-            f"{self.verdict}: {self.meaning}",
-            f"  no attack {self.accuracies.loc['no attack', 'accuracy']:.1%}, PGD-20 "
-            f"{self.accuracies.loc['PGD-20', 'accuracy']:.1%}, best of all attacks {worst['accuracy']:.1%} "
-            f"({worst['low']:.1%} to {worst['high']:.1%}, {worst['n']:.0f} images)",
+        named = [name for name in ("no attack", "PGD-20", "best of all") if name in self.accuracies.index]
+        rows = ((name, self.accuracies.loc[name]) for name in named)
+        parts = [
+            f"{name} {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}, n = {row['n']:.0f})"
+            for name, row in rows
         ]
+        lines = [f"{self.verdict}: {self.meaning}", f"  {', '.join(parts)}"]
         for name, row in self.signs().iterrows():
             lines += [f"  {name}: {row['figure']:.3g}, above {row['threshold']:g}: {row['meaning']}"]
             lines += [f"    next: {row['next']}"]
@@ -180,10 +180,14 @@ def audit(
     if not 0 < eps <= (1 if norm == "linf" else math.inf):
         raise InputError(f"eps = {eps:g}: should be a radius above 0 in units of [0,1], say 8/255")
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
-    checks = signs_of(figures(found, curve, flags, len(data.classes)))
     accuracies = _accuracies(found)
-    chance = at_chance(accuracies.loc["no attack"].to_dict(), len(data.classes))
-    return Audit("not told" if chance else verdict_of(checks), checks, accuracies, curve, flags)
+    if "white" not in found:  # not attacked
+        rows = {name: {"figure": math.nan, "n": 0, "sign": False, **check._asdict()} for name, check in CHECKS.items()}
+        return Audit(
+            "not told", pd.DataFrame.from_dict(rows, orient="index").rename_axis("check"), accuracies, curve, flags
+        )
+    checks = signs_of(figures(found, curve, flags, len(data.classes)))
+    return Audit(verdict_of(checks), checks, accuracies, curve, flags)
 
 
 # What is measured --------------------------------------------------------------------------------------------------
@@ -192,7 +196,10 @@ def audit(
 def _measure(
     model: nn.Module, data: ImageSet, eps: float, norm: Norm, transfer_from: nn.Module | None, seed: int
 ) -> tuple[Found, pd.DataFrame, tuple[str, ...]]:
-    """What the probes find, by name, of all images or the first SOME or FEW; accuracy against eps; AutoAttack's flags."""
+    """What the probes find, by name, of all images or the first SOME or FEW; accuracy against eps; AutoAttack's flags.
+
+    A network at chance is not attacked: only its answers are found.
+    """
     device = next((one.device for one in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     data = data[balanced(data, seed)]
     some = data[:SOME]
@@ -202,6 +209,9 @@ def _measure(
     with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, bar(6, "audit", "part") as progress:
         torch.manual_seed(seed)
         found = _by_chunk(data, device, partial(probes.answers, model, classes=len(data.classes)))
+        clean = _accuracies(found).loc["no attack"].to_dict()
+        if at_chance(clean, len(data.classes)):
+            return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
         found |= _by_chunk(data, device, partial(probes.gradients, model, eps=eps, norm=norm))
         progress.update()
         found |= _by_chunk(data, device, partial(probes.attacks, model, eps=eps, norm=norm))
@@ -313,9 +323,12 @@ def _best(found: Found) -> Tensor:
 
 def _accuracies(found: Found) -> pd.DataFrame:
     """Accuracy under each attack that was run on its own, and under the best of all, image by image."""
-    fooled = {name: found[name] for name in ("no attack", "noise", "FGSM", "PGD-20", "PGD-100", "transfer", "AutoAttack")}
+    names = ("no attack", "noise", "FGSM", "PGD-20", "PGD-100", "transfer", "AutoAttack")
+    fooled = {name: found[name] for name in names if name in found}
+    if "white" in found:
+        fooled["best of all"] = _best(found)
     table = {}
-    for name, wrong in (fooled | {"best of all": _best(found)}).items():
+    for name, wrong in fooled.items():
         right, count = int((~wrong).sum()), len(wrong)
         low, high = binomial_interval(right, count)
         table[name] = {"accuracy": right / count, "low": low, "high": high, "n": count}

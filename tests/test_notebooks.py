@@ -64,10 +64,7 @@ TINY = {
     },
 }  # fmt: skip
 
-TWICE = {
-    "toy_pag",
-    "gfa_landscape",
-}  # what is kept is kept by the same code in all: the smallest and the one that keeps most
+TWICE = {"toy_pag"}  # what is kept is kept by the same code in all
 
 
 def test_every_study_has_its_notebook() -> None:
