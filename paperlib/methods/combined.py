@@ -36,9 +36,8 @@ class Combined:
         for method, name, weight in self.added:
             others = method.loss(model, batch, step)
             if name not in others or name == "total":
-                raise InputError(
-                    f"{type(method).__name__} has no term {name!r}; it has {', '.join(set(others) - {'total'})}"
-                )
+                known = ", ".join(term for term in others if term != "total")
+                raise InputError(f"{type(method).__name__} has no term {name!r}; it has {known}")
             terms["total"] = terms["total"] + weight * others[name]
             terms[f"added {name}"] = others[name].detach()
         return terms
