@@ -364,18 +364,13 @@ def audit_each(
 
 def as_json(found: Audit) -> dict[str, Any]:
     """An audit as JSON holds it."""
-    checks = found.checks.reset_index().to_dict("records")
     return {
         "verdict": found.verdict,
-        "checks": [row | {"figure": _plain(row["figure"])} for row in checks],
+        "checks": found.checks.reset_index().to_dict("records"),
         "accuracies": found.accuracies.reset_index().to_dict("records"),
         "curve": found.curve.to_dict("records"),
         "flags": list(found.flags),
     }
-
-
-def _plain(figure: float) -> float | str:
-    return figure if math.isfinite(figure) else str(figure)
 
 
 def signs(run: Run) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -84,3 +85,11 @@ def test_descriptions_are_by_content() -> None:
     assert json.dumps(described({"a": (1, None, Standard())}))
     with pytest.raises(TypeError, match="object has no description"):
         described([object()])
+
+
+def test_numbers_that_are_not_finite_are_stored_as_words(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [math.inf, (-math.inf, 0.5)], "b": {"c": math.nan}, "d": True})
+    stored = read_json(tmp_path / "a.json")
+    assert stored["a"] == ["inf", ["-inf", 0.5]]
+    assert stored["d"] is True
+    assert math.isnan(float(stored["b"]["c"]))

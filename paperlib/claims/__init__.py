@@ -125,10 +125,9 @@ def judge(
                 "reason": reason, "scale": scale, **_sizes([values.get((side, claim["measure"])) for side in needed]),
             }
         )  # fmt: skip
-    write_json(run.folder / "claims.json", [{key: _plain(value) for key, value in row.items()} for row in judged])
+    write_json(run.folder / "claims.json", judged)
     kept = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
-    rows = measured[kept].to_dict("records")
-    write_json(run.folder / "measures.json", [{key: _plain(value) for key, value in row.items()} for row in rows])
+    write_json(run.folder / "measures.json", measured[kept].to_dict("records"))
     return pd.DataFrame(judged)
 
 
@@ -284,11 +283,6 @@ def show(verdicts: pd.DataFrame) -> Any:
     for column in columns:
         shown[column] = [number(value, kind) for value, kind in zip(shown[column], verdicts["kind"], strict=True)]
     return shown.style.hide(axis="index").set_caption(caption)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: ratios may be infinite or undefined."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | str | None, kind: str) -> str:
