@@ -280,7 +280,7 @@ figures.gaussian(run, gaps, needed)
 # %%
 judge = training.train_each(run, study.judge(s), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
 figures.table(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
-              eps=study.eps(s), norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
+              eps=s.eps, norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
 
 # %%
 evaluation.flags(table, strong, auto)

@@ -207,6 +207,12 @@ def pgd(
     return kept
 
 
+def training_pgd(*, eps: float, norm: Norm, steps: int, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+    """PGD as the papers train against it: a random start, and steps that add up to 2.5 ε (Madry et al. 2018)."""
+    size = 2.5 * eps / steps
+    return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation)
+
+
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:
     """One full step along the gradient from the clean image (Goodfellow et al. 2015)."""
     return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random_start=False)

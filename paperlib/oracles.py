@@ -114,6 +114,11 @@ def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
     return network.eval().requires_grad_(False)
 
 
+def by_learned(size: int, images: int, epochs: int) -> Oracle:
+    """Depth of images of `size` pixels as `learned` tells it, from scenes of 64 pixels or, for smaller images, of 32."""
+    return by_network(learned(32 if size < 64 else 64, images, epochs))
+
+
 def _learn(network: DepthNet, size: int, images: int, epochs: int) -> None:
     data = scenes.load(images, size, SEED)
     assert data.depth is not None

@@ -9,6 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from paperlib import models
+from paperlib.attacks import Norm
 from paperlib.data import check_name
 from paperlib.files import InputError
 
@@ -109,6 +110,34 @@ class ImageSettings(NetworkSettings):
     autoattack_images: Count
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
+
+
+class NormSettings(ImageSettings):
+    """What a study under one norm adds."""
+
+    norm: Norm  # of the attacks in training and evaluation
+
+    @property
+    def eps(self) -> float:
+        """ε in the norm of the study."""
+        return self.eps_linf if self.norm == "linf" else self.eps_l2
+
+
+class DepthSettings(NormSettings):
+    """What a study of attention and depth adds."""
+
+    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    depth_images: Count  # scenes that a learned oracle learns from
+    depth_epochs: Count
+    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
+
+    @model_validator(mode="after")
+    def _depth_and_layer(self) -> Self:
+        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
+            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
+        if (self.model in models.TRANSFORMERS) == (self.layer is not None):
+            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
+        return self
 
 
 CHANGEABLE = set(NetworkSettings.model_fields) - set(Settings.model_fields)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from paperlib import external, models, oracles
-from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
+from paperlib.attacks import Attack, autoattack, evaluating, pgd, training_pgd
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.depth import Distance, Operator, edges
 from paperlib.files import InputError, root
@@ -23,32 +23,27 @@ from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
 from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
-from paperlib.settings import Count, ImageSettings, Layer, Positive, Radius, Share
+from paperlib.settings import Count, DepthSettings, Positive, Radius, Share
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
 Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
 
 
-class DaatSettings(ImageSettings):
+class DaatSettings(DepthSettings):
     """Sections 3 and 5 and Appendix B."""
 
     methods: list[Name]
-    norm: Norm  # of the attack in training and evaluation; linf: the paper
-    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
     ramp: Annotated[list[Share], Field(min_length=2, max_length=2)]  # shares of the steps between which ε rises from zero
     weight: Radius  # λ
     distance: Distance  # of attention and depth saliency; cosine: Equation (2)
     align_schedule: Schedule  # s(t)
     operator: Operator  # ℰ
     oracle: Literal["exact", "learned", "pretrained"]  # where depth comes from
-    depth_images: Count  # scenes that a learned oracle learns from
-    depth_epochs: Count
     depth_weights: str | None  # of a pretrained oracle: a folder, or its name on the hub
     depth_kind: Kind  # what a pretrained oracle puts out
     blocks: list[int] | None  # whose attention is aligned; all when None
     heads: list[int] | None
     rollout: bool  # attention rolled out over all blocks, in place of their mean
-    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
     teacher: (
         Literal["stand_in", "dinov2"] | None
     )  # of the feature alignment; a stand-in is the same network, trained plainly
@@ -77,14 +72,10 @@ class DaatSettings(ImageSettings):
             raise ValueError("teacher dinov2 needs teacher_weights, a file of timm's weights")
         if "without_align" in self.methods and self.teacher is None:
             raise ValueError("without_align is PGD-AT where there is no teacher; leave it out, or name a teacher")
-        if (self.model in models.TRANSFORMERS) == (self.layer is not None):
-            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
         if self.teacher and self.model not in models.TRANSFORMERS:
             raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
         if self.ramp[0] > self.ramp[1]:
             raise ValueError(f"ramp = {self.ramp}: ε rises from the first share of the steps to the second")
-        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
-            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
         if self.rollout and self.blocks is not None:
             raise ValueError(f"blocks = {self.blocks}: rollout goes over all blocks; leave one of the two out")
         if self.layer is not None and (self.rollout or self.blocks is not None or self.heads is not None):
@@ -92,11 +83,6 @@ class DaatSettings(ImageSettings):
         if self.linear_classes[0] == self.linear_classes[1]:
             raise ValueError(f"linear_classes = {self.linear_classes}: two different classes, counted from 0")
         return self
-
-    @property
-    def eps(self) -> float:
-        """ε in the norm of the study."""
-        return self.eps_linf if self.norm == "linf" else self.eps_l2
 
 
 STUDIES = {"daat_imagenet100": DaatSettings}
@@ -111,7 +97,7 @@ def oracle(settings: DaatSettings, size: int, source: Source | None = None) -> O
     if source == "exact":
         return oracles.exact
     if source == "learned":
-        return oracles.by_network(oracles.learned(32 if size < 64 else 64, settings.depth_images, settings.depth_epochs))
+        return oracles.by_learned(size, settings.depth_images, settings.depth_epochs)
     if source == "pretrained":
         assert settings.depth_weights is not None
         folder = root() / Path(settings.depth_weights).expanduser()
@@ -177,8 +163,7 @@ def teacher(settings: DaatSettings, size: int, trained: Mapping[str, Mapping[int
 
 def training_attack(settings: DaatSettings) -> Attack:
     """PGD on cross-entropy with a random start, steps that add up to 2.5 ε: the paper's 10 × 1/255 at 4/255."""
-    eps, steps = settings.eps, settings.train_steps
-    return partial(pgd, eps=eps, norm=settings.norm, steps=steps, step_size=2.5 * eps / steps)
+    return training_pgd(eps=settings.eps, norm=settings.norm, steps=settings.train_steps)
 
 
 def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> DAAT:

@@ -22,6 +22,7 @@ from paperlib.attacks import (
     margin,
     pgd,
     square,
+    training_pgd,
     transfer,
 )
 from paperlib.data import ImageSet, Splits, as_float
@@ -99,8 +100,7 @@ def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
 
 def training_attack(settings: GfaSettings) -> Attack:
     """PGD-AT's, on the task loss, with steps that add up to 2.5 ε."""
-    eps, steps = settings.eps_linf, settings.train_steps
-    return partial(pgd, eps=eps, norm="linf", steps=steps, step_size=2.5 * eps / steps, loss=settings.task)
+    return training_pgd(eps=settings.eps_linf, norm="linf", steps=settings.train_steps, loss=settings.task)
 
 
 def methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Norm, autoattack, pgd
+from paperlib.attacks import Attack, autoattack, pgd
 from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import GradientPenalty, Standard
-from paperlib.settings import Count, ImageSettings, Positive, Radius
+from paperlib.settings import Count, NormSettings, Positive, Radius
 
 
 def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
@@ -54,10 +54,9 @@ class JacobianRegularisation:
 # The study ---------------------------------------------------------------------------------------------------------
 
 
-class JacobianSettings(ImageSettings):
+class JacobianSettings(NormSettings):
     """What the notebook can be told."""
 
-    norm: Norm
     weight: Radius  # λ_JR
     projections: Count
     penalty: Radius  # λ of the gradient penalty, which looks at the loss alone
@@ -65,11 +64,6 @@ class JacobianSettings(ImageSettings):
 
 
 STUDIES = {"jacobian_norm": JacobianSettings}
-
-
-def eps(settings: JacobianSettings) -> float:
-    """ε in the norm of the run."""
-    return settings.eps_linf if settings.norm == "linf" else settings.eps_l2
 
 
 def methods(settings: JacobianSettings) -> dict[str, Method]:
@@ -88,11 +82,10 @@ def judge() -> dict[str, Method]:
 
 def attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """PGD-20 on cross-entropy and on the margin."""
-    radius = eps(settings)
-    strong = partial(pgd, eps=radius, norm=settings.norm, steps=20, step_size=radius / 8)
+    strong = partial(pgd, eps=settings.eps, norm=settings.norm, steps=20, step_size=settings.eps / 8)
     return {"pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
 
 
 def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """AutoAttack."""
-    return {"autoattack": partial(autoattack, eps=eps(settings), norm=settings.norm)}
+    return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}

@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from paperlib import models, oracles
-from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, transfer
+from paperlib import oracles
+from paperlib.attacks import Attack, Loss, autoattack, fgsm, pgd, square, training_pgd, transfer
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.files import InputError
 from paperlib.geometry import weighted_layers
@@ -29,7 +29,7 @@ from paperlib.methods.raat import RAAT
 from paperlib.oracles import Oracle, Target
 from paperlib.runs import Run
 from paperlib.saliency import Attention, activated, attended
-from paperlib.settings import Count, ImageSettings, Layer, Positive, Radius
+from paperlib.settings import Count, DepthSettings, Positive, Radius
 
 Name = Literal[
     "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep",
@@ -60,11 +60,9 @@ class Combination(BaseModel):
         return self
 
 
-class MatrixSettings(ImageSettings):
+class MatrixSettings(DepthSettings):
     """One protocol for all."""
 
-    norm: Norm  # of the attack in training and evaluation
-    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
     defences: Annotated[list[Name], Field(min_length=2)]
     weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
     combinations: dict[str, Combination]  # what no paper tried; add your own
@@ -74,9 +72,6 @@ class MatrixSettings(ImageSettings):
     neighbors: Count  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
     oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
-    depth_images: Count  # scenes that a learned oracle learns from
-    depth_epochs: Count
-    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
     task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
     landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
     measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
@@ -106,16 +101,7 @@ class MatrixSettings(ImageSettings):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
         if self.oracle == "exact" and self.data != "scenes":
             raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
-        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
-            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
-        if (self.model in models.TRANSFORMERS) == (self.layer is not None):
-            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
         return self
-
-    @property
-    def eps(self) -> float:
-        """ε in the norm of the study."""
-        return self.eps_linf if self.norm == "linf" else self.eps_l2
 
 
 STUDIES = {"alignment_matrix": MatrixSettings}
@@ -126,10 +112,8 @@ STUDIES = {"alignment_matrix": MatrixSettings}
 
 def training_attack(settings: MatrixSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
     """PGD from a random start, steps that add up to 2.5 ε."""
-    eps, steps = settings.eps, settings.train_steps
-    size = 2.5 * eps / steps
-    return partial(
-        pgd, eps=eps, norm=settings.norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation
+    return training_pgd(
+        eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation
     )
 
 
@@ -137,7 +121,7 @@ def oracle(settings: MatrixSettings, size: int) -> Oracle:
     """Where the depth of images of `size` pixels comes from."""
     if settings.oracle == "exact":
         return oracles.exact
-    return oracles.by_network(oracles.learned(32 if size < 64 else 64, settings.depth_images, settings.depth_epochs))
+    return oracles.by_learned(size, settings.depth_images, settings.depth_epochs)
 
 
 def target(settings: MatrixSettings, size: int) -> Target:

@@ -11,14 +11,14 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from paperlib import models
-from paperlib.attacks import Attack, Loss, Norm, autoattack, evaluating, pgd
+from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training_pgd
 from paperlib.data import ImageSet, Splits, as_float, joined, subset
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.runs import Run, method_of
-from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
+from paperlib.settings import Count, NormSettings, Positive, Radius, Share, check_changes
 from paperlib.statistics import mean_interval
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
@@ -29,10 +29,9 @@ START = 0.001  # deviation of TRADES's and MART's normal start
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
 
-class RaatSettings(ImageSettings):
+class RaatSettings(NormSettings):
     """Sections 2.1, 3.1 and 5 and Appendix D."""
 
-    norm: Norm  # linf: Table 1; l2: Table 5
     form: Form  # the authors' code, or the equations as printed
     methods: Annotated[list[Name], Field(min_length=1)]
     one_seed: list[Name]  # those of them that are trained with the first seed alone
@@ -80,35 +79,27 @@ STUDIES = {"raat_boundary": RaatSettings}
 # Attacks -----------------------------------------------------------------------------------------------------------
 
 
-def eps(settings: RaatSettings) -> float:
-    """ε in the norm of the run."""
-    return settings.eps_linf if settings.norm == "linf" else settings.eps_l2
-
-
 def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
     """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
-    radius, steps = eps(settings), settings.train_steps
-    size = 2.5 * radius / steps
-    return partial(
-        pgd, eps=radius, norm=settings.norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation
+    return training_pgd(
+        eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation
     )
 
 
 def attacks(settings: RaatSettings) -> dict[str, Attack]:
     """PGD-10 of Tables 1 and 5, with steps of ε / 4."""
-    radius = eps(settings)
-    return {"pgd_10": partial(pgd, eps=radius, norm=settings.norm, steps=10, step_size=radius / 4)}
+    return {"pgd_10": partial(pgd, eps=settings.eps, norm=settings.norm, steps=10, step_size=settings.eps / 4)}
 
 
 def strong_attacks(settings: RaatSettings) -> dict[str, Attack]:
     """PGD-100, and PGD-100 on the margin with κ = 50 for the column C&W, whose attack is not in the authors' release."""
-    strong = partial(pgd, eps=eps(settings), norm=settings.norm, steps=100, step_size=eps(settings) / 4)
+    strong = partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 4)
     return {"pgd_100": strong, "cw": partial(strong, loss="margin", kappa=KAPPA)}
 
 
 def strongest(settings: RaatSettings) -> dict[str, Attack]:
     """AutoAttack "standard"."""
-    return {"autoattack": partial(autoattack, eps=eps(settings), norm=settings.norm)}
+    return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
 
 
 # What is trained ---------------------------------------------------------------------------------------------------
@@ -217,7 +208,7 @@ def toy_methods(settings: RaatSettings) -> dict[str, Method]:
     The points have no augmentation, so RAAT's two views differ by the attack's random start alone.
     """
     steps = settings.train_steps
-    attack = partial(pgd, eps=settings.toy_eps, norm="linf", steps=steps, step_size=2.5 * settings.toy_eps / steps)
+    attack = training_pgd(eps=settings.toy_eps, norm="linf", steps=steps)
     return {
         "toy_vanilla": Standard(),
         "toy_pgd_at": AdversarialTraining(attack),
