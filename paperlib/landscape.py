@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, evaluating, margin, pgd
-from paperlib.data import ImageSet, as_float
+from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.methods import outputs
 from paperlib.methods.baselines import Task, task_loss
 from paperlib.radial import radial
 from paperlib.runs import Run
 from paperlib.statistics import mean_interval
+
+CHUNK = 250  # images measured together
 
 
 def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, loss: Loss) -> dict[str, Tensor]:
@@ -94,16 +96,19 @@ def flatness(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: Ima
     tangential part of that of PGD on the margin, which no outputs near their targets blind.
     """
     settings, rows = run.settings, []
-    size = settings.landscape_reach / 2
+    size, together = settings.landscape_reach / 2, chunk_size(data.images, CHUNK)
     for method, members in trained.items():
         for seed, member in members.items():
+            found: list[tuple[Tensor, ...]] = []
             with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
-                way = directions(model, images, labels, size, "margin")["its tangential part"]
-                with torch.no_grad():
-                    clean, moved = outputs(model, images), outputs(model, images + size * way)
-            scale = clean.std(1).median().clamp_min(torch.finfo(clean.dtype).tiny)
-            each = ((margin(clean, labels) - margin(moved, labels)) / scale).cpu().double().numpy()
+                for start in range(0, len(data), together):
+                    model, images, labels = _in_evaluation(run, member, data[start : start + together], seed)
+                    way = directions(model, images, labels, size, "margin")["its tangential part"]
+                    with torch.no_grad():
+                        clean, moved = outputs(model, images), outputs(model, images + size * way)
+                    found.append((clean.std(1).cpu(), (margin(clean, labels) - margin(moved, labels)).cpu()))
+            spread, fall = (torch.cat(parts) for parts in zip(*found, strict=True))
+            each = (fall / spread.median().clamp_min(torch.finfo(spread.dtype).tiny)).double().numpy()
             rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
 

@@ -111,11 +111,25 @@ def build(target: Path | None = None) -> Path:
     _write(
         target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
         tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
-        audits=[{**one, "run": page["notebook"], "page": page["page"]} for page in chosen for one in page["audits"]],
+        audits=[
+            {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
+        ] + _audits_of_models(target),
         figure=next(iter(grids), None),
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
+
+
+def _audits_of_models(target: Path) -> list[dict[str, Any]]:
+    """What `paperlib audit` said of users' models, whose pages are copied into the site."""
+    found = []
+    for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
+        stored, page = read_json(file), f"audit-{file.parent.name}/index.html"
+        _copy(file.with_name("index.html"), target / page)
+        signs = [row["check"] for row in stored["checks"] if row["sign"]]
+        found.append({"model": stored["model"], "verdict": stored["verdict"], "signs": signs, "run": "paperlib audit",
+                      "page": page})  # fmt: skip
+    return found
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,7 +171,13 @@ def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
     }  # fmt: skip
     page["claims"] = [_shown(claim, page) for claim in run["claims"]]
-    here = {**page, "claims": [{**claim, "page": "#", "folder": ""} for claim in page["claims"]]}
+    here = {
+        **page,
+        "claims": [
+            {**claim, "page": "#", "folder": "", "figures": "#figures" if page["figures"] else None}
+            for claim in page["claims"]
+        ],
+    }
     _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
     return page
 
@@ -171,10 +191,12 @@ def headline(notebook: str) -> str:
 
 def _shown(claim: dict[str, Any], page: Mapping[str, Any]) -> dict[str, Any]:
     """A claim as the ledger shows it."""
+    claim = {"n": None, "seeds": None, "spread": None, "kind": "gain"} | claim  # what runs of older versions have not
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
     paper = next((one for one in papers() if page["notebook"] in load(one)["scale"]), page["notebook"])
     own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
-    return {"n": None, "seeds": None, **claim, **own, "paper": paper, "shown": numbers}
+    own["figures"] = f"{page['page']}#figures" if page["figures"] else None
+    return {**claim, **own, "paper": paper, "shown": numbers}
 
 
 def _figure(file: Path, place: Path, notebook: str) -> dict[str, Any]:

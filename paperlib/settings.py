@@ -105,8 +105,8 @@ class ImageSettings(NetworkSettings):
     validation_images: Count
     test_images: Count | None
     image_size: Count | None
-    eps_linf: Radius
-    eps_l2: Radius
+    eps_linf: Annotated[float, Field(gt=0, le=1)]
+    eps_l2: Positive
     autoattack_images: Count
     sweep_images: Count  # of the sweep over eps
     audit_images: Count

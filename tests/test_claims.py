@@ -233,6 +233,15 @@ def test_what_is_excluded_is_not_tested(home: Path) -> None:
     assert verdicts.loc["equal-time-clean", "reason"] == "pgd_at_long took too long"
     assert verdicts.loc["raat-clean", "outcome"] == "reproduced"
     assert "one seed" in verdicts.loc["raat-clean", "reason"]
+    assert verdicts.loc["raat-clean", "spread"] is None
+
+
+def test_the_spread_is_that_of_the_side_which_varies_more(home: Path) -> None:
+    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    measured = summary({("raat", "clean"): 0.7, ("pgd_at", "clean"): 0.5})
+    measured["seeds"], measured["deviation"], measured["by_seed"] = 3, [0.01, 0.03], [[0.7] * 3, [0.5] * 3]
+    verdicts = claims.judge("raat", run, measured, 10).set_index("id")
+    assert verdicts.loc["raat-clean", "spread"] == pytest.approx(3)
 
 
 def test_a_network_at_chance_tests_nothing(home: Path) -> None:

@@ -99,7 +99,11 @@ def test_a_surface_has_the_tangential_direction_down_its_rows(run: runs.Run, dat
     assert np.ptp(grid[:, 2]) < np.ptp(grid[2])
 
 
-def test_flatness_is_minus_the_rise_across(run: runs.Run, data: ImageSet) -> None:
+@pytest.mark.parametrize("together", [250, 3])
+def test_flatness_is_minus_the_rise_across(
+    run: runs.Run, data: ImageSet, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landscape, "CHUNK", together)
     rows = landscape.flatness(run, {"round": {0: Round()}}, data).set_index("method")
     sizes = (data.images.float() / 255).flatten(1).norm(dim=1)
     moved = (sizes**2 + 0.25).sqrt()  # half the reach, at a right angle

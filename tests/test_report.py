@@ -46,6 +46,14 @@ def make_run(home: Path, notebook: str, preset: str, paper: str) -> runs.Run:
     return run
 
 
+def audit_a_model(home: Path) -> None:
+    """What `paperlib audit` leaves behind."""
+    folder = home / "runs" / "audit" / "mine-01234567"
+    write_json(folder / "audit.json", {"model": "mine.py:build", "verdict": "masked", "checks": [
+        {"check": "saturated outputs", "figure": 1.0, "sign": True}]})  # fmt: skip
+    (folder / "index.html").write_text("<!doctype html><title>an audit</title>")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
@@ -61,12 +69,13 @@ def built(home: Path) -> Path:
         ("toy_pag", "paper", "pag"),
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
+    audit_a_model(home)
     return report.build()
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     pages = sorted(site.parent.rglob("index.html"))
-    assert len(pages) == 5
+    assert len(pages) == 6
     for page in pages:
         text = page.read_text()
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -87,6 +96,7 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
         count = sum(one == outcome for _, one, _ in shown)
         assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
     assert "suspicious" in text
+    assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>masked</td>", text)
 
 
 def test_the_site_can_be_moved_and_built_elsewhere(site: Path, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"optimizer": "lion"}, "optimizer = 'lion': Input should be 'sgd', 'adam' or 'adamw'"),
         ({"data": "cifar"}, "'cifar' is not a data set; choose one of toy, scenes"),
         ({"seeds": []}, "seeds"),
+        ({"eps_linf": 0.0}, "eps_linf = 0.0: Input should be greater than 0"),
+        ({"eps_linf": 8}, "eps_linf = 8: Input should be less than or equal to 1"),
         ({"seeds": [0, "x"]}, r"seeds.1 = 'x'"),
         ({"sources": ["one_image", "two_images"]}, "two_images"),
         ({"weights": {"one_image": 1.0}}, "weights has no λ for"),

@@ -72,7 +72,7 @@ def judge(
     given. `excluded` are methods that nothing may be held against, with the reason. Columns: id, place, statement, kind,
     claimed and measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason,
     `scale`: where the run is not as the paper, without which no verdict stands; n test images and seeds, of the side with
-    fewer.
+    fewer; `spread`: the larger of their deviations over seeds, in points (of kind ratio, of the ratio); None of one seed.
     """
     ledger = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -122,7 +122,8 @@ def judge(
             {
                 "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "kind": claim["kind"],
                 "claimed": claimed, "measured": difference, "low": low, "high": high, "outcome": outcome,
-                "reason": reason, "scale": scale, **_sizes([values.get((side, claim["measure"])) for side in needed]),
+                "reason": reason, "scale": scale,
+                **_sizes([values.get((side, claim["measure"])) for side in needed], 1 if ratio else 100),
             }
         )  # fmt: skip
     write_json(run.folder / "claims.json", judged)
@@ -131,10 +132,12 @@ def judge(
     return pd.DataFrame(judged)
 
 
-def _sizes(sides: Sequence[Mapping[str, Any] | None]) -> dict[str, int | None]:
-    """Of how many test images and how many seeds a claim was decided, of the side that has fewer."""
+def _sizes(sides: Sequence[Mapping[str, Any] | None], scale: int) -> dict[str, int | float | None]:
+    """Of how many test images and seeds a claim was decided, of the side that has fewer; the wider spread over seeds."""
     known = [side for side in sides if side is not None]
-    return {name: min(int(side[name]) for side in known) if known else None for name in ("n", "seeds")}
+    deviations = [scale * float(side["deviation"]) for side in known if not math.isnan(side["deviation"])]
+    sizes = {name: min(int(side[name]) for side in known) if known else None for name in ("n", "seeds")}
+    return {**sizes, "spread": max(deviations, default=None)}
 
 
 def verdict(
