@@ -115,7 +115,7 @@ figures.epsilon_curves(run, curve)
 # ## The audit
 
 # %%
-checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=jacobian.eps(s), norm=s.norm,
+checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm,
                           transfer_from=judge)
 figures.table(run, checks, "audit", "Signs of masked gradients.")
 
