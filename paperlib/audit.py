@@ -22,7 +22,7 @@ from paperlib.data import ImageSet, as_float, balanced, chunk_size
 from paperlib.evaluation import CHUNK, at_chance, binomial_interval, correct
 from paperlib.files import InputError, digest, read_json, write_json
 from paperlib.probes import Found
-from paperlib.progress import bar
+from paperlib.progress import Bar
 from paperlib.runs import Run
 
 Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
@@ -206,7 +206,7 @@ def _measure(
     if transfer_from is not None:  # what does not fit is refused before anything takes long
         with evaluating(transfer_from.to(device)):
             _by_chunk(data[:1], device, partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
-    with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, bar(6, "audit", "part") as progress:
+    with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, Bar(6, "audit", "part") as progress:
         torch.manual_seed(seed)
         found = _by_chunk(data, device, partial(probes.answers, model, classes=len(data.classes)))
         clean = _accuracies(found).loc["no attack"].to_dict()

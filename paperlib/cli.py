@@ -148,16 +148,121 @@ def audit(
 
 
 @app.command()
-def status() -> None:
-    """Every run and how it stands."""
-    from paperlib import report
+def grid(
+    file: Annotated[Path, typer.Argument(help="a YAML file, as in grids/")],
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs at a time, of one thread each; as many as cores where left out")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="folder of a Snakemake profile, say grids/profiles/slurm")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the jobs, what is there, and how long the rest may take")
+    ] = False,
+) -> None:
+    """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
+    from paperlib import grid, report
+    from paperlib.progress import duration
 
-    for entry in report.runs():
+    if profile and not (profile / "config.yaml").exists():
+        raise InputError(f"--profile {profile}: should be a folder with config.yaml, as in grids/profiles")
+    if profile and jobs:
+        raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
+    begun = time.monotonic()
+    code = 0 if dry_run else grid.run(file, jobs, profile)
+    rows = grid.table(file)
+    for row in rows:
+        seconds = "?" if row["seconds"] is None else duration(row["seconds"])
+        took = seconds if row["state"] == "finished" else f"about {seconds}"
+        print(f"{row['job']:24} {row['run']:36} {row['state']:12} {took:>18}  {row['error']}")
+    left = [row["seconds"] for row in rows if row["state"] != "finished"]
+    print(f"{len(rows) - len(left)} of {len(rows)} jobs are done", end="")
+    if dry_run and left:
+        known = [seconds for seconds in left if seconds is not None]
+        if known:
+            print(f"; {len(known)} others may take {duration(sum(known))} of computing", end="")
+        if len(known) < len(left):
+            print(f"; of {len(left) - len(known)} there is no earlier run to tell by", end="")
+    print("" if dry_run else f"; {duration(time.monotonic() - begun)}")
+    if not dry_run:
+        print(f"report: {_relative(report.build())}; logs: {_relative(grid.folder_of(file))}")
+    raise typer.Exit(code)
+
+
+@app.command("grid-job", hidden=True)
+def grid_job(plan: Path, name: str, mark: Path) -> None:
+    """One job of a grid, for its engine: a run, unless it is finished already, and a mark when it is."""
+    from paperlib import grid, runs
+    from paperlib.files import write_json
+
+    job = grid.read(plan)[name]
+    done = runs.status(job.folder)["state"] == "finished"
+    if not done and (code := _execute(job.notebook, job.preset, job.given)):
+        raise typer.Exit(code)
+    write_json(mark, {"run": str(job.folder.relative_to(root()))})
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
+) -> None:
+    """Every run: how it stands, what it is doing or was doing last, how much disk it takes, how its claims came out."""
+    from paperlib import report
+    from paperlib.export import damaged_left_out
+
+    while True:
+        lines = []
+        for entry in report.runs():
+            with damaged_left_out(entry["folder"]):
+                lines.append(_line(entry))
+        print(("\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else "") + "\n".join(lines or ["no run yet"]), flush=True)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    """A run of `report.runs` as `status` shows it."""
+    from paperlib import progress, report
+    from paperlib.tidy import megabytes, size_of
+
+    about, folder = entry["status"], entry["folder"]
+    seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
+    name = f"{about['notebook']}/{folder.name}"
+    line = f"{name:36} {about['state']:9} {progress.duration(max(seconds, 0)):>11} {megabytes(size_of(folder)):>8}"
+    if about["state"] != "finished" and (
+        news := progress.of_run(folder, about["started"], at_work=about["state"] == "running")
+    ):
+        line += f"  {news}"
+    if entry["claims"]:
         held, missed, untested = report.tally(entry["claims"])
-        about = entry["status"]
-        name = f"{about['notebook']}/{entry['folder'].name}"
-        counts = f"held {held}, not held {missed}, not tested {untested}"
-        print(f"{name:32} {about['state']:9} {about['seconds']:6.0f} s  {counts}  {about.get('error', '')}")
+        line += f"  held {held}, not held {missed}, not tested {untested}"
+    return f"{line}  {about['error']}" if about.get("error") else line
+
+
+@app.command()
+def clean(
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="also runs that failed, stopped or were killed")] = False,
+    old: Annotated[bool, typer.Option("--old", help="also runs of other versions, finished ones too")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="also what was rendered, decoded and learned, and can be again")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Remove half-written files, and what else you name. Lists it, with what it frees, and asks first."""
+    from paperlib import tidy
+
+    found = tidy.removable(unfinished=unfinished, old=old, data=data)
+    for one in found:
+        print(f"{tidy.megabytes(one.size):>8}  {_relative(one.path)}: {one.reason}")
+    if not found:
+        print("nothing to remove")
+        return
+    total = tidy.megabytes(sum(one.size for one in found))
+    if yes or typer.confirm(f"Remove these {len(found)}, and free {total}?"):
+        kept = tidy.remove(found)
+        freed = tidy.megabytes(sum(one.size for one in found if one not in kept))
+        print(f"removed {len(found) - len(kept)}, freed {freed}")
+        for one in kept:
+            print(f"{_relative(one.path)}: in use or changed since, left as it is")
 
 
 @app.command("report")

@@ -13,7 +13,7 @@ from paperlib import methods, models
 from paperlib.data import load
 from paperlib.files import InputError
 from paperlib.methods import Batch, Method, Step
-from paperlib.progress import bar
+from paperlib.progress import Bar
 from paperlib.runs import peak_memory
 from paperlib.training import computes_in_bf16
 
@@ -41,7 +41,7 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     peaks: list[int] = []
     # The last method first: on a CPU the peak is the process's and never falls, so others would hide what it takes.
     last, sizes = list(work)[-1], BATCHES[device]
-    with torch.random.fork_rng(), bar(len(work) * len(sizes), "rehearsing", "step") as progress:
+    with torch.random.fork_rng(), Bar(len(work) * len(sizes), "rehearsing", "step") as progress:
         for name, method in sorted(work.items(), key=lambda one: one[0] != last):
             for number in sizes:
                 images, labels = torch.rand(number, 3, size, size, device=device), torch.arange(number, device=device)

@@ -16,7 +16,7 @@ from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.files import described, digest, read_tensors, write_tensors
 from paperlib.minimum_norm import distances
-from paperlib.progress import bar, live
+from paperlib.progress import Bar, live
 from paperlib.runs import Run
 
 CHUNK = 250  # images attacked together, and lost at most when the process is killed
@@ -54,8 +54,8 @@ def evaluate(
             outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
     done, together = len(outcomes["clean"]), chunk_size(data.images, CHUNK)
     model.to(device)
-    with evaluating(model), bar(len(data), "evaluating", "img") as progress, torch.random.fork_rng():
-        progress.update(done)
+    stage = "evaluating" if file is None else file.stem
+    with evaluating(model), Bar(len(data), stage, "img", done) as progress, torch.random.fork_rng():
         for start in range(done, len(data), together):
             images = as_float(data.images[start : start + together].to(device))
             labels = data.labels[start : start + together].to(device)

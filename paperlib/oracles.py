@@ -19,7 +19,7 @@ from paperlib.attacks import evaluating
 from paperlib.data import as_float, chunk_size, scenes
 from paperlib.data.cache import cached
 from paperlib.files import InputError, root
-from paperlib.progress import bar
+from paperlib.progress import Bar
 
 Oracle = Callable[[Tensor, Tensor | None], Tensor]
 Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
@@ -127,7 +127,7 @@ def _learn(network: DepthNet, size: int, images: int, epochs: int) -> None:
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    with bar(steps, "learning depth", "step") as progress:
+    with Bar(steps, "learning depth", "step") as progress:
         for _ in range(steps):
             members = torch.randint(0, images, (BATCH,))
             found, wanted = (maps / network.deviation for maps in (network(as_float(data.images[members])), truth[members]))

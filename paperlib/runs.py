@@ -26,10 +26,11 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from paperlib import __version__, methods
+from paperlib import __version__, methods, progress
 from paperlib.files import InputError, read_json, root, write_json, write_text
 from paperlib.settings import PRESENTATION, Settings, check
 
+SILENT = 3600.0  # seconds without news after which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
 
 
@@ -45,11 +46,18 @@ def studies() -> dict[str, type[Settings]]:
 
 
 def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
-    """The presets of `notebook` as written. Raises InputError when there is no such notebook."""
+    """The presets of `notebook` as written. Raises InputError when there is no such notebook, or its file is broken."""
     known = studies()
     if notebook not in known:
         raise InputError(f"no notebook {notebook!r}; there are {', '.join(sorted(known))}")
-    return yaml.safe_load((root() / "notebooks" / "presets" / f"{notebook}.yaml").read_text(encoding="utf-8"))
+    file = root() / "notebooks" / "presets" / f"{notebook}.yaml"
+    try:
+        presets = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too: YAML's own dates and numbers
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
+        raise InputError(f"{file}: should be presets by name, each with settings by name")
+    return presets
 
 
 def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -79,6 +87,7 @@ class Run:
     settings: Any  # the study's own Settings
     folder: Path
     started: float = field(default_factory=time.time)
+    before: float = 0.0  # seconds of earlier sessions
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +104,8 @@ class Run:
     def finish(self) -> None:
         """Write down that everything was computed, and let go of the folder."""
         _say(self, "finished", peak_memory_bytes=peak_memory())
-        _release(self.folder)
+        progress.keep_in(None)
+        release(self.folder)
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
@@ -112,13 +122,15 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
             given |= {name: value for name, value in _assignments(source) if value is not None and name != "preset"}
     preset = namespace.get("preset", "quick")
     settings = resolve(notebook, preset, given)
-    run = Run(notebook, preset, settings, folder_of(notebook, preset, settings))
-    run.folder.mkdir(parents=True, exist_ok=True)
-    _hold(run.folder)
+    folder = folder_of(notebook, preset, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
+    run = Run(notebook, preset, settings, folder, before=_so_far(folder))
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
     _say(run, "running")
+    progress.keep_in(run.folder)
     _watch(run)
     return run
 
@@ -148,7 +160,8 @@ def _shown(path: Path) -> str:
 _locks: dict[Path, FileLock] = {}  # held by this process
 
 
-def _hold(folder: Path) -> None:
+def hold(folder: Path) -> None:
+    """Take a run's folder for this process. Raises InputError when another is at work in it."""
     if folder in _locks:
         return
     lock = FileLock(folder / ".lock")
@@ -159,7 +172,8 @@ def _hold(folder: Path) -> None:
     _locks[folder] = lock
 
 
-def _release(folder: Path) -> None:
+def release(folder: Path) -> None:
+    """Let go of what `hold` took."""
     if lock := _locks.pop(folder, None):
         lock.release()
 
@@ -167,7 +181,24 @@ def _release(folder: Path) -> None:
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
     seconds = time.time() - run.started  # of this session; trainings keep their own
-    write_json(run.folder / "status.json", {**content, "seconds": seconds, "process": os.getpid(), **more})
+    place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
+    write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
+
+
+def seconds_of(about: Mapping[str, Any]) -> float:
+    """What a run took until its last word, all sessions together."""
+    return float(about["seconds"]) + float(about.get("before", 0.0))
+
+
+def _so_far(folder: Path) -> float:
+    """Seconds that a run has taken: of a session that was killed, until its last news."""
+    file = folder / "status.json"
+    if not file.exists():
+        return 0.0
+    about = read_json(file)
+    if about["state"] == "running":
+        about["seconds"] = max(0.0, progress.latest(folder) - about["started"])
+    return seconds_of(about)
 
 
 def _watch(run: Run) -> None:
@@ -207,7 +238,16 @@ def status(folder: Path) -> dict[str, Any]:
     if read_json(file)["state"] != "running" or _locked(folder):
         return read_json(file)
     content = read_json(file)  # it may have ended well between the two looks
-    return {**content, "state": "killed"} if content["state"] == "running" else content
+    return (
+        {**content, "state": "killed"}
+        if content["state"] == "running" and not _at_work_elsewhere(content, folder)
+        else content
+    )
+
+
+def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
+    """Whether another machine may be at work: locks do not always reach across a network's file system, news do."""
+    return about.get("host", platform.node()) != platform.node() and time.time() - progress.latest(folder) < SILENT
 
 
 def _locked(folder: Path) -> bool:

@@ -29,7 +29,7 @@ from paperlib.files import (
     write_tensors,
 )  # fmt: skip
 from paperlib.methods import Batch, Measured, Method, Step
-from paperlib.progress import bar, live
+from paperlib.progress import Bar, live
 from paperlib.runs import Run, environment
 from paperlib.settings import TrainingSettings
 
@@ -129,8 +129,8 @@ def fit(
         saved = time.monotonic()
 
     history: History = about["history"]
-    with bar(total, name, "step") as progress, torch.random.fork_rng(enabled=True):
-        progress.update(about["epoch"] * len(starts) + about["index"])
+    done = about["epoch"] * len(starts) + about["index"]
+    with Bar(total, name, "step", done) as progress, torch.random.fork_rng(enabled=True):
         for epoch in range(about["epoch"], settings.epochs):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
             for index in range(about["index"], len(starts)):
@@ -162,7 +162,7 @@ def fit(
                 for term, value in values.items():
                     about["sums"][term] = about["sums"].get(term, 0.0) + value
                 about["index"] = index + 1
-                progress.update()
+                progress.update(epoch=f"{epoch + 1}/{settings.epochs}", loss=f"{values['total']:.4g}")
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save()
             averages = {term: value / len(starts) for term, value in about["sums"].items()}
@@ -176,7 +176,7 @@ def fit(
                 best = {key: value.detach().clone() for key, value in averaged.state_dict().items()}
             about |= {"epoch": epoch + 1, "index": 0, "sums": {}}
             line = "  ".join(f"{key} {value:.4g}" for key, value in history[-1].items())
-            progress.set_postfix_str(line)
+            progress.caption(line)
             last = epoch + 1 == settings.epochs
             if last or time.monotonic() - saved > 1:  # an epoch of the toy takes less than writing it down
                 save()

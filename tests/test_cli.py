@@ -1,9 +1,10 @@
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from paperlib import cli, runs
+from paperlib import cli, progress, runs
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -45,8 +46,33 @@ def test_wrong_input_is_refused_with_code_2_before_anything_starts(
 
 def test_status_tells_each_run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     runs.start("toy_pag", {"epochs": 3}).finish()
-    assert call(monkeypatch, "status") == 0
-    assert "finished" in capsys.readouterr().out
+    at_work = runs.start("toy_pag", {"epochs": 4})
+    with progress.Bar(10, "vanilla-seed0", "step"):
+        assert call(monkeypatch, "status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "finished" in lines[1]
+    assert re.search(r"running +0 s +0\.0 MB  vanilla-seed0: 0/10 step$", lines[0])
+    at_work.finish()
+
+
+def test_clean_lists_and_asks_before_it_removes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "clean") == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+    run = runs.start("toy_pag", {"epochs": 3})
+    runs.release(run.folder)
+    monkeypatch.setattr("typer.confirm", lambda question: not print(question) and False)
+    assert call(monkeypatch, "clean", "--unfinished") == 0
+    out = capsys.readouterr().out
+    assert "toy_pag" in out
+    assert "Remove these 1, and free 0.0 MB?" in out
+    assert run.folder.exists()
+    assert call(monkeypatch, "clean", "--yes") == 0
+    assert run.folder.exists()  # it can be gone on with
+    assert call(monkeypatch, "clean", "--unfinished", "--yes") == 0
+    assert not run.folder.exists()
 
 
 def test_data_fetches_ahead(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from paperlib import runs
-from paperlib.files import InputError, read_json
+from paperlib.files import InputError, read_json, write_json
 from paperlib.settings import read_value
 
 # Settings ------------------------------------------------------------------------
@@ -164,3 +164,29 @@ def test_two_processes_do_not_share_a_run(home: Path) -> None:
     time.sleep(0.1)
     assert runs.status(folder)["state"] == "killed"
     runs.start("toy_pag", {}).finish()
+
+
+def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
+    run = runs.start("toy_pag", {"epochs": 3})
+    file = run.folder / "status.json"
+    write_json(file, {**read_json(file), "state": "stopped", "seconds": 10.0})
+    runs.release(run.folder)
+    again = runs.start("toy_pag", {"epochs": 3})
+    assert again.before == 10.0
+    began = time.time() - 100
+    write_json(file, {**read_json(file), "started": began, "seconds": 0.0})  # killed after 70 seconds
+    os.utime(file, (began + 70, began + 70))
+    runs.release(run.folder)
+    assert runs.start("toy_pag", {"epochs": 3}).before == pytest.approx(80.0)
+    runs.release(run.folder)
+
+
+def test_a_run_on_another_machine_is_at_work_as_long_as_there_are_news(home: Path) -> None:
+    run = runs.start("toy_pag", {"epochs": 3})
+    file = run.folder / "status.json"
+    write_json(file, {**read_json(file), "host": "another"})
+    runs.release(run.folder)
+    assert runs.status(run.folder)["state"] == "running"
+    old = time.time() - 2 * runs.SILENT
+    os.utime(file, (old, old))
+    assert runs.status(run.folder)["state"] == "killed"

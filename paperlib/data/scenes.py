@@ -15,7 +15,7 @@ from torch import Tensor
 from paperlib.data.cache import cached
 from paperlib.data.images import ImageSet
 from paperlib.files import InputError, root
-from paperlib.progress import bar
+from paperlib.progress import Bar
 
 SIZES = (32, 64)
 RECIPE = 1  # raise it when any pixel of a scene changes: a cache of older scenes is then rendered anew
@@ -103,7 +103,7 @@ def load(count: int, size: int, seed: int) -> ImageSet:
 
     def build() -> tuple[dict[str, Tensor], dict[str, int]]:
         parts = []
-        with bar(count, "rendering scenes", "img") as progress:
+        with Bar(count, "rendering scenes", "img") as progress:
             for start in range(0, count, CHUNK):
                 parts.append(render(seed, np.arange(start, min(start + CHUNK, count)), size))
                 progress.update(len(parts[-1][0]))

@@ -1,0 +1,212 @@
+"""Many runs as one plan: a grid file says which notebooks, presets, parameters and seeds, and what waits for what.
+
+Snakemake (the extra `grid`) runs it, here or on a cluster, through the Snakefile beside this module. A job is a run like
+any other: what a notebook has computed, with whatever command, is not computed again.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paperlib import runs
+from paperlib.files import InputError, read_json, root, write_text
+from paperlib.settings import Settings
+
+Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+GPU_PRESETS = ("gpu", "paper")
+
+
+class Group(BaseModel):
+    """Jobs that differ in what `over` lists: one for every combination."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    notebook: str
+    preset: str = "quick"
+    parameters: dict[str, Any] = {}
+    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    after: list[Word] = []  # groups whose jobs must have finished
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the plan."""
+
+    name: str  # its group, and a number where the group has several
+    notebook: str
+    preset: str
+    given: dict[str, Any]  # parameters in place of the preset's
+    settings: Settings
+    after: tuple[str, ...]  # names of jobs
+
+    @property
+    def folder(self) -> Path:
+        """Of its run."""
+        return runs.folder_of(self.notebook, self.preset, self.settings)
+
+    @property
+    def gpus(self) -> int:
+        """How many it is given by a cluster: by its preset, unless its settings ask for the CPU."""
+        return int(self.preset in GPU_PRESETS and self.settings.device != "cpu")
+
+
+def read(file: Path) -> dict[str, Job]:
+    """The jobs of a grid file by name, each after those it waits for.
+
+    The file has groups by name, each with `notebook`, and perhaps `preset`, `parameters`, `over` (lists of values) and
+    `after` (groups). Raises InputError, naming file and group, for anything that could not run.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); it should be a grid, as in grids/") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{file}: should be groups of jobs by name")
+    groups = {str(name): _group(file, str(name), value) for name, value in content.items()}
+    jobs: dict[str, Job] = {}
+    places: dict[Path, str] = {}
+    members: dict[str, list[str]] = {}
+    for name in _in_order(file, groups):
+        group = groups[name]
+        waits = tuple(job for other in group.after for job in members[other])
+        members[name] = []
+        combinations = list(_combinations(group))
+        for number, given in enumerate(combinations):
+            called = name if len(combinations) == 1 else f"{name}_{number:0{len(str(len(combinations) - 1))}}"
+            try:
+                settings = runs.resolve(group.notebook, group.preset, given)
+            except InputError as error:
+                raise InputError(f"{file}: {called}: {error}") from None
+            job = Job(called, group.notebook, group.preset, given, settings, waits)
+            if (twin := places.setdefault(job.folder, called)) != called:
+                raise InputError(f"{file}: {called} is the same run as {twin}; leave one of them out")
+            if called in jobs:
+                raise InputError(f"{file}: {called} is the name of two jobs; rename a group")
+            jobs[called] = job
+            members[name].append(called)
+    return jobs
+
+
+def _group(file: Path, name: str, value: Any) -> Group:
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: {name}: should have a notebook, and perhaps preset, parameters, over and after")
+    try:
+        named = Group.model_validate(value)
+        _Named.model_validate({"name": name})
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise InputError(f"{file}: {name}: {'; '.join(faults)}") from None
+    return named
+
+
+class _Named(BaseModel):
+    name: Word
+
+
+def _combinations(group: Group) -> Iterator[dict[str, Any]]:
+    """The parameters of each job of a group."""
+    for values in itertools.product(*group.over.values()):
+        yield {**group.parameters, **dict(zip(group.over, values, strict=True))}
+
+
+def _in_order(file: Path, groups: Mapping[str, Group]) -> list[str]:
+    """The groups, each after those it waits for."""
+    for name, group in groups.items():
+        if unknown := set(group.after) - set(groups):
+            raise InputError(f"{file}: {name} waits for {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    done: list[str] = []
+    while left := [name for name in groups if name not in done]:
+        ready = [name for name in left if set(groups[name].after) <= set(done)]
+        if not ready:
+            raise InputError(f"{file}: {', '.join(left)} wait for each other in a circle")
+        done += ready
+    return done
+
+
+# At work -----------------------------------------------------------------------------------------------------------
+
+
+def folder_of(file: Path) -> Path:
+    """Where a grid keeps a copy of its plan, its logs and its marks of what is done."""
+    return root() / "runs" / "grid" / f"{file.stem}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+
+
+def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
+    """Run all jobs that are not done, as many at a time as there are cores, or as the profile says. Returns an exit code.
+
+    A job that fails does not stop those that do not wait for it. Here at most one job at a time has a GPU. Raises
+    InputError when Snakemake is not installed, or a process is at work on the grid.
+    """
+    jobs, place = read(file), folder_of(file)
+    if importlib.util.find_spec("snakemake") is None:
+        raise InputError("Snakemake is not installed; pip install 'paperlib[grid]'")
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{file}: another process is at work on this grid; wait for it or end it") from None
+    with lock:
+        plan = place / "plan.yaml"  # jobs read a copy: what is changed while they wait is for the next time
+        write_text(plan, file.read_text(encoding="utf-8"))
+        for name, job in jobs.items():  # a mark is worth what its run is
+            if runs.status(job.folder)["state"] != "finished":
+                (place / "done" / f"{name}.json").unlink(missing_ok=True)
+        environment = {**os.environ, "PAPERLIB_ROOT": str(root().resolve()), "PAPERLIB_GRID": str(plan.resolve())}
+        if profile:
+            options = ["--profile", str(profile.resolve())]
+        else:
+            options = ["--cores", str(cores or os.cpu_count() or 1), "--resources", "gpu=1"]
+            environment.setdefault("OMP_NUM_THREADS", "1")
+        command = [
+            sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")),
+            "--directory", str(place), "--keep-going", "--rerun-incomplete", "--rerun-triggers", "input", "--nolock",
+            "--quiet", "rules", *options,
+        ]  # fmt: skip
+        # The engine holds the lock as well, so that it is held for as long as the engine lives.
+        engine = subprocess.Popen(command, env=environment, pass_fds=[cast(int, lock._context.lock_file_fd)])
+        while True:
+            try:
+                return engine.wait()
+            except KeyboardInterrupt:  # the engine has had it too, and calls its jobs back
+                continue
+
+
+def table(file: Path) -> list[dict[str, Any]]:
+    """One row a job: its name, its run, how it stands, seconds it took or is expected to take (None: unknown), error."""
+    rows = []
+    for name, job in read(file).items():
+        about = runs.status(job.folder)
+        done = about["state"] == "finished"
+        rows.append(
+            {
+                "job": name, "run": f"{job.notebook}/{job.folder.name}", "state": about["state"],
+                "seconds": runs.seconds_of(about) if done else expected(job), "error": about.get("error", ""),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def expected(job: Job) -> float | None:
+    """Seconds that finished runs of the same notebook and preset took, the median; None where there are none."""
+    found = []
+    for file in (root() / "runs" / job.notebook).glob(f"{job.preset}-*/status.json"):
+        with suppress(InputError, KeyError, TypeError, ValueError):  # a damaged run tells nothing
+            if (about := read_json(file))["state"] == "finished":
+                found.append(runs.seconds_of(about))
+    return statistics.median(found) if found else None

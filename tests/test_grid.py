@@ -1,0 +1,109 @@
+"""Grids of runs: what a file says, what is refused, and a small one with a job that fails, through Snakemake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from paperlib import grid, runs
+from paperlib.files import InputError, read_json, write_json
+
+
+def write(home: Path, content: object) -> Path:
+    file = home / "plan.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def test_a_group_is_a_job_for_every_combination_after_those_it_waits_for(home: Path) -> None:
+    file = write(home, {
+        "tables": {"notebook": "toy_pag", "parameters": {"seeds": [0, 1]}, "after": ["each"]},
+        "each": {"notebook": "toy_pag", "preset": "paper", "parameters": {"epochs": 3}, "over": {
+            "seeds": [[0], [1]], "learning_rate": ["1/100", 0.1]}},
+    })  # fmt: skip
+    jobs = grid.read(file)
+    assert list(jobs) == ["each_0", "each_1", "each_2", "each_3", "tables"]
+    assert [(job.settings.seeds, job.settings.learning_rate) for job in jobs.values()][:4] == [  # type: ignore[attr-defined]
+        ([0], 0.01), ([0], 0.1), ([1], 0.01), ([1], 0.1),
+    ]  # fmt: skip
+    assert jobs["tables"].after == ("each_0", "each_1", "each_2", "each_3")
+    assert jobs["each_0"].folder == runs.folder_of("toy_pag", "paper", runs.resolve(
+        "toy_pag", "paper", {"epochs": 3, "seeds": [0], "learning_rate": 0.01}))  # fmt: skip
+    assert len(grid.read(REPOSITORY / "grids" / "toy_seeds.yaml")) == 28
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("", "should be groups of jobs by name"),
+        ("- 1", "should be groups of jobs by name"),
+        ({"a": 1}, "a: should have a notebook"),
+        ({"a": {"preset": "quick"}}, "a: notebook: Field required"),
+        ({"a": {"notebook": "toy_pag", "overs": {}}}, "overs: Extra inputs"),
+        ({"a": {"notebook": "toy_pag", "over": {"epochs": []}}}, "over.epochs: List should have at least 1"),
+        ({"a/b": {"notebook": "toy_pag"}}, "name: String should match"),
+        ({"a": {"notebook": "toy"}}, "a: no notebook 'toy'"),
+        ({"a": {"notebook": "toy_pag", "parameters": {"epoch": 3}}}, "did you mean 'epochs'"),
+        ({"a": {"notebook": "toy_pag", "over": {"epochs": [3, -1]}}}, "a_1: epochs = -1"),
+        ({"a": {"notebook": "toy_pag", "after": ["b"]}}, "a waits for b; there are a"),
+        (
+            {"a": {"notebook": "toy_pag", "after": ["b"]}, "b": {"notebook": "toy_pag", "after": ["a"]}},
+            "a, b wait for each other in a circle",
+        ),
+        ({"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag"}}, "b is the same run as a"),
+    ],
+)
+def test_what_could_not_run_is_refused_by_name(content: object, message: str, home: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        grid.read(write(home, content))
+
+
+def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
+    file = write(home, {"a": {"notebook": "toy_pag", "over": {"epochs": [1, 2, 3, 4]}}})
+    assert [row["seconds"] for row in grid.table(file)] == [None] * 4
+    for (_, job), seconds in zip(grid.read(file).items(), (10.0, 30.0, 50.0), strict=False):
+        write_json(job.folder / "status.json", {"state": "finished", "seconds": seconds})
+    assert [(row["state"], row["seconds"]) for row in grid.table(file)] == [
+        ("finished", 10.0), ("finished", 30.0), ("finished", 50.0), ("not started", 30.0),
+    ]  # fmt: skip
+
+
+SMALL = {"epochs": 1, "neighbors": 2}
+
+
+def test_a_grid_goes_on_after_a_kill_and_past_a_job_that_fails(home: Path) -> None:
+    """Two toys, of which one diverges, and a third that waits for it: killed with all processes, then run again."""
+    place = home / "a place" / "$HOME; #1"  # a path that a shell would take apart
+    place.mkdir(parents=True)
+    file = write(place, {
+        "good": {"notebook": "toy_pag", "parameters": {**SMALL, "seeds": [0]}},
+        "bad": {"notebook": "toy_pag", "parameters": {**SMALL, "seeds": [0], "learning_rate": 1e30}},
+        "never": {"notebook": "toy_pag", "parameters": {**SMALL, "seeds": [1]}, "after": ["bad"]},
+    })  # fmt: skip
+    command = [sys.executable, "-m", "paperlib.cli", "grid", str(file), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as begun:
+        folder = grid.read(file)["good"].folder
+        for _ in range(600):
+            if (folder / "status.json").exists():
+                break
+            time.sleep(0.1)
+        os.killpg(begun.pid, signal.SIGKILL)
+    assert runs.status(folder)["state"] in ("running", "killed")  # its kernel is of its own session and notices by itself
+    for _ in range(300):
+        if runs.status(folder)["state"] != "running":
+            break
+        time.sleep(0.1)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 of 3 jobs are done" in done.stdout
+    states = {row["job"]: row["state"] for row in grid.table(file)}
+    assert states == {"good": "finished", "bad": "failed", "never": "not started"}
+    assert read_json(grid.folder_of(file) / "done" / "good.json")["run"].startswith("runs/toy_pag/quick-")
+    assert "DivergenceError" in next(row["error"] for row in grid.table(file) if row["job"] == "bad")
