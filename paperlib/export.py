@@ -1,23 +1,40 @@
 """What others can take into their own papers and leaderboards: LaTeX commands for every number, tables, JSON, BibTeX."""
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from paperlib.claims import load, papers
-from paperlib.files import read_json, write_json, write_text
+from paperlib.files import InputError, read_json, write_json, write_text
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
+@contextmanager
+def damaged_left_out(folder: Path) -> Iterator[None]:
+    """Go on without a run whose files are not as a run writes them, and say so: one must not hide the others."""
+    try:
+        yield
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, OSError, yaml.YAMLError) as error:
+        print(f"paperlib: {folder} is damaged and left out ({type(error).__name__}: {error})", file=sys.stderr)
+
+
 def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
     """Write every export of the runs, whose folders are given by name, into `target`: in words what lies there, by file."""
     found: dict[str, str] = {}
-    if lines := [line for name, folder in runs.items() for line in numbers(folder, name)]:
+    lines: list[str] = []
+    models: list[tuple[str, dict[str, Any]]] = []
+    for name, folder in runs.items():
+        with damaged_left_out(folder):
+            own, entries = numbers(folder, name), leaderboard(folder)
+            lines, models = lines + own, models + [(name, entry) for entry in entries]
+    if lines:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
         found["numbers.tex"] = "a LaTeX command for every claimed and measured number"
     if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
@@ -26,8 +43,8 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
         inputs = [rf"\input{{tables/{name}-{file.stem}}}" for file, name in tables]
         write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
         found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
-    if models := [(name, entry) for name, folder in runs.items() for entry in leaderboard(folder)]:
-        files = [f"robustbench/{name}-{entry['name']}.json" for name, entry in models]
+    if models:
+        files = [f"robustbench/{name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', entry['name'])}.json" for name, entry in models]
         for file_, (_, entry) in zip(files, models, strict=True):
             write_json(target / file_, entry)
         write_json(target / "robustbench.json", files)

@@ -77,14 +77,15 @@ def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises InputError naming the file when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error}); delete it and start again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON description `about` as one safetensors file, atomically, with a checksum."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"about": json.dumps(about), "checksum": checksum(stored)}
+    text = json.dumps(about)
+    header = {"about": text, "about_checksum": _of_text(text), "checksum": checksum(stored)}
     write_atomically(path, lambda temporary: save_file(stored, str(temporary), header))
 
 
@@ -101,18 +102,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except Exception as error:  # safetensors raises its own types and, for odd headers, others
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
-    if "checksum" not in header or header["checksum"] != checksum(tensors):
+    if header.get("checksum") != checksum(tensors):
         raise InputError(f"{path}: the checksum does not fit its content; delete it and start again")
-    return tensors, json.loads(header["about"])
+    return tensors, _about(path, header)
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
     try:
         with safe_open(str(path), "pt") as file:
-            return dict(json.loads((file.metadata() or {})["about"]))
+            header = file.metadata() or {}
     except Exception as error:  # as in `read_tensors`
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    return _about(path, header)
+
+
+def _about(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    text = header.get("about", "")
+    if header.get("about_checksum", _of_text(text)) != _of_text(text):  # files of older versions have none
+        raise InputError(f"{path}: the checksum does not fit its description; delete it and start again")
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: its description is not JSON ({error}); delete it and start again") from error
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

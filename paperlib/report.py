@@ -53,16 +53,24 @@ def runs() -> list[dict[str, Any]]:
     for file in (root() / "runs").glob("*/*/status.json"):
         folder = file.parent
         claims, about = folder / "claims.json", folder / "environment.json"
-        found.append(
-            {
-                "folder": folder,
-                "status": status(folder),
-                "claims": read_json(claims) if claims.exists() else [],
-                "environment": read_json(about)[-1] if about.exists() else {},
-                "audits": _audits(folder),
-            }
-        )
+        with export.damaged_left_out(folder):
+            found.append(
+                {
+                    "folder": folder,
+                    "status": _status(folder),
+                    "claims": read_json(claims) if claims.exists() else [],
+                    "environment": read_json(about)[-1] if about.exists() else {},
+                    "audits": _audits(folder),
+                }
+            )
     return sorted(found, key=lambda run: run["status"]["started"], reverse=True)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """As `status` has it, of the notebook that the folder is of. Raises ValueError or KeyError where it is damaged."""
+    about = status(folder)
+    times = {name: float(about[name]) for name in ("started", "seconds")}
+    return {**about, **times, "preset": str(about["preset"]), "notebook": folder.parent.name}
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
@@ -99,7 +107,13 @@ def build(target: Path | None = None) -> Path:
     or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
     """
     target = target or root() / "runs" / "report"
-    pages = [_run_page(run, target) for run in runs()]
+    known = {notebook: paper for paper in papers() for notebook in load(paper)["scale"]}
+    pages = []
+    for run in runs():
+        with export.damaged_left_out(run["folder"]):
+            pages.append(_page(run, known.get(run["status"]["notebook"], run["status"]["notebook"])))
+    for page in pages:
+        _write_page(page, target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
     grids = [
@@ -124,12 +138,16 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
     """What `paperlib audit` said of users' models, whose pages are copied into the site."""
     found = []
     for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
-        stored, page = read_json(file), f"audit-{file.parent.name}/index.html"
-        _copy(file.with_name("index.html"), target / page)
-        signs = [row["check"] for row in stored["checks"] if row["sign"]]
-        found.append({"model": stored["model"], "verdict": stored["verdict"], "signs": signs, "run": "paperlib audit",
-                      "page": page})  # fmt: skip
-    return found
+        page = f"audit-{file.parent.name}/index.html"
+        with export.damaged_left_out(file.parent):
+            stored = read_json(file)
+            signs = [row["check"] for row in stored["checks"] if row["sign"]]
+            about = {"model": stored["model"], "verdict": stored["verdict"], "signs": signs}
+            found.append({**about, "run": "paperlib audit", "page": page, "source": file.with_name("index.html")})
+    for one in found:
+        if one["source"].exists():
+            _copy(one["source"], target / one["page"])
+    return [one for one in found if one["source"].exists()]
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,7 +155,7 @@ def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def distance(page: dict[str, Any]) -> tuple[int, int]:
         preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
-        return preset, page["claims"][0]["scale"].count(";")
+        return preset, page["differences"]
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for page in sorted((page for page in pages if page["claims"]), key=distance):
@@ -151,26 +169,34 @@ def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
     return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
 
-def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
-    """Write the page of a run, copy what it shows beside it, and return what the first page needs to know of it."""
+def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
+    """What the pages show of a run, read from its folder."""
     folder, about = run["folder"], run["status"]
     name = f"{about['notebook']}-{folder.name}"
-    executed, place = folder / f"{about['notebook']}.html", target / name
-    settings = folder / "settings.yaml"
+    executed, settings = folder / f"{about['notebook']}.html", folder / "settings.yaml"
     data = yaml.safe_load(settings.read_text(encoding="utf-8")).get("data", "toy") if settings.exists() else "?"
-    for file in (executed, settings):
-        if file.exists():
-            _copy(file, place / file.name)
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
         "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
         "error": about.get("error", ""), "seconds": about["seconds"],
         "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
         "executed": executed.name if executed.exists() else None, "audits": run["audits"],
-        "figures": [_figure(file, place, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
+        "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
+        "differences": run["claims"][0]["scale"].count(";") if run["claims"] else 0,
     }  # fmt: skip
-    page["claims"] = [_shown(claim, page) for claim in run["claims"]]
+    page["claims"] = [_shown(claim, page, paper) for claim in run["claims"]]
+    return page
+
+
+def _write_page(page: dict[str, Any], target: Path) -> None:
+    """Write the page of a run, and copy what it shows beside it."""
+    place, folder = target / page["name"], page["folder"]
+    shown = [folder / f"{page['notebook']}.html", folder / "settings.yaml"]
+    shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
+    for file in shown:
+        if file.exists():
+            _copy(file, place / file.name)
     here = {
         **page,
         "claims": [
@@ -179,7 +205,6 @@ def _run_page(run: dict[str, Any], target: Path) -> dict[str, Any]:
         ],
     }
     _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
-    return page
 
 
 def headline(notebook: str) -> str:
@@ -189,21 +214,17 @@ def headline(notebook: str) -> str:
     return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
 
 
-def _shown(claim: dict[str, Any], page: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[str, Any]:
     """A claim as the ledger shows it."""
     claim = {"n": None, "seeds": None, "spread": None, "kind": "gain"} | claim  # what runs of older versions have not
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
-    paper = next((one for one in papers() if page["notebook"] in load(one)["scale"]), page["notebook"])
     own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
     own["figures"] = f"{page['page']}#figures" if page["figures"] else None
     return {**claim, **own, "paper": paper, "shown": numbers}
 
 
-def _figure(file: Path, place: Path, notebook: str) -> dict[str, Any]:
-    """A figure's files, copied beside the page, its words, and its numbers where they are few enough to read."""
-    for kind in (".png", ".pdf"):
-        if file.with_suffix(kind).exists():
-            _copy(file.with_suffix(kind), place / f"{file.stem}{kind}")
+def _figure(file: Path, notebook: str) -> dict[str, Any]:
+    """A figure's files, its words, and its numbers where they are few enough to read."""
     title, data = figures.title(file.stem), file.with_suffix(".csv")
     numbers = None
     if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:

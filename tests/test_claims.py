@@ -1,9 +1,12 @@
+import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,3 +290,45 @@ def test_tables_stand_beside_the_papers() -> None:
     assert table.loc["one_image", ("clean", "here")] == pytest.approx(80)
     assert math.isnan(table.loc["extra", ("clean", "paper")])
     assert ("new", "paper") not in table.columns
+
+
+LEDGER = {
+    "paper": {"key": "x", "title": "X", "authors": ["A"], "venue": "Y"},
+    "tables": {"one": {"place": "Table 1", "unit": "%", "notebook": "n",
+                       "rows": {"a": {"clean": 80}, "b": {"clean": 70.5}}}},
+    "scale": {"n": {"besides": [], "by_case": {}, "always": []}},
+    "claims": [{"id": "a-b", "notebook": "n", "place": "Table 1", "statement": "a is better.", "kind": "gain",
+                "measure": "clean", "method": "a", "than": "b", "claimed": "one"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("paper.key", "x y", "paper.key: String should match"),
+        ("paper.year", 2020, "paper.year: Extra inputs"),
+        ("tables.one.rows.a.clean", "80", "tables.one.rows.a.clean: Input should be a valid number"),
+        ("tables.one.rows.a.clean", math.nan, "tables.one.rows.a.clean: Input should be a finite number"),
+        ("scale.n.always", None, "scale.n.always: Input should be a valid list"),
+        ("scale", {}, "claim a-b: scale says nothing of its notebook n"),
+        ("claims", LEDGER["claims"] * 2, "two claims have the id a-b"),
+        ("claims", [], "claims: List should have at least 1 item"),
+        ("claims.0.kind", "win", "claims.0.kind: Input should be 'gain', 'keep' or 'ratio'"),
+        ("claims.0.claimed", "two", "claim a-b: there is no table two; there are one"),
+        ("claims.0.than", "c", "claim a-b: table one has no clean of c"),
+        ("claims.0.claimed", {}, "claim a-b: claimed names no table"),
+    ],
+)
+def test_a_claims_file_of_another_form_is_refused_by_place(place: str, value: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump(LEDGER))
+    assert claims.ledger.read(file) == LEDGER
+    content = copy.deepcopy(LEDGER)
+    part: Any = content
+    *above, last = place.split(".")
+    for name in above:
+        part = part[int(name) if isinstance(part, list) else name]
+    part[last] = value
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=re.escape(message)):
+        claims.ledger.read(file)

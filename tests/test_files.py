@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from paperlib.files import InputError, described, read_json, read_tensors, write_atomically, write_json, write_tensors
+from paperlib.files import (
+    InputError,
+    described,
+    read_about,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from paperlib.methods.baselines import Standard
 
 
@@ -93,3 +102,13 @@ def test_numbers_that_are_not_finite_are_stored_as_words(tmp_path: Path) -> None
     assert stored["a"] == ["inf", ["-inf", 0.5]]
     assert stored["d"] is True
     assert math.isnan(float(stored["b"]["c"]))
+
+
+def test_a_changed_description_is_noticed(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {"epoch": 3})
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content.replace(b'epoch\\": 3', b'epoch\\": 4'))
+    assert (tmp_path / "a").read_bytes() != content
+    for read in (read_tensors, read_about):
+        with pytest.raises(InputError, match="does not fit its description"):
+            read(tmp_path / "a")

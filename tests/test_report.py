@@ -238,3 +238,25 @@ def test_a_table_is_kept_as_a_page_shows_it(home: Path) -> None:
     assert stored["caption"] == "Accuracy (%) & more."
     assert stored["rows"] == [["RAAT", "50.0", "45.0", "1.0"], ["PGD-AT", "–", "40.0", "2.0"]]
     assert stored["heads"][0] == "name"
+
+
+def test_a_damaged_run_is_left_out_and_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(home, "toy_pag", "quick", "pag")
+    damaged = make_run(home, "toy_pag", "paper", "pag").folder
+    (damaged / "claims.json").write_text('[{"id": "a"}]')
+    text = report.build().read_text()
+    assert "damaged and left out (KeyError" in capsys.readouterr().err
+    assert text.count("<td>quick</td>") == 1
+    assert "<td>paper</td>" not in text
+
+
+def test_names_in_a_runs_files_lead_nowhere_else(home: Path) -> None:
+    folder = make_run(home, "raat_boundary", "quick", "raat").folder
+    for name, changes in (("status.json", {"notebook": "../../../x"}), ("measures.json", {"method": "../../x"})):
+        content = json.loads((folder / name).read_text())
+        content = [{**row, **changes} for row in content] if isinstance(content, list) else {**content, **changes}
+        write_json(folder / name, content)
+    index = report.build()
+    assert [file.name for file in home.iterdir()] == ["notebooks", "runs"]
+    assert {file.parent.name for file in index.parent.rglob("*.json")} <= {"report", "robustbench"}
+    assert sorted(file.name for file in (home / "runs").iterdir()) == ["raat_boundary", "report"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pandas as pd
-import yaml
 
 from paperlib import evaluation
+from paperlib.claims import ledger
 from paperlib.files import InputError, write_json
 from paperlib.runs import Run, read_presets
 
@@ -22,11 +22,14 @@ LEAST = 1.0  # point that an interval must be able to tell from zero where the p
 
 @functools.cache
 def load(paper: str) -> dict[str, Any]:
-    """The paper's tables and claims from claims/<paper>.yaml. Raises InputError when there is no such file."""
+    """The paper's tables and claims from claims/<paper>.yaml, in the form of `ledger.Ledger`.
+
+    Raises InputError when there is no such file, or when it is not of that form.
+    """
     file = Path(__file__).parent / f"{paper}.yaml"
     if not file.exists():
         raise InputError(f"no claims of paper {paper!r}; there are {', '.join(papers())}")
-    return cast(dict[str, Any], yaml.safe_load(file.read_text(encoding="utf-8")))
+    return ledger.read(file)
 
 
 def papers() -> list[str]:
@@ -74,12 +77,12 @@ def judge(
     `scale`: where the run is not as the paper, without which no verdict stands; n test images and seeds, of the side with
     fewer; `spread`: the larger of their deviations over seeds, in points (of kind ratio, of the ratio); None of one seed.
     """
-    ledger = load(paper)
+    about = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
-    scale = "; ".join([*differences(run, ledger["scale"][run.notebook], case), *ledger["scale"][run.notebook]["always"]])
+    scale = "; ".join([*differences(run, about["scale"][run.notebook], case), *about["scale"][run.notebook]["always"]])
     values = {(row["method"], row["measure"]): row for row in measured.to_dict("records")}
     judged = []
-    for claim in ledger["claims"]:
+    for claim in about["claims"]:
         if claim["notebook"] != run.notebook:
             continue
         claimed = reported(paper, claim, case)
@@ -261,15 +264,15 @@ def quoted(paper: str, table: str, measured: pd.DataFrame, methods: Sequence[str
 
 def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
     """A table of means and deviations over seeds beside what was measured, in percent: one row a method and measure."""
-    ledger = load(paper)["tables"][table]
+    known = load(paper)["tables"][table]
     here = measured.set_index(["method", "measure"])
     lines = {}
-    for method, row in ledger["rows"].items():
+    for method, row in known["rows"].items():
         for measure in row:
             found = here.loc[(method, measure)] if (method, measure) in here.index else {}
             lines[f"{method}, {measure}"] = {
                 ("paper", "mean"): row[measure],
-                ("paper", "deviation"): ledger["deviation"][method][measure],
+                ("paper", "deviation"): known["deviation"][method][measure],
                 ("here", "mean"): 100 * found.get("mean", math.nan),
                 ("here", "deviation"): 100 * found.get("deviation", math.nan),
                 ("here", "seeds"): found.get("seeds", 0),

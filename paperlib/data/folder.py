@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from paperlib.data.cache import Built, cached
 from paperlib.data.images import ImageSet
 from paperlib.files import InputError, root
-from paperlib.progress import bar
+from paperlib.progress import Bar
 
 LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
@@ -62,15 +62,21 @@ def decoded(
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in a folder, sorted; hidden ones do not count."""
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
+    """Names of the folders in a folder, sorted; hidden ones do not count. Raises InputError when it cannot be read."""
+    try:
+        return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
+    except OSError as error:  # links that go round
+        raise InputError(f"{folder}: {error}; remove it") from error
 
 
 def listed(folder: Path, place: Path, label: int) -> Listing:
     """The files of one class in `place`, sorted by name. Raises InputError when there are none."""
-    members = sorted(
-        (entry for entry in os.scandir(place) if entry.is_file() and entry.name[0] != "."), key=lambda entry: entry.name
-    )
+    try:
+        members = sorted(
+            (entry for entry in os.scandir(place) if entry.is_file() and entry.name[0] != "."), key=lambda entry: entry.name
+        )
+    except OSError as error:  # links that go round
+        raise InputError(f"class folder {place}: {error}; remove it") from error
     if not members:
         raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
     within = place.relative_to(folder).as_posix()
@@ -83,26 +89,25 @@ def _files(folder: Path, split: str, classes: tuple[str, ...]) -> Listing:
 
 def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing], size: int | None) -> Built:
     tensors = {}
-    progress = bar(sum(map(len, listings.values())), f"reading {folder.name}", "img")
     shape: tuple[int, int] | None = None if size is None else (size, size)
-    for split, listing in listings.items():
-        images: np.ndarray | None = None
-        for row, (_, name, _, _) in enumerate(listing):
-            file = folder / name
-            pixels = read_image(file, size)
-            shape = shape or (pixels.shape[0], pixels.shape[1])
-            if pixels.shape[:2] != shape:
-                raise InputError(
-                    f"{file} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the images before it "
-                    f"{shape[1]}×{shape[0]}: give a size to bring them all to, such as image_size=32"
-                )
-            if images is None:
-                images = np.empty((len(listing), 3, *shape), np.uint8)
-            images[row] = pixels.transpose(2, 0, 1)
-            progress.update()
-        tensors[f"{split}.images"] = torch.from_numpy(images)
-        tensors[f"{split}.labels"] = torch.tensor([label for label, *_ in listing])
-    progress.close()
+    with Bar(sum(map(len, listings.values())), f"reading {folder.name}", "img") as progress:
+        for split, listing in listings.items():
+            images: np.ndarray | None = None
+            for row, (_, name, _, _) in enumerate(listing):
+                file = folder / name
+                pixels = read_image(file, size)
+                shape = shape or (pixels.shape[0], pixels.shape[1])
+                if pixels.shape[:2] != shape:
+                    raise InputError(
+                        f"{file} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the images before it "
+                        f"{shape[1]}×{shape[0]}: give a size to bring them all to, such as image_size=32"
+                    )
+                if images is None:
+                    images = np.empty((len(listing), 3, *shape), np.uint8)
+                images[row] = pixels.transpose(2, 0, 1)
+                progress.update()
+            tensors[f"{split}.images"] = torch.from_numpy(images)
+            tensors[f"{split}.labels"] = torch.tensor([label for label, *_ in listing])
     return tensors, {"classes": list(classes)}
 
 
@@ -111,6 +116,6 @@ def read_image(file: Path, size: int | None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise errors of many kinds
         raise InputError(f"{file} is not a whole image ({error}); repair or remove it") from error
     return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,103 @@
+"""The form of a claims file: what a paper reports and what it claims, checked before anything is held against it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from paperlib.files import InputError
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Paper(_Part):
+    """The paper itself."""
+
+    key: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+    title: str
+    authors: list[str]
+    venue: str
+
+
+class Table(_Part):
+    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it."""
+
+    place: str
+    unit: str
+    notebook: str
+    rows: dict[str, dict[str, Number]]
+    deviation: dict[str, dict[str, Number]] = {}
+
+
+class Scale(_Part):
+    """What in a run may differ from the preset `paper`, what cannot be as in the paper, and settings of other cases."""
+
+    besides: list[str]
+    by_case: dict[str, dict[str, Any]]
+    always: list[str]
+    instead: dict[str, Any] = {}
+
+
+class Claim(_Part):
+    """One measure of one method against that of another."""
+
+    id: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    notebook: str
+    place: str
+    statement: str
+    kind: Literal["gain", "keep", "ratio"]
+    measure: str
+    method: str
+    than: str
+    claimed: Number | str | dict[str, str | None] | None = None  # a number, the table that has the two, or tables by case
+    floor: Number = 0.0
+    ceiling: bool = True
+    seeds: Annotated[int, Field(ge=1)] = 1
+
+
+class Ledger(_Part):
+    """A claims file."""
+
+    paper: Paper
+    tables: dict[str, Table]
+    scale: dict[str, Scale]
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        ids = [claim.id for claim in self.claims]
+        if double := {one for one in ids if ids.count(one) > 1}:
+            raise ValueError(f"two claims have the id {', '.join(sorted(double))}")
+        for claim in self.claims:
+            if claim.notebook not in self.scale:
+                raise ValueError(f"claim {claim.id}: scale says nothing of its notebook {claim.notebook}")
+            named = claim.claimed.values() if isinstance(claim.claimed, dict) else [claim.claimed]
+            if isinstance(claim.claimed, dict) and not claim.claimed:
+                raise ValueError(f"claim {claim.id}: claimed names no table")
+            for table in named:
+                if not isinstance(table, str):
+                    continue
+                if table not in self.tables:
+                    raise ValueError(f"claim {claim.id}: there is no table {table}; there are {', '.join(self.tables)}")
+                for method in (claim.method, claim.than):
+                    if claim.measure not in self.tables[table].rows.get(method, {}):
+                        raise ValueError(f"claim {claim.id}: table {table} has no {claim.measure} of {method}")
+        return self
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A claims file as plain data. Raises InputError, naming file and place, when it is not as `Ledger` says."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        Ledger.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors()[:5]]
+        raise InputError(f"{file}: {'; '.join(faults)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    return cast(dict[str, Any], content)

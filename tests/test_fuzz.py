@@ -1,0 +1,33 @@
+"""A little of what `make torture` does at length: damaged input is taken or refused, and nothing else happens."""
+
+from pathlib import Path
+
+import fuzz
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore")  # decoders and unpicklers warn of what is broken
+def test_damaged_input_is_taken_or_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    counts, faults = fuzz.fuzz(154, 2, tmp_path / "home")
+    assert not faults
+    assert all(sum(pair) == 14 for pair in counts.values())
+
+
+def test_code_in_a_file_of_weights_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fuzzer's own alarms: code that ran, a file outside, another error."""
+
+    def runs_code(chance: object, home: Path) -> None:
+        fuzz.payload().mkdir()
+
+    def writes_outside(chance: object, home: Path) -> None:
+        Path("stray").write_text("")
+
+    def breaks(chance: object, home: Path) -> None:
+        raise KeyError("x")
+
+    for number, (target, words) in enumerate(
+        ((runs_code, "ran code"), (writes_outside, "wrote"), (breaks, "KeyError")),
+    ):
+        faults = fuzz.fuzz(1, 0, tmp_path / str(number) / "home", [target])[1]
+        assert len(faults) == 1
+        assert words in faults[0]
