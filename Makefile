@@ -1,16 +1,22 @@
-# Each target does its own set-up: a virtual environment in .venv, made anew when pyproject.toml changes.
+# Each target does its own set-up: a virtual environment in .venv, brought up to date when pyproject.toml changes.
+# `make reproduce LOCKED=1` has in it exactly the versions of requirements.lock, whose hashes are checked.
 PYTHON ?= python3
 BIN = .venv/bin
 PRESET ?= quick
 JOBS ?= 2
 
-.PHONY: reproduce test lint lab sync bench clean
+.PHONY: reproduce test torture lint lab sync bench lock clean
 
-reproduce: .venv/installed
+reproduce: .venv/installed$(if $(LOCKED),-locked)
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+# Ten thousand damaged inputs, then a hundred kills at random moments.
+torture: .venv/installed-dev
+	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tests/torture.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -27,6 +33,10 @@ sync: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
 
+# What LOCKED=1 installs, from what pyproject.toml asks for today; needs uv.
+lock:
+	uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --quiet --output-file requirements.lock
+
 # Runs and builds; what was downloaded or rendered stays in data/.
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
@@ -37,6 +47,11 @@ clean:
 
 .venv/installed: .venv/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-locked: .venv/bin/pip pyproject.toml requirements.lock
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -1,0 +1,176 @@
+"""Kills a run at random moments, again and again, and holds what it ends with against an undisturbed run: `make torture`.
+
+    python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
+
+The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Each start of it ends
+with SIGKILL, of all its processes or of the notebook's kernel alone, after a time drawn at random; the next start goes on.
+After each kill every file must be whole and the status true; whenever a run ends, weights, outcomes, verdicts and tables
+must be bit for bit those of the undisturbed one, and the next begins in an empty folder. Ends with a summary, and exit code
+1 where something was wrong. Linux only: processes are found in /proc.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from paperlib import runs
+from paperlib.files import InputError, read_json, read_tensors
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOK = "jacobian_norm"
+PARAMETERS = {
+    "epochs": 3, "train_images": 300, "validation_images": 20, "test_images": 40, "width": 8, "autoattack_images": 4,
+    "sweep_images": 10, "audit_images": 20,
+}  # fmt: skip
+MINE = ".torture"  # in a folder that may be emptied
+LONGEST = 600  # seconds that one start may take
+ENDS = {
+    ".html": b"</html>",
+    ".ipynb": b"}",
+    ".pdf": b"%%EOF",
+    ".svg": b"</svg>",
+    ".png": b"IEND\xaeB`\x82",
+}  # of whole files
+
+
+def command() -> list[str]:
+    options = [part for name, value in PARAMETERS.items() for part in ("-p", f"{name}={value}")]
+    return [sys.executable, "-m", "paperlib.cli", "run", NOTEBOOK, *options]
+
+
+def start(home: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PAPERLIB_ROOT": str(home), "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command(), cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def fresh(home: Path) -> None:
+    for name in ("runs", "data"):
+        shutil.rmtree(home / name, ignore_errors=True)
+
+
+def descendants(process: int) -> list[int]:
+    """Of a process, the nearest first."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it has ended
+                continue
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def kill(begun: "subprocess.Popen[str]", kernel_alone: bool) -> None:
+    victims = descendants(begun.pid)
+    for victim in victims if kernel_alone and victims else [begun.pid, *victims]:
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    begun.communicate(timeout=LONGEST)  # after its kernel alone was killed, the command says so and ends
+
+
+def faults_of(home: Path) -> list[str]:
+    """Files that are not whole, and a status that is not true, in a folder that nobody is at work in."""
+    found = []
+    for file in (file for place in ("runs", "data") for file in (home / place).rglob("*") if file.is_file()):
+        if file.name.startswith("."):  # temporary files may be left behind; nothing reads them
+            continue
+        try:
+            if file.suffix == ".json":
+                read_json(file)
+            elif file.suffix == ".safetensors":
+                read_tensors(file)
+            elif not file.read_bytes().rstrip().endswith(ENDS.get(file.suffix, b"")):
+                found.append(f"{file}: cut short")
+        except (InputError, ValueError) as error:
+            found.append(str(error))
+    for file in (home / "runs").glob("*/*/status.json"):
+        if (state := runs.status(file.parent)["state"]) == "running":
+            found.append(f"{file.parent}: says {state}, and nobody is at work")
+    return found
+
+
+def outcome(home: Path) -> dict[str, bytes]:
+    """What must not depend on how often a run was killed: weights, outcomes by image, verdicts, measures, tables."""
+    (folder,) = (file.parent for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"))
+    names = ["training/*/weights.safetensors", "evaluation/*.safetensors", "audit/*.json", "claims.json", "measures.json",
+             "tables/*.csv", "figures/*.csv", "figures/*.pdf"]  # fmt: skip
+    return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in sorted(folder.glob(name))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, default=None, help="a folder to work in, kept; else a temporary one")
+    asked = parser.parse_args()
+    home = asked.home or Path(tempfile.mkdtemp(prefix="torture-"))
+    if home.exists() and any(home.iterdir()) and not (home / MINE).exists():
+        parser.error(f"{home} is not empty, and runs/ and data/ in it would be removed; name another folder")
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MINE).touch()
+    if not (home / "notebooks").exists():
+        (home / "notebooks").symlink_to(REPOSITORY / "notebooks")
+    os.environ["PAPERLIB_ROOT"] = str(home)  # for runs.status here
+    chance = random.Random(asked.seed)
+
+    fresh(home)
+    begun = time.monotonic()
+    undisturbed = start(home)
+    said = undisturbed.communicate(timeout=LONGEST)[0]
+    if undisturbed.returncode:
+        print(said)
+        return 1
+    whole, wanted = time.monotonic() - begun, outcome(home)
+    print(f"undisturbed: {whole:.0f} s, {len(wanted)} files to compare", flush=True)
+
+    fresh(home)
+    kills, finished, faults = 0, 0, []
+    while kills < asked.kills or finished == 0:
+        running, wait = start(home), chance.uniform(0.0, 1.1 * whole) if kills < asked.kills else LONGEST
+        try:
+            said = running.communicate(timeout=wait)[0]
+        except subprocess.TimeoutExpired:
+            alone = chance.random() < 0.5
+            kill(running, alone)
+            kills += 1
+            new = faults_of(home)
+            print(
+                f"kill {kills} after {wait:.1f} s{', of the kernel alone' if alone else ''}: {new or 'whole'}", flush=True
+            )
+            faults += new
+            continue
+        if running.returncode:
+            faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said[-500:]}")
+            fresh(home)
+            continue
+        finished += 1
+        found = outcome(home)
+        differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+        faults += [f"after {kills} kills {name} is not as undisturbed" for name in differing]
+        print(f"finished after {kills} kills: {differing or 'as undisturbed'}", flush=True)
+        fresh(home)
+    passed = time.monotonic() - begun
+    print(f"\n{kills} kills, {finished} runs finished, {len(faults)} faults, {passed / 60:.0f} min, seed {asked.seed}")
+    print("\n".join(faults))
+    if asked.home is None and not faults:
+        shutil.rmtree(home)
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
