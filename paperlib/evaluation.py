@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float, chunk_size
-from paperlib.files import described, digest, read_tensors, write_tensors
+from paperlib.files import InputError, described, digest, read_about, read_tensors, root, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
 from paperlib.runs import Run
@@ -43,15 +43,15 @@ def evaluate(
     Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
     leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
     clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. With a `file`
-    outcomes are saved after each chunk, and what the file holds is not computed again.
+    outcomes are saved after each chunk, and what it holds, or another run's file of that name, is not computed again.
     """
     recipe = _recipe(model, data, attacks, seed)
     outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
     flags: list[str] = []
-    if file is not None and file.exists():
-        stored, about = read_tensors(file)
-        if about["recipe"] == recipe:
-            outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
+    if file is not None and (kept := _kept(file, recipe)):
+        outcomes, flags = {name: kept[0][name] for name in outcomes}, kept[1]["flags"]  # in the attacks' order
+        if kept[2] != file:
+            write_tensors(file, outcomes, {"recipe": recipe, "flags": flags, "from": str(kept[2].relative_to(root()))})
     done, together = len(outcomes["clean"]), chunk_size(data.images, CHUNK)
     model.to(device)
     stage = "evaluating" if file is None else file.stem
@@ -315,6 +315,18 @@ def _assert_allowed(
         raise AttackError(f"{name}: adversarial images reach from {low:g} to {high:g}, outside {box}")
     if eps == 0 and not torch.equal(found[name], found["clean"]):
         raise AttackError(f"{name}: eps = 0 changes the accuracy; the model gives different answers to one input")
+
+
+def _kept(file: Path, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
+    """The outcomes of a recipe, what is said of them, and where they lie: in `file` or in another run's of that name."""
+    for other in (file, *sorted(root().glob(f"runs/*/*/{file.parent.name}/{file.name}"))):
+        try:
+            if other.exists() and read_about(other).get("recipe") == recipe:
+                return *read_tensors(other), other
+        except InputError:
+            if other == file:
+                raise
+    return None  # another run's damaged file is not this one's concern
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:

@@ -16,6 +16,7 @@ from paperlib import evaluation, runs
 from paperlib.attacks import fgsm, pgd
 from paperlib.data import ImageSet
 from paperlib.evaluation import AttackError, evaluate
+from paperlib.files import InputError, read_about
 
 
 class Threshold(nn.Module):
@@ -130,6 +131,28 @@ def test_a_killed_evaluation_goes_on_by_chunk_with_the_same_result(tmp_path: Pat
     assert orders == [["clean", "z", "a"]] * 2  # computed or read back
     evaluate(Threshold(3.0), data, {"pgd": dying}, tmp_path / "killed.safetensors")
     assert len(calls) == 9  # other weights: all of it anew
+
+
+def counting(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str) -> Tensor:
+    CALLS.append(len(x))
+    return x
+
+
+def test_what_another_run_has_evaluated_is_taken_from_there(home: Path) -> None:
+    mine, other = (home / "runs" / "a" / name / "evaluation" / "test-x-seed0.safetensors" for name in ("mine", "other"))
+    CALLS.clear()
+    ask = partial(evaluate, Threshold(), images(), {"attack": partial(counting, eps=0.1, norm="l2")})
+    outcomes, again = ask(other)[0], ask(mine)[0]
+    assert len(CALLS) == 1
+    assert all(torch.equal(outcomes[name], again[name]) for name in outcomes)
+    assert read_about(mine)["from"] == "runs/a/other/evaluation/test-x-seed0.safetensors"
+    mine.unlink()
+    other.write_bytes(b"damaged")
+    ask(mine)
+    assert len(CALLS) == 2
+    mine.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="not a readable"):
+        ask(mine)
 
 
 @given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
