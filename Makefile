@@ -13,8 +13,9 @@ reproduce: .venv/installed$(if $(LOCKED),-locked)
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
-# Ten thousand damaged inputs, then a hundred kills at random moments.
+# Full disks, hanging cells and the like; ten thousand damaged inputs; a hundred kills at random moments.
 torture: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture
 	$(BIN)/python tests/fuzz.py
 	$(BIN)/python tests/torture.py
 

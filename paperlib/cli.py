@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def main() -> None:
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # while something else than our own files was written, or a folder made
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"paperlib: {place}{error.strerror}; what was computed is kept. Make room there, or the folder writable, and "
+              "give the same command again", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
 
 
 @app.command("list")
@@ -59,11 +67,12 @@ def run(
     preset: Preset = "quick",
     parameter: Parameters = None,
     venue: VenueOption = None,
+    cell_timeout: Annotated[int | None, typer.Option(min=1, help="seconds after which a cell counts as hanging")] = None,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
 
-    code = _execute(notebook, preset, _parse(parameter or [], venue))
+    code = _execute(notebook, preset, _parse(parameter or [], venue), cell_timeout)
     print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
 
@@ -297,7 +306,7 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
     return given | ({"venue": venue} if venue else {})
 
 
-def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
+def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
     """Run a notebook through papermill into its run's folder. Returns the exit code."""
     from paperlib import runs
 
@@ -311,7 +320,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
         raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
 
     import papermill
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -330,10 +339,17 @@ def _execute(notebook: str, preset: str, given: dict[str, Any]) -> int:
         papermill.execute_notebook(
             root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
             progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=root(), kernel_name="python3",
-            config=transport,
+            config=transport, execution_timeout=cell_timeout,
         )  # fmt: skip
     except PapermillExecutionError as error:
         print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        code = 1
+    except CellTimeoutError:
+        print(
+            f"paperlib: a cell of {notebook} took longer than {cell_timeout} s, and was ended; what it computed is kept in "
+            f"{folder}, and the same command goes on from there",
+            file=sys.stderr,
+        )
         code = 1
     except DeadKernelError:
         print(

@@ -180,7 +180,7 @@ def release(folder: Path) -> None:
 
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
-    seconds = time.time() - run.started  # of this session; trainings keep their own
+    seconds = max(0.0, time.time() - run.started)  # of this session; trainings keep their own; clocks may go backwards
     place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 

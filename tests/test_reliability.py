@@ -1,0 +1,165 @@
+"""What ends a run early is said in words, keeps what was computed, and does not keep the run from going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from torture import descendants
+
+from paperlib import runs
+
+pytestmark = pytest.mark.torture  # minutes: `make torture`
+TOY = ["-p", "seeds=[0]", "-p", "epochs=2", "-p", "neighbors=2"]
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "paperlib.cli", "run", "toy_pag", *TOY, *options]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "PAPERLIB_ROOT": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def kernel_of(process: int) -> int:
+    """The notebook's kernel among the children of a command, once it is at work."""
+    for _ in range(600):
+        for child in descendants(process):
+            with suppress(OSError):  # it has ended
+                if b"ipykernel" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
+        time.sleep(0.1)
+    raise AssertionError("no kernel was started")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A project's folder on a file system of 300 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    (place / "notebooks").symlink_to(REPOSITORY / "notebooks")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_said_and_with_room_the_run_goes_on(small_disk: Path) -> None:
+    full = subprocess.run(command(), env=environment(small_disk), capture_output=True, text=True)
+    assert full.returncode in (1, 2)
+    assert "disk is full" in full.stderr or "No space left" in full.stderr
+    assert (
+        "Traceback" not in full.stderr.replace("Traceback (most recent call last)\n", "", 0) or "paperlib:" in full.stderr
+    )
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    done = subprocess.run(command(), env=environment(small_disk), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (small_disk / "runs" / "toy_pag").iterdir()
+    assert runs.status(folder)["state"] == "finished"
+
+
+def test_a_read_only_folder_is_said(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = subprocess.run(command(), env=environment(small_disk), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_kernel_and_a_hanging_cell_end_in_words_and_ctrl_c_as_well(home: Path) -> None:
+    """A kernel killed as for lack of memory, one that stands still, Ctrl-C; then the run is finished all the same."""
+    for ending, said in (("kill", "was killed, perhaps for lack of memory"), ("hang", "took longer than 8 s")):
+        options = ["--cell-timeout", "8"] if ending == "hang" else []
+        with subprocess.Popen(command(*options), env=environment(home), stderr=subprocess.PIPE, text=True) as begun:
+            kernel = kernel_of(begun.pid)
+            for _ in range(300):
+                if list(home.glob("runs/toy_pag/*/status.json")):
+                    break
+                time.sleep(0.1)
+            os.kill(kernel, signal.SIGKILL if ending == "kill" else signal.SIGSTOP)
+            words = begun.communicate(timeout=120)[1]
+        assert begun.returncode == 1, words
+        assert said in words
+        assert "the same command goes on from there" in words
+        (folder,) = (home / "runs" / "toy_pag").iterdir()
+        assert runs.status(folder)["state"] in ("killed", "stopped", "failed")
+    with subprocess.Popen(
+        command(), env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as begun:
+        kernel_of(begun.pid)
+        time.sleep(1)
+        os.killpg(begun.pid, signal.SIGINT)
+        words = begun.communicate(timeout=120)[1]
+    assert begun.returncode == 130, words
+    assert "interrupted" in words
+    done = subprocess.run(command(), env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+LEAK = """
+import resource, torch
+from paperlib import runs, training
+from paperlib.data import Splits, toy
+from paperlib.methods.baselines import Standard
+
+class Counting(Standard):
+    def loss(self, model, batch, step):
+        if step.epoch in (50, 199):
+            with open("/proc/self/statm") as file:
+                sizes[step.epoch] = int(file.read().split()[1]) * resource.getpagesize()
+        return super().loss(model, batch, step)
+
+sizes = {}
+points = toy.line(4, 0)
+settings = runs.resolve("toy_pag", "quick", {"epochs": 200, "batch_size": 8})
+run = runs.start("toy_pag", {"epochs": 200, "batch_size": 8})
+data = Splits(points, points, points)
+training.fit(torch.nn.Linear(2, 2), Counting(), data, settings, run.folder / "training" / "a-seed0", seed=0)
+run.finish()
+print((sizes[199] - sizes[50]) / 2**20)
+"""
+
+
+def test_memory_does_not_grow_over_two_hundred_epochs(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAK], env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 5  # MB
+
+
+SIXTY = """
+import resource, torch
+from paperlib import evaluation, runs, training
+from paperlib.attacks import pgd
+from paperlib.data import ImageSet, Splits
+from functools import partial
+from paperlib.methods.baselines import Standard
+from paperlib.models import build
+
+images = torch.zeros(60_000, 3, 32, 32, dtype=torch.uint8)
+images.random_()
+labels = torch.arange(60_000) % 10
+data = ImageSet(images, labels, tuple("abcdefghij"))
+few = data[:100]
+settings = runs.resolve("cifar_pag", "quick", {"epochs": 1, "batch_size": 500})
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+model = build("small_cnn", classes=10, channels=3, width=2, seed=0, stem_stride=2)
+before = peak()
+run = runs.start("cifar_pag", {"epochs": 1, "batch_size": 500})
+training.fit(model, Standard(), Splits(data, few, few), settings, run.folder / "training" / "a-seed0", seed=0)
+evaluation.evaluate(model, data, {}, run.folder / "a.safetensors")
+run.finish()
+print(peak() - before)
+"""
+
+
+def test_sixty_thousand_images_take_less_than_a_gigabyte_besides_themselves(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SIXTY], env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 1000  # MB
