@@ -481,7 +481,7 @@ def panels(
                     )  # fmt: skip
             if words:
                 axis.set_xticks(range(len(places)), [title(str(word)) for word in places], rotation=30, ha="right")
-            axis.set(title=panel if row == 0 else "", xlabel=x if row + 1 == len(heights) and len(x) > 1 else "")
+            axis.set(title=panel if row == 0 else "", xlabel=x if row + 1 == len(heights) and x != "x" else "")
             if column == 0:
                 axis.set_ylabel(f"{value} (%)" if value else label)
     found = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}

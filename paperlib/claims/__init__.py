@@ -215,14 +215,15 @@ def differences(run: Run, scale: Mapping[str, Any], case: str) -> list[str]:
     settings = run.settings.model_dump()
     wanted = type(run.settings).model_validate(paper).model_dump()  # as the settings are read, 1 and 1.0 alike
     return [
-        f"{name} {_words(value)} (paper: {_words(wanted[name])})"
+        f"{name} {_words(name, value)} (paper: {_words(name, wanted[name])})"
         for name, value in settings.items()
         if name not in scale["besides"] and value != wanted[name]
     ]
 
 
-def _words(value: Any) -> str:
-    return "all" if value is None else str(value)
+def _words(name: str, value: Any) -> str:
+    every = name.endswith("_images") or name in ("classes_per_step", "blocks", "heads")  # of which none chosen are all
+    return str(value) if value is not None else "all" if every else "none"
 
 
 def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:

@@ -296,8 +296,9 @@ def epochs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> 
     """
     rows = [
         (panel, name, epoch["epoch"], 100 * epoch[key])
+        for name in names
         for training, history in histories.items()
-        if (name := method_of(training)) in names
+        if method_of(training) == name
         for epoch in history["epochs"]
         for panel, key in (("no attack", "clean_accuracy"), ("PGD-10", "robust_accuracy"))
     ]
