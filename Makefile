@@ -11,7 +11,7 @@ reproduce: .venv/installed$(if $(LOCKED),-locked)
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 # Full disks, hanging cells and the like; ten thousand damaged inputs; a hundred kills at random moments.
 torture: .venv/installed-dev

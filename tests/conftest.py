@@ -17,3 +17,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
     monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path))
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole notebooks first: they take longest, and several processes share the rest better."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)

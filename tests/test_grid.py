@@ -1,6 +1,7 @@
 """Grids of runs: what a file says, what is refused, and a small one with a job that fails, through Snakemake."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,9 +76,24 @@ def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_engine_takes_the_plan(home: Path) -> None:
+    plan = write(home, {"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag", "preset": "laptop", "after": ["a"]}})
+    file = REPOSITORY / "paperlib" / "Snakefile"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(file), "--directory", str(home), "--cores", "1", "-n"]
+    environment = {**os.environ, "PAPERLIB_GRID": str(plan), "PAPERLIB_ROOT": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert re.search(r"^job +2$", said, re.MULTILINE)
+    assert f"grid-job {plan} b done/b.json" in said.replace("'", "") or re.search(
+        r"input: done/a.json\s+output: done/b.json", said
+    )
+
+
 SMALL = {"epochs": 1, "neighbors": 2}
 
 
+@pytest.mark.torture
 def test_a_grid_goes_on_after_a_kill_and_past_a_job_that_fails(home: Path) -> None:
     """Two toys, of which one diverges, and a third that waits for it: killed with all processes, then run again."""
     place = home / "a place" / "$HOME; #1"  # a path that a shell would take apart
