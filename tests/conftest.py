@@ -1,7 +1,11 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)  # a random test has a seed
+hypothesis.settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
