@@ -81,10 +81,16 @@ def _audits(folder: Path) -> list[dict[str, Any]]:
             "model": figures.title(name),
             "verdict": one.get("verdict", "–"),
             "signs": [row["check"] for row in one["checks"] if row["sign"]],
-            "checks": one["checks"],
+            "checks": [_check(row) for row in one["checks"]],
         }
         for name, one in stored.items()
     ]
+
+
+def _check(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
+    words = {name: row.get(name, "") for name in ("threshold", "meaning", "source", "next")}
+    return {"check": row["check"], "figure": float(row["figure"]), "sign": row["sign"], **words}
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:

@@ -190,7 +190,7 @@ def tree(chance: random.Random, home: Path) -> object:
     for split in ("train", "test" if usual else chance.choice(["test", "val", "tset"])):
         for name in classes if usual or chance.random() < 0.7 else ["a", "b"]:
             (place / split / name).mkdir(parents=True)
-            if chance.random() < 0.05:
+            if chance.random() < 0.05 and not (place / split / "link").is_symlink():
                 (place / split / "link").symlink_to(chance.choice(["link", "..", "/etc", "nowhere"]))
             for one in chance.sample(names, 2 if usual else chance.randint(0, 2)):
                 file = place / split / name / one
