@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from paperlib import runs
-from paperlib.files import InputError, read_json, read_tensors
+from paperlib.files import InputError, checksum, read_json, read_tensors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = "jacobian_norm"
@@ -104,12 +104,21 @@ def faults_of(home: Path) -> list[str]:
     return found
 
 
-def outcome(home: Path) -> dict[str, bytes]:
-    """What must not depend on how often a run was killed: weights, outcomes by image, verdicts, measures, tables."""
+def outcome(home: Path) -> dict[str, bytes | str]:
+    """What must not depend on how often a run was killed: weights, outcomes by image, verdicts, measures, tables.
+
+    Of tensors their checksum: safetensors writes the entries of a header in any order.
+    """
     (folder,) = (file.parent for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"))
     names = ["training/*/weights.safetensors", "evaluation/*.safetensors", "audit/*.json", "claims.json", "measures.json",
              "tables/*.csv", "figures/*.csv", "figures/*.pdf"]  # fmt: skip
-    return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in sorted(folder.glob(name))}
+    files = [file for name in names for file in sorted(folder.glob(name))]
+    return {
+        str(file.relative_to(folder)): checksum(read_tensors(file)[0])
+        if file.suffix == ".safetensors"
+        else file.read_bytes()
+        for file in files
+    }
 
 
 def main() -> int:
