@@ -80,7 +80,7 @@ def test_a_killed_kernel_and_a_hanging_cell_end_in_words_and_ctrl_c_as_well(home
         with subprocess.Popen(command(*options), env=environment(home), stderr=subprocess.PIPE, text=True) as begun:
             kernel = kernel_of(begun.pid)
             for _ in range(300):
-                if list(home.glob("runs/toy_pag/*/status.json")):
+                if any(runs.status(file.parent)["state"] == "running" for file in home.glob("runs/toy_pag/*/status.json")):
                     break
                 time.sleep(0.1)
             os.kill(kernel, signal.SIGKILL if ending == "kill" else signal.SIGSTOP)
