@@ -133,7 +133,7 @@ def audits(real: str) -> Iterator[dict[str, object]]:
         defects = HELD_OUT if case.held_out else planted.DEFECTS
         for defect, plant in {"none": honest, **defects}.items():
             file = FOLDER / case.name / f"{defect.replace(' ', '_')}.json"
-            code = [inspect.getsource(module) for module in (audit, probes, planted)]
+            code = [inspect.getsource(one) for one in (probes, planted, audit._measure, audit._sweep, audit.figures)]
             recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, code])
             if not file.exists() or read_json(file)["recipe"] != recipe:
                 found = audit.audit(plant(model), subset(data.test, IMAGES, 0), eps=case.eps, norm="linf")

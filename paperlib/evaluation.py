@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float, chunk_size
-from paperlib.files import InputError, described, digest, read_about, read_tensors, root, write_tensors
+from paperlib.files import described, digest, read_tensors, root, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
-from paperlib.runs import Run
+from paperlib.runs import Run, recall
 
 CHUNK = 250  # images attacked together, and lost at most when the process is killed
 LEARNT = 0.1  # of the way from chance to perfect that a network must have gone to be held against anything
@@ -48,10 +48,11 @@ def evaluate(
     recipe = _recipe(model, data, attacks, seed)
     outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
     flags: list[str] = []
-    if file is not None and (kept := _kept(file, recipe)):
-        outcomes, flags = {name: kept[0][name] for name in outcomes}, kept[1]["flags"]  # in the attacks' order
-        if kept[2] != file:
-            write_tensors(file, outcomes, {"recipe": recipe, "flags": flags, "from": str(kept[2].relative_to(root()))})
+    if file is not None and (kept := recall(recipe, file, f"{file.parent.name}/{file.name}", _outcomes)):
+        source, stored, flags = kept
+        outcomes = {name: stored[name] for name in outcomes}  # in the attacks' order
+        if source != file:
+            write_tensors(file, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
     done, together = len(outcomes["clean"]), chunk_size(data.images, CHUNK)
     model.to(device)
     stage = "evaluating" if file is None else file.stem
@@ -317,16 +318,9 @@ def _assert_allowed(
         raise AttackError(f"{name}: eps = 0 changes the accuracy; the model gives different answers to one input")
 
 
-def _kept(file: Path, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
-    """The outcomes of a recipe, what is said of them, and where they lie: in `file` or in another run's of that name."""
-    for other in (file, *sorted(root().glob(f"runs/*/*/{file.parent.name}/{file.name}"))):
-        try:
-            if other.exists() and read_about(other).get("recipe") == recipe:
-                return *read_tensors(other), other
-        except InputError:
-            if other == file:
-                raise
-    return None  # another run's damaged file is not this one's concern
+def _outcomes(file: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
+    outcomes, about = read_tensors(file)
+    return file, outcomes, about["flags"]
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:

@@ -112,6 +112,8 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), "pt") as file:
             header = file.metadata() or {}
+    except FileNotFoundError:
+        raise
     except Exception as error:  # as in `read_tensors`
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
     return _about(path, header)

@@ -17,21 +17,22 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from paperlib import __version__, methods, progress
-from paperlib.files import InputError, read_json, root, write_json, write_text
+from paperlib.files import InputError, read_about, read_json, root, write_json, write_text
 from paperlib.settings import PRESENTATION, Settings, check
 
 SILENT = 3600.0  # seconds without news after which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
+Found = TypeVar("Found")
 
 
 # Studies: which notebooks there are, and what each can be told --------------------------------------------------
@@ -138,6 +139,24 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
 def peak_memory() -> int:
     """Bytes that this process has held at most since it began."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path], Found]) -> Found | None:
+    """What `read` makes of the safetensors file that a recipe gave: of `file`, or of another run's at `elsewhere` in it.
+
+    None where nobody followed the recipe yet. Raises InputError where `file` is damaged; another run's damaged file is not
+    this one's concern.
+    """
+    for other in (file, *(sorted(root().glob(f"runs/*/*/{elsewhere}")) if recipe else ())):
+        try:
+            if read_about(other).get("recipe") == recipe:
+                return read(other)
+        except FileNotFoundError:
+            continue
+        except InputError:
+            if other == file:
+                raise
+    return None
 
 
 def method_of(training: str) -> str:

@@ -17,10 +17,8 @@ from paperlib.attacks import Attack, evaluating
 from paperlib.data import ImageSet, Splits, as_float, chunk_size
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import (
-    InputError,
     described,
     digest,
-    read_about,
     read_json,
     read_tensors,
     root,
@@ -30,7 +28,7 @@ from paperlib.files import (
 )  # fmt: skip
 from paperlib.methods import Batch, Measured, Method, Step
 from paperlib.progress import Bar, live
-from paperlib.runs import Run, environment
+from paperlib.runs import Run, environment, recall
 from paperlib.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
@@ -103,8 +101,8 @@ def fit(
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    if found := _trained(folder, recipe):
-        return models.load_weights(model, found / "weights.safetensors").eval()
+    if _trained(folder, recipe):
+        return models.load_weights(model, folder / "weights.safetensors").eval()
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
@@ -214,25 +212,20 @@ def _recipe(
     return digest(model, data.train, [parts, digest(nn.Module(), data.validation, None)])
 
 
-def _trained(folder: Path, recipe: str | None) -> Path | None:
-    """The folder with what a recipe gave: this one, or another run's, whose files are then copied into this."""
-    for other in (folder, *(sorted(root().glob("runs/*/*/training/*")) if recipe else ())):
-        history, weights = other / "history.json", other / "weights.safetensors"
-        if not (history.exists() and weights.exists()):
-            continue
-        try:
-            if read_about(weights).get("recipe") != recipe:
-                continue
-            known = read_json(history)
-        except InputError:
-            if other == folder:
-                raise
-            continue  # another run's damaged file is not this one's concern
-        if other != folder:
-            write_json(folder / "history.json", {**known, "from": str(other.relative_to(root()))})
-            write_atomically(folder / "weights.safetensors", lambda file, weights=weights: shutil.copy(weights, file))  # type: ignore[misc]
-        return folder
-    return None
+def _trained(folder: Path, recipe: str | None) -> bool:
+    """Whether `folder` holds what a recipe gave; what it gave in another run is copied here."""
+
+    def read(weights: Path) -> tuple[Path, dict[str, Any]]:
+        read_tensors(weights)  # whole, or it is not taken
+        return weights, read_json(weights.with_name("history.json"))
+
+    if not (found := recall(recipe, folder / "weights.safetensors", "training/*/weights.safetensors", read)):
+        return False
+    weights, known = found
+    if weights.parent != folder:
+        write_json(folder / "history.json", {**known, "from": str(weights.parent.relative_to(root()))})
+        write_atomically(folder / "weights.safetensors", lambda file: shutil.copy(weights, file))
+    return True
 
 
 def histories(run: Run) -> dict[str, dict[str, Any]]:
