@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from paperlib.evaluation import binomial_interval
 from paperlib.files import described, digest, read_json, root, write_json, write_text
 from paperlib.methods import Method
 from paperlib.methods.baselines import TRADES, AdversarialTraining, GradientPenalty, Standard
-from paperlib.methods.daat import DAAT
+from paperlib.methods.ramped import Ramped
 from paperlib.settings import TrainingSettings
 
 FOLDER = root() / "runs" / "calibration"
@@ -69,7 +70,7 @@ def cases(real: str) -> list[Case]:
 def method(case: Case) -> Method:
     """How a case is trained; the attack takes five steps."""
     attack = partial(pgd, eps=case.eps, norm="linf", steps=5, step_size=case.eps / 2)
-    built: dict[str, Callable[[], Method]] = {
+    built: dict[str, Callable[[], Any]] = {
         "standard": Standard,
         "standard_mse": partial(Standard, "mse"),
         "standard_long": Standard,
@@ -77,9 +78,8 @@ def method(case: Case) -> Method:
         "trades": partial(TRADES, partial(attack, loss="kl", start_deviation=0.001)),
         "gradient_penalty": partial(GradientPenalty, 1.0),
     }
-    if case.model == "vit_conv" and case.method == "pgd_at":  # a transformer needs ε to rise slowly
-        return DAAT(attack, None, None, weight=0.0, ramp=(0.3, 0.7))
-    return built[case.method]()
+    method = built[case.method]()
+    return Ramped(method, 0.1, 0.6) if hasattr(method, "attack") else method  # small networks learn little without
 
 
 def reencoded(model: nn.Module, quality: int = 60) -> nn.Module:

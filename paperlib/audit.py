@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib import probes
+from paperlib import distributed, probes
 from paperlib.attacks import Norm, evaluating, masking_flags, pgd
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
-from paperlib.evaluation import CHUNK, at_chance, binomial_interval, correct
+from paperlib.evaluation import at_chance, binomial_interval, correct
 from paperlib.files import InputError, digest, read_json, write_json
 from paperlib.probes import Found
 from paperlib.progress import Bar
@@ -36,6 +36,7 @@ MEANINGS: dict[Verdict, str] = {
     "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
     "should normalise its images itself, or has the classes in another order than the data.",
 }
+CHUNK = 20  # images at a time, so that a few hundred can be shared out among devices
 SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
 
@@ -202,46 +203,50 @@ def _measure(
     """
     device = next((one.device for one in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     data = data[balanced(data, seed)]
-    some = data[:SOME]
+    some, by_chunk = data[:SOME], partial(_by_chunk, device=device, seed=seed)
     if transfer_from is not None:  # what does not fit is refused before anything takes long
-        with evaluating(transfer_from.to(device)):
-            _by_chunk(data[:1], device, partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
+        with evaluating(transfer_from.to(device)), torch.random.fork_rng():
+            by_chunk(data[:1], partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
     with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, Bar(6, "audit", "part") as progress:
-        torch.manual_seed(seed)
-        found = _by_chunk(data, device, partial(probes.answers, model, classes=len(data.classes)))
+        found = by_chunk(data, partial(probes.answers, model, classes=len(data.classes)))
         clean = _accuracies(found).loc["no attack"].to_dict()
         if at_chance(clean, len(data.classes)):
             return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
-        found |= _by_chunk(data, device, partial(probes.gradients, model, eps=eps, norm=norm))
+        found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
         progress.update()
-        found |= _by_chunk(data, device, partial(probes.attacks, model, eps=eps, norm=norm))
+        found |= by_chunk(data, partial(probes.attacks, model, eps=eps, norm=norm))
         progress.update()
+        torch.manual_seed(seed)
         source = transfer_from or probes.substitute(model, data, device, seed)
-        found |= _by_chunk(some, device, partial(probes.path, model, eps=eps, norm=norm))
+        found |= by_chunk(some, partial(probes.path, model, eps=eps, norm=norm))
         progress.update()
         found["white"] = _any(found, "FGSM", "margin", "PGD-100")
         blind = partial(probes.without_gradient, model, source=source, eps=eps, norm=norm)
-        found |= _by_chunk(some, device, blind, found["white"])
+        found |= by_chunk(some, blind, found["white"])
         progress.update()
-        found |= _by_chunk(some, device, partial(probes.anything, model))
-        curve = _sweep(model, some, device, eps, norm)
+        found |= by_chunk(some, partial(probes.anything, model))
+        curve = _sweep(model, some, by_chunk, eps, norm)
         progress.update()
-        found |= _by_chunk(data[:FEW], device, partial(probes.standard, model, eps=eps, norm=norm))
+        found |= by_chunk(data[:FEW], partial(probes.standard, model, eps=eps, norm=norm))
         progress.update()
-    return found, curve, tuple(flag.partition(". ")[0] for flag in flags)
+    return found, curve, tuple(flag.partition(". ")[0] for flag in distributed.united(flags))
 
 
-def _by_chunk(data: ImageSet, device: torch.device, probe: Callable[..., Found], *more: Tensor) -> Found:
-    """What `probe(images, labels, *more)` finds of all images: a chunk at a time, put together."""
-    together, parts = chunk_size(data.images, CHUNK), []
-    for start in range(0, len(data), together):
+def _by_chunk(data: ImageSet, probe: Callable[..., Found], *more: Tensor, device: torch.device, seed: int) -> Found:
+    """What `probe(images, labels, *more)` finds of all images: a chunk at a time, each with its own random numbers."""
+    together = chunk_size(data.images, CHUNK)
+
+    def of_chunk(start: int) -> Found:
+        torch.manual_seed(seed * 1_000_003 + start)
         images = as_float(data.images[start : start + together]).to(device)
         labels, *others = (values[start : start + together].to(device) for values in (data.labels, *more))
-        parts.append({name: values.cpu() for name, values in probe(images, labels, *others).items()})
+        return probe(images, labels, *others)
+
+    parts = distributed.shared(range(0, len(data), together), of_chunk)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _sweep(model: nn.Module, data: ImageSet, device: torch.device, eps: float, norm: Norm) -> pd.DataFrame:
+def _sweep(model: nn.Module, data: ImageSet, by_chunk: Callable[..., Found], eps: float, norm: Norm) -> pd.DataFrame:
     """Accuracy against eps under PGD-20 on cross-entropy."""
 
     def attacked(images: Tensor, labels: Tensor, radius: float) -> Found:
@@ -249,7 +254,7 @@ def _sweep(model: nn.Module, data: ImageSet, device: torch.device, eps: float, n
         return {"right": correct(model, adversarial, labels)}
 
     radii = [0.0, *(factor * eps for factor in FACTORS)]
-    found = [share(_by_chunk(data, device, partial(attacked, radius=radius))["right"]) for radius in radii]
+    found = [share(by_chunk(data, partial(attacked, radius=radius))["right"]) for radius in radii]
     return pd.DataFrame({"eps": radii, "accuracy": found})
 
 

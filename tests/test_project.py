@@ -50,10 +50,10 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [
-        "files", "progress", "statistics", "data", "batchnorm", "models", "external", "planted", "attacks", "minimum_norm",
-        "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs", "tidy", "grid",
-        "training", "cost", "dry_run", "evaluation", "landscape", "focus", "linear", "trial", "probes", "audit", "matrix",
-        "claims", "figures", "source", "export", "report", "cli",
+        "files", "distributed", "progress", "statistics", "data", "batchnorm", "models", "external", "planted", "attacks",
+        "minimum_norm", "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods", "settings", "runs",
+        "tidy", "grid", "training", "cost", "dry_run", "evaluation", "landscape", "focus", "linear", "trial", "probes",
+        "audit", "matrix", "claims", "figures", "source", "export", "report", "cli",
     ]  # fmt: skip
     allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
     for file in (REPOSITORY / "paperlib").rglob("*.py"):

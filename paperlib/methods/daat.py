@@ -19,7 +19,6 @@ No code is public, and the text leaves open or contradicts:
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -79,7 +78,6 @@ class DAAT:
     schedule: Schedule = "constant"  # s(t)
     teacher: nn.Module | None = None  # frozen; None: without L_feat
     feature: float = 1.0  # γ₀, not published
-    ramp: tuple[float, float] = (0.0, 0.0)  # shares of the steps: ε is zero before the first, and whole after the second
 
     def __post_init__(self) -> None:
         if (self.attention is None) != (self.target is None):
@@ -91,12 +89,6 @@ class DAAT:
         for name in ("weight", "feature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} = {getattr(self, name):g}; it must be zero or more")
-        if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
-            raise InputError(
-                f"ramp = {list(self.ramp)}; it must be two shares of the steps, the first not after the second"
-            )
-        if self.ramp[1] and not {"eps", "step_size"} <= set(self.attack.keywords):
-            raise InputError("a ramp needs an attack with eps and step_size, which rise together")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
@@ -106,7 +98,8 @@ class DAAT:
         """
         images, depth = _augmented(batch)
         share = step.index / step.total
-        adversarial = images if share < self.ramp[0] else self._attacked(model, images, batch.labels, share)
+        with evaluating(model):
+            adversarial = self.attack(model, images, batch.labels)
         zero = images.new_zeros(())
         align = features = edged = zero
         if self.attention is not None and self.target is not None:
@@ -128,16 +121,6 @@ class DAAT:
         # Equation (5)
         total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
         return {"task": task, "align": align, "feature": features, "edged": edged, "total": total}
-
-    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
-        """x + δ at the ε of this share of the training."""
-        begin, whole = self.ramp
-        attack = self.attack
-        if share < whole:
-            rise = (share - begin) / (whole - begin)
-            attack = partial(attack, eps=rise * attack.keywords["eps"], step_size=rise * attack.keywords["step_size"])
-        with evaluating(model):
-            return attack(model, images, labels)
 
 
 def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:

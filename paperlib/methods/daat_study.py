@@ -20,6 +20,7 @@ from paperlib.files import InputError, root
 from paperlib.methods import Method
 from paperlib.methods.baselines import Standard
 from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
+from paperlib.methods.ramped import Ramped
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
 from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
@@ -166,14 +167,14 @@ def training_attack(settings: DaatSettings) -> Attack:
     return training_pgd(eps=settings.eps, norm=settings.norm, steps=settings.train_steps)
 
 
-def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> DAAT:
+def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> Ramped:
     """DAAT with a teacher or without, aligned with G of a source, or with none."""
     wanted = None if source is None else target(settings, size, source)
-    return DAAT(
+    method = DAAT(
         training_attack(settings), None if wanted is None else attention(settings), wanted, weight=weight,
-        distance=settings.distance, schedule=settings.align_schedule,
-        teacher=teacher, feature=settings.feature, ramp=(settings.ramp[0], settings.ramp[1]),
+        distance=settings.distance, schedule=settings.align_schedule, teacher=teacher, feature=settings.feature,
     )  # fmt: skip
+    return Ramped(method, *settings.ramp)
 
 
 def methods(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
@@ -364,4 +365,5 @@ def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Meth
     seen = oracles.target(oracles.by_network(network), settings.operator)
     full = daat(settings, size, frozen, None, settings.weight)
     plain = methods(settings.model_copy(update={"methods": ["standard", "pgd_at"]}), size, None)
-    return {**plain, "daat": dataclasses.replace(full, attention=attention(settings), target=seen)}
+    aligned = dataclasses.replace(full.method, attention=attention(settings), target=seen)
+    return {**plain, "daat": dataclasses.replace(full, method=aligned)}

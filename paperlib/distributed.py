@@ -1,0 +1,85 @@
+"""Several processes that run the same notebook, one a device: who this one is, and what they tell each other.
+
+`paperlib run … -p devices=2` starts them through torchrun (`launch.py`). They take the same way through the notebook and
+meet in the functions below, so what decides the way must be agreed on. In a process that is alone nothing is sent.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(days=7)  # of a collective: who died is noticed otherwise, and some parts are one process's alone
+Value = TypeVar("Value")
+
+
+def join() -> None:
+    """Join the others, in a process that torchrun started; nothing anywhere else, or where it has joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+
+
+def world() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def everyones(value: Any) -> list[Any]:
+    """What each process says here, in order of rank: anything that JSON holds."""
+    if world() == 1:
+        return [value]
+    return [json.loads(said) for said in _gathered(json.dumps(value).encode())]
+
+
+def agreed(value: Value) -> Value:
+    """What the first process says here: anything that JSON holds."""
+    return everyones(value)[0]  # type: ignore[no-any-return]
+
+
+def united(values: Iterable[Value]) -> list[Value]:
+    """All that any process says here, each once, in order of first mention: what JSON holds."""
+    return list(dict.fromkeys(one for said in everyones(list(values)) for one in said))
+
+
+def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What `work` finds at each place, each done by one of the processes: in order, on the CPU, in every process."""
+    mine = [{name: found.cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
+    if world() == 1:
+        return mine
+    flat = {f"{index}.{name}": found.contiguous() for index, part in enumerate(mine) for name, found in part.items()}
+    by_rank: list[dict[int, dict[str, Tensor]]] = []
+    for sent in _gathered(safetensors.torch.save(flat)):
+        parts: dict[int, dict[str, Tensor]] = {}
+        for key, found in safetensors.torch.load(sent).items():
+            index, _, name = key.partition(".")
+            parts.setdefault(int(index), {})[name] = found
+        by_rank.append(parts)
+    return [by_rank[place % world()][place // world()] for place in range(len(places))]
+
+
+def _gathered(content: bytes) -> list[bytes]:
+    """The bytes of every process, in order of rank."""
+    size = torch.tensor([len(content)])
+    sizes = [torch.zeros_like(size) for _ in range(world())]
+    dist.all_gather(sizes, size)
+    most = max(int(one) for one in sizes)
+    mine = torch.zeros(most, dtype=torch.uint8)
+    mine[: len(content)] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+    everyone = [torch.zeros_like(mine) for _ in range(world())]
+    dist.all_gather(everyone, mine)
+    return [one[: int(size)].numpy().tobytes() for one, size in zip(everyone, sizes, strict=True)]

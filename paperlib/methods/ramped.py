@@ -1,0 +1,48 @@
+"""Adversarial training whose radius rises from zero: without that, small networks learn slowly, or not at all.
+
+Lore of training, in none of the four papers.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from paperlib.files import InputError
+from paperlib.methods import Batch, Step
+
+
+@dataclass(frozen=True)
+class Ramped:
+    """A method whose `attack` has ε zero before the share `begin` of the steps, whole from `end` on, and linear between.
+
+    Raises InputError for shares that are none or out of order, and for a method without an attack of radius and step size.
+    """
+
+    method: Any  # a dataclass with an `attack`
+    begin: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin <= self.end <= 1:
+            raise InputError(
+                f"ramp = {[self.begin, self.end]}; it must be two shares of the steps, the first not after the second"
+            )
+        if not {"eps", "step_size"} <= set(self.method.attack.keywords):
+            raise InputError("a ramp needs an attack with eps and step_size, which rise together")
+
+    def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The method's terms, at the ε of this share of the training."""
+        share, attack = step.index / step.total, self.method.attack
+        if share >= self.end:
+            return self.method.loss(model, batch, step)  # type: ignore[no-any-return]
+        rise = max(0.0, (share - self.begin) / (self.end - self.begin))
+        weaker = {name: rise * attack.keywords[name] for name in ("eps", "step_size")}
+        now = partial(attack, **weaker) if rise else partial(unmoved, **{**attack.keywords, **weaker})
+        return replace(self.method, attack=now).loss(model, batch, step)  # type: ignore[no-any-return]
+
+
+def unmoved(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> Tensor:
+    """The attack of radius zero, without its passes."""
+    return images
