@@ -31,6 +31,7 @@ defences: list = None
 weights: dict = None  # of each defence's own term
 combinations: dict = None
 one_seed: list = None  # what is trained with the first seed alone
+ramp: list = None  # shares of the steps between which ε rises from zero
 equal_compute: str = None  # the defence whose multiplications all others get once more; "null": none
 classes_per_step: int = None  # K of PAG
 neighbors: int = None

@@ -18,6 +18,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Radius = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def _in_order(shares: list[float]) -> list[float]:
+    if shares[0] > shares[1]:
+        raise ValueError("ε rises from the first share of the steps to the second, so that must not be smaller")
+    return shares
+
+
+# Two shares of the training's steps: ε is zero before the first, whole from the second on, and linear between.
+Ramp = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 # A layer's name is text, also one that is a number alone; None where there is none.
 Layer = Annotated[str | None, BeforeValidator(lambda layer: str(layer) if isinstance(layer, int) else layer)]
 Venue = Literal["neurips", "iclr", "icml", "cvpr", "aaai", "wide"]

@@ -1,4 +1,6 @@
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,15 +9,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from paperlib import matrix, models, runs
-from paperlib.attacks import pgd
+from paperlib import matrix, models, runs, training
+from paperlib.attacks import Attack, pgd
 from paperlib.data import ImageSet, Splits
 from paperlib.files import InputError
-from paperlib.methods import Batch, Step, matrix_study, pag
+from paperlib.methods import Batch, Method, Step, matrix_study, pag, raat_study
 from paperlib.methods.combined import Combined
+from paperlib.methods.ramped import Ramped
 from paperlib.oracles import exact, target
 from paperlib.saliency import activated
 from paperlib.statistics import rank_correlation
+
+MIXED = {"combinations": "{mixed: {base: pgd_at, add: {first: 0.1, raat: 1.0}}}"}
 
 
 class Linear(nn.Module):
@@ -244,11 +249,45 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
         asked.append((*methods, changes["seeds"], changes.get("epochs")))  # type: ignore[arg-type]
         return {name: {0: None} for name in methods}
 
-    settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": "[raat]"})
+    settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": "[raat, mixed_equal]", **MIXED})
     run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
     data = Splits(images(), images(), images())
-    methods = {"raat": None, "pgd_at": None}
-    assert list(matrix_study.train(run, methods, data, train_each)) == ["raat", "pgd_at"]  # type: ignore[arg-type]
-    longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7})  # type: ignore[arg-type]
-    assert list(longer) == ["raat_equal", "pgd_at_equal"]
-    assert asked == [("raat", [0], None), ("pgd_at", [0, 1], None), ("raat_equal", [0], 3), ("pgd_at_equal", [0, 1], 7)]
+    methods = {"raat": None, "pgd_at": None, "mixed": None}
+    assert list(matrix_study.train(run, methods, data, train_each)) == [*methods]  # type: ignore[arg-type]
+    longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]
+    assert list(longer) == ["raat_equal", "pgd_at_equal", "mixed_equal"]
+    assert asked[:3] == [("raat", [0], None), ("pgd_at", [0, 1], None), ("mixed", [0, 1], None)]
+    assert asked[3:] == [("raat_equal", [0], 3), ("pgd_at_equal", [0, 1], 7), ("mixed_equal", [0], 2)]
+
+
+def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
+    """Of the images, methods and attacks that both train on, the recipes are the same, and so are the files."""
+    own, others = runs.resolve("alignment_matrix", "quick"), runs.resolve("raat_boundary", "quick")
+    for name in ("data", "train_images", "validation_images", "test_images", "image_size"):
+        assert getattr(own, name) == getattr(others, name)
+    data = Splits(images(), images(), images())
+
+    def recipes(settings: Any, methods: Mapping[str, Method], attack: Attack) -> dict[str, str | None]:
+        model = training.build(settings, data, 0)
+        return {name: training._recipe(model, one, data, settings, 0, attack, "cpu") for name, one in methods.items()}
+
+    methods = matrix_study.methods(own, data.train, training.build(own, data, 0), torch.device("cpu"))
+    ours = recipes(own, methods, matrix_study.selection_attack(own))
+    theirs = recipes(others, raat_study.methods(others, True), raat_study.attacks(others)["pgd_10"])
+    assert None not in (*ours.values(), *theirs.values())
+    assert ours["pgd_at"] == theirs["pgd_at"] != ours["raat"]
+    assert ours["raat"] == theirs["raat"]
+
+
+def test_the_ramp_is_in_every_attack_in_training() -> None:
+    settings = runs.resolve("alignment_matrix", "quick", {"ramp": "[0.25, 0.75]", **MIXED})
+    methods = matrix_study.methods(settings, images(), models.small_cnn(3, width=4), torch.device("cpu"))
+    ramped = {name for name, method in methods.items() if isinstance(method, Ramped)}
+    assert ramped == {"pgd_at", "raat", "daat"}
+    mixed = methods["mixed"]
+    assert isinstance(mixed, Combined)
+    assert [isinstance(one, Ramped) for one in (mixed.base, *(added.method for added in mixed.added))] == [
+        True,
+        False,
+        True,
+    ]

@@ -24,7 +24,7 @@ from paperlib.methods.ramped import Ramped
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
 from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
-from paperlib.settings import Count, DepthSettings, Positive, Radius, Share
+from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
 Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uniform"]
@@ -34,7 +34,7 @@ class DaatSettings(DepthSettings):
     """Sections 3 and 5 and Appendix B."""
 
     methods: list[Name]
-    ramp: Annotated[list[Share], Field(min_length=2, max_length=2)]  # shares of the steps between which ε rises from zero
+    ramp: Ramp  # of ε
     weight: Radius  # λ
     distance: Distance  # of attention and depth saliency; cosine: Equation (2)
     align_schedule: Schedule  # s(t)
@@ -75,8 +75,6 @@ class DaatSettings(DepthSettings):
             raise ValueError("without_align is PGD-AT where there is no teacher; leave it out, or name a teacher")
         if self.teacher and self.model not in models.TRANSFORMERS:
             raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
-        if self.ramp[0] > self.ramp[1]:
-            raise ValueError(f"ramp = {self.ramp}: ε rises from the first share of the steps to the second")
         if self.rollout and self.blocks is not None:
             raise ValueError(f"blocks = {self.blocks}: rollout goes over all blocks; leave one of the two out")
         if self.layer is not None and (self.rollout or self.blocks is not None or self.heads is not None):

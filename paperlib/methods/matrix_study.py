@@ -26,10 +26,11 @@ from paperlib.methods.daat import DAAT
 from paperlib.methods.gfa import GFA
 from paperlib.methods.pag import PAG, Targets, class_mean, one_image, sample, toward
 from paperlib.methods.raat import RAAT
+from paperlib.methods.ramped import Ramped
 from paperlib.oracles import Oracle, Target
 from paperlib.runs import Run
 from paperlib.saliency import Attention, activated, attended
-from paperlib.settings import Count, DepthSettings, Positive, Radius
+from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp
 
 Name = Literal[
     "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep",
@@ -66,7 +67,8 @@ class MatrixSettings(DepthSettings):
     defences: Annotated[list[Name], Field(min_length=2)]
     weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
     combinations: dict[str, Combination]  # what no paper tried; add your own
-    one_seed: list[str]  # defences and combinations that are trained with the first seed alone
+    one_seed: list[str]  # defences and combinations, also as "<name>_equal", that are trained with the first seed alone
+    ramp: Ramp  # of ε, in every attack in training
     equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
     neighbors: Count  # PAG's sample size of Nearest Neighbor, per class
@@ -86,7 +88,7 @@ class MatrixSettings(DepthSettings):
             raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
         if double := set(self.defences) & set(self.combinations):
             raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
-        if extra := set(self.one_seed) - set(trained):
+        if extra := {name.removesuffix("_equal") for name in self.one_seed} - set(trained):
             raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are")
         if self.equal_compute and self.equal_compute not in self.defences:
             raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
@@ -175,15 +177,23 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
         "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, weight, boosted=True),
         "daat": daat,
     }
-    found: dict[str, Method] = {name: built[name](settings.weights.get(name, 0.0)) for name in settings.defences}
+
+    def defence(name: Name) -> Method:
+        return _ramped(settings, built[name](settings.weights.get(name, 0.0)))
+
+    def term(name: Name, weight: float) -> Added:
+        return Added(_ramped(settings, _term_alone(built[name](1.0))), TERMS[name], weight)
+
     mixed = {
-        name: Combined(
-            built[one.base](settings.weights.get(one.base, 0.0)),
-            tuple(Added(_term_alone(built[other](1.0)), TERMS[other], weight) for other, weight in one.add.items()),
-        )
+        name: Combined(defence(one.base), tuple(term(other, weight) for other, weight in one.add.items()))
         for name, one in settings.combinations.items()
     }
-    return {**found, **mixed}
+    return {**{name: defence(name) for name in settings.defences}, **mixed}
+
+
+def _ramped(settings: MatrixSettings, method: Method) -> Method:
+    """A method whose attack, if it has one, is at the radius that the settings' ramp says."""
+    return Ramped(method, *settings.ramp) if settings.ramp[1] and hasattr(method, "attack") else method
 
 
 def _term_alone(method: Method) -> Method:
@@ -210,8 +220,9 @@ def train(
     settings = run.settings
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
-        seeds = list(settings.seeds[:1] if name in settings.one_seed else settings.seeds)
         called, changes = (name, {}) if epochs is None else (f"{name}_equal", {"epochs": epochs[name]})
+        alone = {name, called} & set(settings.one_seed)
+        seeds = list(settings.seeds[:1] if alone else settings.seeds)
         trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)
     return trained
 
