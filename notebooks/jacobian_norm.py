@@ -53,11 +53,13 @@ ema: float = None
 ema_start: float = None
 bf16: bool = None
 channels_last: bool = None
+sync_batch_norm: bool = None  # on several devices: of all their images
 crop_padding: int = None
 crop_fill: float = None  # or reflect
 flip: bool = None
 selection: str = None  # mean · robust · last: what an epoch is chosen by
 device: str = None  # auto · cpu · cuda
+devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%

@@ -357,7 +357,7 @@ def audit_each(
     for method, members in trained.items():
         file, model = run.folder / "audit" / f"{method}.json", next(iter(members.values())).to(run.device)
         recipe = digest(model, data, [eps, norm, digest(transfer_from, data, None), *map(list, CHECKS.values())])
-        if not file.exists() or read_json(file)["recipe"] != recipe:
+        if distributed.agreed(not file.exists() or read_json(file)["recipe"] != recipe):
             found = audit(model, data, eps=eps, norm=norm, transfer_from=transfer_from)
             write_json(file, {"recipe": recipe, **as_json(found)})
         stored = read_json(file)

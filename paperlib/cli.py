@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+
+
+# How the processes of a run are told that one of them is gone.
+LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
 
 
 def main() -> None:
@@ -209,6 +214,14 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
     write_json(mark, {"run": str(job.folder.relative_to(root()))})
 
 
+@app.command("run-part", hidden=True)
+def run_part(
+    notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
+) -> None:
+    """What torchrun starts for each device of a run."""
+    raise typer.Exit(_execute(notebook, preset, _parse(parameter or [], None), cell_timeout))
+
+
 @app.command()
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
@@ -308,7 +321,7 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
     """Run a notebook through papermill into its run's folder. Returns the exit code."""
-    from paperlib import runs
+    from paperlib import launch, runs
 
     settings = runs.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
@@ -316,8 +329,15 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    if runs.status(folder)["state"] == "running":
-        raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
+    alone = settings.devices == 1
+    if alone or not launch.started():
+        if runs.status(folder)["state"] == "running":
+            raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
+        for name, value in KEEP_MEMORY.items():
+            os.environ.setdefault(name, value)
+        print(f"{notebook}, preset {preset}, into {folder}", flush=True)
+    if not alone and not launch.started():
+        return _execute_parts(notebook, preset, given, settings.devices, folder, cell_timeout)
 
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -326,24 +346,25 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
     from paperlib.report import notebook_page
 
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
-    print(f"{notebook}, preset {preset}, into {folder}", flush=True)
+    part = launch.rank()
     target = folder / f"{notebook}.ipynb"
     temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
     # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
     sockets = tempfile.TemporaryDirectory(prefix="paperlib-")
     transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
     code = 0
+    log = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else None
     try:
         papermill.execute_notebook(
             root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
-            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=root(), kernel_name="python3",
-            config=transport, execution_timeout=cell_timeout,
+            progress_bar=False, stdout_file=log or sys.stdout, stderr_file=log or sys.stderr, cwd=root(),
+            kernel_name="python3", config=transport, execution_timeout=cell_timeout,
         )  # fmt: skip
     except PapermillExecutionError as error:
         print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
         code = 1
+        if launch.started() and LOST.search(error.evalue):
+            time.sleep(10)  # another process is gone; torchrun is about to notice which
     except CellTimeoutError:
         print(
             f"paperlib: a cell of {notebook} took longer than {cell_timeout} s, and was ended; what it computed is kept in "
@@ -366,6 +387,9 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         raise
     finally:
         sockets.cleanup()
+    if part:  # the first process's notebook is the run's
+        temporary.unlink(missing_ok=True)
+        return code
     os.replace(temporary, target)
     page = notebook_page(target)
     state = runs.status(folder)["state"]
@@ -373,6 +397,23 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         print(f"paperlib: {notebook} ran, but its status is {state}", file=sys.stderr)
         code = 1
     print(f"{notebook}: {state}, {_relative(page)}", flush=True)
+    return code
+
+
+def _execute_parts(
+    notebook: str, preset: str, given: dict[str, Any], devices: int, folder: Path, cell_timeout: int | None
+) -> int:
+    """`_execute` in a process for each device."""
+    from paperlib import launch, runs
+
+    options = [option for name, value in given.items() for option in ("-p", f"{name}={value}")]
+    timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
+    command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *options, *timeout]
+    code, happened = launch.launch(command, devices)
+    if code:
+        runs.note_failure(folder, happened)
+        print(f"paperlib: {happened}; what was computed is kept in {folder}, and the same command goes on from there",
+              file=sys.stderr)  # fmt: skip
     return code
 
 

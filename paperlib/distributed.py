@@ -39,6 +39,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Make them what they are in the first process."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def everyones(value: Any) -> list[Any]:
     """What each process says here, in order of rank: anything that JSON holds."""
     if world() == 1:
@@ -70,6 +77,52 @@ def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> l
             parts.setdefault(int(index), {})[name] = found
         by_rank.append(parts)
     return [by_rank[place % world()][place // world()] for place in range(len(places))]
+
+
+def total(*counts: float) -> list[float]:
+    """Each count's sum over all processes."""
+    if world() == 1:
+        return list(counts)
+    sums = torch.tensor(counts, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def overall(values: Tensor, size: int) -> Tensor:
+    """The mean of all processes' `values`, tensors of one shape, each weighed by the `size` of its part of the batch."""
+    if world() == 1:
+        return values
+    sums = values.detach().double() * size
+    dist.all_reduce(sums)
+    return (sums / total(size)[0]).to(values.dtype)
+
+
+def part_mean(values: Tensor, count: int, size: int) -> Tensor:
+    """The mean over those images of a batch that have a value: here `count` of this process's `size`. Zero where none has.
+
+    Processes weigh their losses by the sizes of their parts of the batch; so weighed, this is the whole batch's mean.
+    """
+    counts, sizes = total(count, size)
+    return values.sum() * (sizes / size) / max(counts, 1)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """A tensor's sum over all processes, to be differentiated as often as you like if all of them take part in that."""
+    return _Sum.apply(tensor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Sum(torch.autograd.Function):
+    """Each process has the sum, so that the derivative of all their losses is the sum of what each finds."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        result = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.apply(gradient)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _gathered(content: bytes) -> list[bytes]:

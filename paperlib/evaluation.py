@@ -12,6 +12,7 @@ import torch
 from scipy.stats import beta, norm, t
 from torch import Tensor, nn
 
+from paperlib import distributed
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.files import described, digest, read_tensors, root, write_tensors
@@ -19,7 +20,7 @@ from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
 from paperlib.runs import Run, recall
 
-CHUNK = 250  # images attacked together, and lost at most when the process is killed
+CHUNK = 250  # images attacked together at most, and lost when the process is killed
 LEARNT = 0.1  # of the way from chance to perfect that a network must have gone to be held against anything
 MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck
 
@@ -44,34 +45,45 @@ def evaluate(
     leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
     clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. With a `file`
     outcomes are saved after each chunk, and what it holds, or another run's file of that name, is not computed again.
+    Several devices take a chunk each; the outcomes do not depend on how many they are.
     """
     recipe = _recipe(model, data, attacks, seed)
     outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
     flags: list[str] = []
-    if file is not None and (kept := recall(recipe, file, f"{file.parent.name}/{file.name}", _outcomes)):
+    keeps = None if distributed.rank() else file  # the first process does
+    if keeps and (kept := recall(recipe, keeps, f"{keeps.parent.name}/{keeps.name}", _outcomes)):
         source, stored, flags = kept
         outcomes = {name: stored[name] for name in outcomes}  # in the attacks' order
-        if source != file:
-            write_tensors(file, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
-    done, together = len(outcomes["clean"]), chunk_size(data.images, CHUNK)
+        if source != keeps:
+            write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
+    (known,) = distributed.shared([0], lambda _: outcomes)  # the first process's
+    outcomes = {name: known[name] for name in outcomes}
+    flags, together = distributed.agreed(flags), _together(data)
     model.to(device)
+
+    def of_chunk(start: int) -> dict[str, Tensor]:
+        images = as_float(data.images[start : start + together].to(device))
+        labels = data.labels[start : start + together].to(device)
+        found = {"clean": correct(model, images, labels)}
+        for name, attack in attacks.items():
+            torch.manual_seed(seed * 1_000_003 + start)
+            with masking_flags() as warnings:
+                adversarial = attack(model, images, labels).detach()
+            flags.extend(f"{name}: {warning}" for warning in warnings)
+            found[name] = correct(model, adversarial, labels)
+            _assert_allowed(name, attack, images, adversarial, found, box)
+        return found
+
     stage = "evaluating" if file is None else file.stem
-    with evaluating(model), Bar(len(data), stage, "img", done) as progress, torch.random.fork_rng():
-        for start in range(done, len(data), together):
-            images = as_float(data.images[start : start + together].to(device))
-            labels = data.labels[start : start + together].to(device)
-            found = {"clean": correct(model, images, labels)}
-            for name, attack in attacks.items():
-                torch.manual_seed(seed * 1_000_003 + start)
-                with masking_flags() as warnings:
-                    adversarial = attack(model, images, labels).detach()
-                flags += [f"{name}: {warning}" for warning in warnings if f"{name}: {warning}" not in flags]
-                found[name] = correct(model, adversarial, labels)
-                _assert_allowed(name, attack, images, adversarial, found, box)
-            outcomes = {name: torch.cat([outcomes[name], part.cpu()]) for name, part in found.items()}
-            if file is not None:
-                write_tensors(file, outcomes, {"recipe": recipe, "flags": flags})
-            progress.update(len(images))
+    starts = range(len(outcomes["clean"]), len(data), together)
+    with evaluating(model), Bar(len(data), stage, "img", starts.start) as progress, torch.random.fork_rng():
+        for first in range(0, len(starts), distributed.world()):
+            for found in distributed.shared(starts[first : first + distributed.world()], of_chunk):
+                outcomes = {name: torch.cat([outcomes[name], found[name]]) for name in outcomes}
+            flags = distributed.united(flags)
+            if keeps:
+                write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags})
+            progress.update(len(outcomes["clean"]) - progress.done)
     clean = float(outcomes["clean"].float().mean())
     for name in attacks:
         if (accuracy := float(outcomes[name].float().mean())) > clean:
@@ -324,6 +336,9 @@ def _outcomes(file: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    return digest(
-        model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, chunk_size(data.images, CHUNK)]
-    )
+    return digest(model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, _together(data)])
+
+
+def _together(data: ImageSet) -> int:
+    """How many images are attacked together: so few that four devices can share them, where there are enough."""
+    return chunk_size(data.images, max(CHUNK // 10, min(CHUNK, len(data) // 4)))

@@ -26,9 +26,9 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from paperlib import __version__, methods, progress
+from paperlib import __version__, distributed, methods, progress
 from paperlib.files import InputError, read_about, read_json, root, write_json, write_text
-from paperlib.settings import PRESENTATION, Settings, check
+from paperlib.settings import ANY_RUN, Settings, check
 
 SILENT = 3600.0  # seconds without news after which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
@@ -71,7 +71,7 @@ def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] |
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
     """Where the run with these settings lives: the same settings of the same version, the same folder."""
-    values = {"version": __version__, **settings.model_dump(exclude=PRESENTATION)}
+    values = {"version": __version__, **settings.model_dump(exclude=ANY_RUN)}
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     return root() / "runs" / notebook / f"{preset}-{key}"
 
@@ -96,7 +96,8 @@ class Run:
         name = self.settings.device
         if name == "cuda" and not torch.cuda.is_available():
             raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
-        return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+        kind = "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
+        return torch.device(kind, distributed.rank()) if kind == "cuda" and distributed.world() > 1 else torch.device(kind)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
@@ -104,6 +105,8 @@ class Run:
 
     def finish(self) -> None:
         """Write down that everything was computed, and let go of the folder."""
+        if distributed.rank():
+            return
         _say(self, "finished", peak_memory_bytes=peak_memory())
         progress.keep_in(None)
         release(self.folder)
@@ -125,6 +128,14 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     settings = resolve(notebook, preset, given)
     folder = folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
+    distributed.join()
+    if settings.devices != distributed.world():
+        raise InputError(
+            f"devices = {settings.devices}, but this is {distributed.world()} process: a notebook that is stepped through "
+            f"works on one device. `paperlib run {notebook} -p devices={settings.devices}` starts one for each"
+        )
+    if distributed.rank():  # the first process keeps the run's books
+        return Run(notebook, preset, settings, folder)
     hold(folder)
     run = Run(notebook, preset, settings, folder, before=_so_far(folder))
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
@@ -202,6 +213,13 @@ def _say(run: Run, state: str, **more: Any) -> None:
     seconds = max(0.0, time.time() - run.started)  # of this session; trainings keep their own; clocks may go backwards
     place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
+
+
+def note_failure(folder: Path, error: str) -> None:
+    """Write down that the run in `folder` did not come to its end, where its own process could not."""
+    file = folder / "status.json"
+    if file.exists() and status(folder)["state"] not in ("finished", "running"):
+        write_json(file, {**read_json(file), "state": "failed", "error": error})
 
 
 def seconds_of(about: Mapping[str, Any]) -> float:
@@ -294,6 +312,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "devices": distributed.world(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

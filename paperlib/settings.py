@@ -61,6 +61,7 @@ class Settings(BaseModel):
 
     seeds: Seeds  # one training and evaluation each
     device: Literal["auto", "cpu", "cuda"]
+    devices: Count  # that share the work, a process each; the batches of a training are split among them
     venue: Venue  # whose column width the figures have; changes no number
 
     @model_validator(mode="before")
@@ -87,6 +88,7 @@ class TrainingSettings(Settings):
     ema_start: Share  # share of the epochs before which the average is a copy of the weights
     bf16: bool  # bfloat16 in training, where the device computes in it (evaluation is always in float32)
     channels_last: bool
+    sync_batch_norm: bool  # on several devices: statistics of all their images, as on one; or each device's own
     crop_padding: Annotated[int, Field(ge=0)]
     crop_fill: Share | Literal["reflect"]  # value of the padding, or the image mirrored
     flip: bool
@@ -165,7 +167,8 @@ def check_changes(settings: NetworkSettings, name: str, changes: Mapping[str, An
 
 S = TypeVar("S", bound=Settings)
 
-PRESENTATION = {"venue"}  # fields that change no number, so the same run serves them all
+# Fields that do not make another run: the venue changes no number, devices only which random numbers are drawn.
+ANY_RUN = {"venue", "devices"}
 
 
 def check(kind: type[S], values: Mapping[str, Any]) -> S:

@@ -4,19 +4,24 @@ import copy
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from paperlib import __version__, models
+from paperlib import __version__, distributed, models
 from paperlib.attacks import Attack, evaluating
+from paperlib.batchnorm import synchronised
 from paperlib.data import ImageSet, Splits, as_float, chunk_size
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import (
+    InputError,
     described,
     digest,
     read_json,
@@ -29,7 +34,7 @@ from paperlib.files import (
 from paperlib.methods import Batch, Measured, Method, Step
 from paperlib.progress import Bar, live
 from paperlib.runs import Run, environment, recall
-from paperlib.settings import TrainingSettings
+from paperlib.settings import ANY_RUN, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
 DIVERGED = 1e6  # a loss beyond this will not come back
@@ -101,10 +106,13 @@ def fit(
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    if _trained(folder, recipe):
+    rank, world = distributed.rank(), distributed.world()
+    if distributed.agreed(rank == 0 and _trained(folder, recipe)):
         return models.load_weights(model, folder / "weights.safetensors").eval()
+    _check_parts(len(data.train), settings.batch_size, world)
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
+    take = over_devices(model, method)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     augment = partial(crop_and_flip, padding=settings.crop_padding, fill=settings.crop_fill, flip=settings.flip)
     bf16 = settings.bf16 and computes_in_bf16(device)
@@ -122,39 +130,44 @@ def fit(
 
     def save() -> None:
         nonlocal saved
+        if rank:
+            return
         about["seconds"] = time.monotonic() - begun
         _store(checkpoint, model, averaged, optimizer, best, about)
         saved = time.monotonic()
 
     history: History = about["history"]
     done = about["epoch"] * len(starts) + about["index"]
-    with Bar(total, name, "step", done) as progress, torch.random.fork_rng(enabled=True):
+    together = synchronised(model) if world > 1 and settings.sync_batch_norm else nullcontext()
+    with together, Bar(total, name, "step", done) as progress, torch.random.fork_rng(enabled=True):
         for epoch in range(about["epoch"], settings.epochs):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
             for index in range(about["index"], len(starts)):
-                members = order[starts[index] : starts[index] + settings.batch_size]
+                whole = order[starts[index] : starts[index] + settings.batch_size]
+                members = whole[rank::world]
                 depth = None if data.train.depth is None else data.train.depth[members].to(device)
                 members = members.to(device)
                 if not isinstance(images, Tensor) and index + 1 < len(starts):
-                    images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size])
+                    images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size][rank::world])
                 batch = Batch(as_float(images[members]), labels[members], augment, depth)
                 step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None)
-                _draw_from(_mix(seed, epoch, index))
+                _draw_from(_mix(seed, epoch, index, rank))
                 rate = learning_rate(settings, step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 model.train()
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                    terms = method.loss(model, batch, step)
-                recorded = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # one transfer
-                values = dict(zip(terms, recorded, strict=True))
+                    terms = take(batch, step)
+                recorded = torch.stack([value.detach().float() for value in terms.values()])  # one transfer
+                values = dict(zip(terms, distributed.overall(recorded, len(members)).tolist(), strict=True))
                 if not abs(values["total"]) < DIVERGED:  # also where it is not a number
                     raise DivergenceError(_divergence(name, step, values, checkpoint))
                 optimizer.zero_grad(set_to_none=True)
-                terms["total"].backward()
+                backward(terms["total"], len(members), len(whole))
                 if settings.clip:
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
+                distributed.broadcast(model.buffers())
                 if settings.ema:
                     _average(averaged, model, settings.ema if epoch >= averaging_from else 0.0)
                 for term, value in values.items():
@@ -183,12 +196,53 @@ def fit(
                 print(f"{name}: {line}  ({left:.0f} s left)", flush=True)
                 printed = time.monotonic()
     averaged.load_state_dict(best)
-    validated = about["validation_seconds"]
-    seconds = {"seconds": time.monotonic() - begun - validated, "validation_seconds": validated}
-    write_json(folder / "history.json", {**seconds, "recipe": recipe, "environment": environment(), "epochs": history})
-    models.save_weights(averaged, folder / "weights.safetensors", {"recipe": recipe})
-    checkpoint.unlink()
+    if rank == 0:
+        validated = about["validation_seconds"]
+        seconds = {"seconds": time.monotonic() - begun - validated, "validation_seconds": validated}
+        write_json(folder / "history.json", {**seconds, "recipe": recipe, "environment": environment(), "epochs": history})
+        models.save_weights(averaged, folder / "weights.safetensors", {"recipe": recipe})
+        checkpoint.unlink()
+    distributed.agreed(None)  # who reads these files finds them
     return averaged.eval()
+
+
+def over_devices(model: nn.Module, method: Method) -> nn.Module:
+    """The method's loss as a module of batch and step, whose gradients are the mean over all processes.
+
+    Batch norm's buffers stay each process's own until `distributed.broadcast` brings them together.
+    """
+    objective = _Objective(model, method)
+    if distributed.world() == 1:
+        return objective
+    with warnings.catch_warnings():  # newer versions have another name for the same
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(objective, broadcast_buffers=False)
+
+
+def backward(total: Tensor, size: int, whole: int) -> None:
+    """Back from the mean loss of `size` images, this process's part of a batch of `whole`, to the batch's mean gradient."""
+    (total * (size * distributed.world() / whole)).backward()
+
+
+class _Objective(nn.Module):
+    """A method's loss as the forward pass that DistributedDataParallel wraps; the method sees the network itself."""
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        return self.method.loss(self.model, batch, step)
+
+
+def _check_parts(count: int, batch_size: int, world: int) -> None:
+    """Raise InputError where a process would have less than two images of a batch: batch norm needs as many."""
+    smallest = min(count, batch_size, count % batch_size if count % batch_size > 1 else batch_size)
+    if world > 1 and smallest < 2 * world:
+        raise InputError(
+            f"devices = {world}: an epoch of {count} images has a batch of {smallest}, and each device should have two of "
+            f"it at least; choose another batch_size than {batch_size}, or fewer devices"
+        )
 
 
 def _recipe(
@@ -204,7 +258,7 @@ def _recipe(
 
     None for a method that cannot be described by content; then its training goes by its name alone.
     """
-    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in ("seeds", "venue")}
+    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in ("seeds", *ANY_RUN)}
     try:
         parts = [chosen, seed, torch.device(device).type, __version__, described(attack), described(method)]
     except TypeError:
@@ -238,21 +292,25 @@ def histories(run: Run) -> dict[str, dict[str, Any]]:
 
 @torch.no_grad()
 def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: Any) -> dict[str, float]:
-    """Clean accuracy, and robust accuracy under the attack if there is one, both in [0,1]."""
-    clean = robust = 0
-    with evaluating(model):
-        together = chunk_size(data.images, 500)
-        for start in range(0, len(data), together):
-            images = as_float(data.images[start : start + together].to(device))
-            labels = data.labels[start : start + together].to(device)
-            clean += int((model(images).argmax(1) == labels).sum())
-            if attack is not None:
-                adversarial = attack(model, images, labels)
-                robust += int((model(adversarial).argmax(1) == labels).sum())
-    accuracy = {"clean_accuracy": clean / len(data)}
-    if attack is not None:
-        accuracy["robust_accuracy"] = robust / len(data)
-    return accuracy
+    """Clean accuracy, and robust accuracy under the attack if there is one, both in [0,1].
+
+    The attack draws from the global generator's seed and a chunk's place; devices share the chunks.
+    """
+    together = chunk_size(data.images, max(25, min(500, len(data) // 4)))
+    seed = torch.initial_seed()
+
+    def of_chunk(start: int) -> dict[str, Tensor]:
+        _draw_from((seed + start) % 2**63)
+        images = as_float(data.images[start : start + together].to(device))
+        labels = data.labels[start : start + together].to(device)
+        found = {"clean_accuracy": model(images).argmax(1) == labels}
+        if attack is not None:
+            found["robust_accuracy"] = model(attack(model, images, labels)).argmax(1) == labels
+        return found
+
+    with evaluating(model), torch.random.fork_rng():
+        parts = distributed.shared(range(0, len(data), together), of_chunk)
+    return {name: int(sum(part[name].sum() for part in parts)) / len(data) for name in parts[0]}
 
 
 def _score(epoch: dict[str, float], settings: TrainingSettings) -> float:
@@ -282,9 +340,10 @@ def learning_rate(settings: TrainingSettings, step: Step) -> float:
     return full * (share / 0.3 if share < 0.3 else (1 + math.cos(math.pi * (share - 0.3) / 0.7)) / 2)
 
 
-def _mix(seed: int, epoch: int, index: int) -> int:
-    """A seed of 63 bits for one step of one epoch: large odd factors keep the three apart."""
-    return (seed * 0x9E3779B97F4A7C15 + (epoch + 1) * 0xBF58476D1CE4E5B9 + (index + 3) * 0x94D049BB133111EB) % 2**63
+def _mix(seed: int, epoch: int, index: int, rank: int = 0) -> int:
+    """A seed of 63 bits for one process's step of one epoch: large odd factors keep the four apart."""
+    mixed = seed * 0x9E3779B97F4A7C15 + (epoch + 1) * 0xBF58476D1CE4E5B9 + (index + 3) * 0x94D049BB133111EB
+    return (mixed + rank * 0xD6E8FEB86659FD93) % 2**63
 
 
 def _draw_from(seed: int) -> None:

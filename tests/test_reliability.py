@@ -103,6 +103,50 @@ def test_a_killed_kernel_and_a_hanging_cell_end_in_words_and_ctrl_c_as_well(home
     assert done.returncode == 0, done.stderr
 
 
+def test_on_two_devices_the_death_of_one_ends_the_run_in_seconds_and_one_goes_on(home: Path) -> None:
+    """Its command killed, its kernel killed, Ctrl-C; then on one device."""
+    long = command("-p", "devices=2", "-p", "epochs=150")
+    for ending, code, said in (
+        ("command", 1, "process 2 of 2 was ended by SIGKILL"),
+        ("kernel", 1, "process 2 of 2 failed"),
+        ("Ctrl-C", 130, "interrupted"),
+    ):
+        with subprocess.Popen(
+            long, env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as begun:
+            for _ in range(900):
+                if any("epoch" in file.read_text() for file in home.glob("runs/toy_pag/*/progress.json")):
+                    break
+                time.sleep(0.1)
+            parts = [one for one in descendants(begun.pid) if "run-part" in said_by(one)]
+            second = next(one for one in parts if "\0RANK=1\0" in f"\0{Path(f'/proc/{one}/environ').read_text()}")
+            killed = time.monotonic()
+            if ending == "Ctrl-C":
+                os.killpg(begun.pid, signal.SIGINT)
+            else:
+                os.kill(second if ending == "command" else kernel_of(second), signal.SIGKILL)
+            words = begun.communicate(timeout=120)[1]
+            assert time.monotonic() - killed < 30
+        assert begun.returncode == code, words
+        assert said in words
+        assert "goes on from there" in words
+        (folder,) = (home / "runs" / "toy_pag").iterdir()
+        assert runs.status(folder)["state"] in ("killed", "stopped", "failed")
+        for news in folder.glob("progress.json"):
+            news.unlink()
+    done = subprocess.run([*command(), "-p", "epochs=150"], env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "vanilla-seed0: epoch 1 " not in done.stdout  # the first training went on
+    assert runs.status(folder)["state"] == "finished"
+
+
+def said_by(process: int) -> str:
+    """The command line of a process, empty where it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
 LEAK = """
 import resource, torch
 from paperlib import runs, training

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperlib import distributed
 from paperlib.attacks import Attack, evaluating
 from paperlib.depth import Distance, misalignment
 from paperlib.files import InputError
@@ -108,7 +109,8 @@ class DAAT:
                 with torch.no_grad():
                     wanted = self.target(adversarial, depth, (attention.shape[1], attention.shape[2]))
                 edges = wanted.flatten(1).sum(1) > 0
-                align = misalignment(attention, wanted, self.distance).sum() / edges.sum().clamp_min(1)
+                each = misalignment(attention, wanted, self.distance)
+                align = distributed.part_mean(each, int(edges.sum()), len(edges))
             edged = edges.float().mean()
         else:
             logits = outputs(model, adversarial)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperlib import distributed
 from paperlib.attacks import each_image, evaluating
 from paperlib.data import ImageSet, as_float
 from paperlib.files import InputError
@@ -90,7 +91,10 @@ class GFA:
         each, cosines = aligned(model, batch.augment(batch.images), batch.labels, self.layers, self.task, create_graph=True)
         task, means = each.mean(), cosines.mean(1)
         # 1 − cos, or what is missing to the aim
-        missing = 1 - means if self.aim is None else (self.aim - means).clamp_min(0)
+        if self.aim is None:
+            missing = 1 - means
+        else:
+            missing = (self.aim - means) * (distributed.overall(means.detach(), len(each)) < self.aim)
         rise = min(1.0, (step.index + 1) / (self.ramp * step.total)) if self.ramp else 1.0
         misalignment = (means.new_tensor(self.weights) * missing).sum()
         recorded = {f"cosine {name}": mean.detach() for name, mean in zip(self.layers, means, strict=True)}

@@ -25,12 +25,13 @@ from pydantic import Field, model_validator
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
+from paperlib import distributed
 from paperlib.attacks import Attack, Norm, autoattack, evaluating, pgd
 from paperlib.data import ImageSet, Splits, as_float, subset
 from paperlib.external import load_robust_resnet50
 from paperlib.files import InputError, digest, read_tensors, write_tensors
 from paperlib.geometry import Output, class_gradients, cosine, distance_to_boundary, input_gradients, scores
-from paperlib.methods import Batch, Method, Step
+from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import AdversarialTraining, Standard
 from paperlib.runs import Run
 from paperlib.settings import Count, ImageSettings, Positive, Radius, TrainingSettings
@@ -112,18 +113,17 @@ class PAG:
         With K classes a step their sum is scaled by C/K: in expectation it is the sum over all classes.
         """
         images = batch.images.detach().requires_grad_(True)
-        logits = model(batch.augment(images)).float()
+        logits = outputs(model, batch.augment(images))
         count = logits.shape[1]
-        classes = torch.randperm(count)[: self.classes_per_step].tolist()
+        classes = distributed.agreed(torch.randperm(count)[: self.classes_per_step].tolist())
         gradients = class_gradients(scores(logits, self.of), images, classes, create_graph=True)
 
         # L_CE(f(x), y)
         ce = F.cross_entropy(logits, batch.labels)
         # Σ_t L_cos(∇ₓ f(x)_t, g(x, t)), with L_cos = 1 − cosine (Equation 2)
         targets = self.targets(batch.images, classes)
-        misalignment = sum(
-            (1 - cosine(gradient, target)).mean() for gradient, target in zip(gradients, targets, strict=True)
-        ) * (count / len(classes))
+        each = [(1 - cosine(gradient, target)).mean() for gradient, target in zip(gradients, targets, strict=True)]
+        misalignment = torch.stack(each).sum() * (count / len(classes))
         # L_total = L_CE + λ Σ_t L_cos
         return {"ce": ce, "misalignment": misalignment, "total": ce + self.weight * misalignment}
 

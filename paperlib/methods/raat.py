@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperlib import distributed
 from paperlib.attacks import Attack, each_image, evaluating
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step, outputs
@@ -94,7 +95,7 @@ def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
 
 def mix_rate(gamma: float) -> float:
     """β ~ Beta(γ, γ), folded to max(β, 1 − β): one for the whole batch, drawn from the global generator."""
-    rate = float(torch.distributions.Beta(gamma, gamma).sample())
+    rate = distributed.agreed(float(torch.distributions.Beta(gamma, gamma).sample()))
     return max(rate, 1 - rate)
 
 
@@ -169,7 +170,8 @@ class RAAT:
                 with evaluating(model):
                     members = right(model, [batch.images], batch.labels)[0]
             consistency = _consistency(model, images, full, members, mix_rate(self.gamma), self.form, clean)
-            terms["dicar"] = consistency.sum() / (max(len(consistency), 1) if self.form == "code" else len(members))
+            count = len(consistency) if self.form == "code" else len(members)
+            terms["dicar"] = distributed.part_mean(consistency, count, len(members))
             total = total + self.weight * terms["dicar"]
         return {**terms, "total": total}
 
@@ -178,8 +180,7 @@ def _consistency(
     model: nn.Module, images: Tensor, full: Tensor, members: Tensor, rate: float, form: Form, clean: Tensor | None = None
 ) -> Tensor:
     """DICAR of those of the N images that are `members`, from both views 2N×… of all; `clean` are logits 2N×C if known."""
-    count = int(members.sum())
-    if not count:
+    if not any(distributed.total(int(members.sum()))):  # where another process has some, this one takes its passes too
         return images.new_zeros(0)
     twice = members.repeat(2)
     first, second = (outputs(model, images[twice]) if clean is None else clean[twice]).chunk(2)
@@ -233,7 +234,7 @@ class RAATSharp:
             members = correct[0] & correct[3]
             rate = mix_rate(self.gamma)
             consistency = _consistency(model, torch.cat(views), torch.cat(full), members, rate, "code")
-            terms["dicar"] = consistency.sum() / max(len(consistency), 1)
+            terms["dicar"] = distributed.part_mean(consistency, len(consistency), len(members))
             total = total + self.weight * terms["dicar"]
         return {**terms, "total": total}
 
