@@ -134,7 +134,7 @@ def audits(real: str) -> Iterator[dict[str, object]]:
         for defect, plant in {"none": honest, **defects}.items():
             file = FOLDER / case.name / f"{defect.replace(' ', '_')}.json"
             code = [inspect.getsource(one) for one in (probes, planted, audit._measure, audit._sweep, audit.figures)]
-            recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, code])
+            recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, audit.CHUNK, code])
             if not file.exists() or read_json(file)["recipe"] != recipe:
                 found = audit.audit(plant(model), subset(data.test, IMAGES, 0), eps=case.eps, norm="linf")
                 write_json(file, {"recipe": recipe, **audit.as_json(found)})

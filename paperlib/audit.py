@@ -36,7 +36,7 @@ MEANINGS: dict[Verdict, str] = {
     "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
     "should normalise its images itself, or has the classes in another order than the data.",
 }
-CHUNK = 20  # images at a time, so that a few hundred can be shared out among devices
+CHUNK = 50  # images at a time: few enough to be shared out among devices, enough for a small network to be busy
 SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
 

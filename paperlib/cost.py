@@ -11,7 +11,8 @@ from torch.utils.flop_counter import flop_registry
 from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import Standard
 
-SHARES = (0.0, 0.3, 0.6, 0.99)  # of the training at which a step is counted: attacks and terms come and go
+# Shares of the training at which a step is counted, the middles of ten parts: attacks and terms come and go.
+SHARES = tuple((part + 0.5) / 10 for part in range(10))
 
 
 def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) -> float:

@@ -341,4 +341,4 @@ def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], see
 
 def _together(data: ImageSet) -> int:
     """How many images are attacked together: so few that four devices can share them, where there are enough."""
-    return chunk_size(data.images, max(CHUNK // 10, min(CHUNK, len(data) // 4)))
+    return chunk_size(data.images, max(CHUNK // 5, min(CHUNK, len(data) // 4)))

@@ -19,7 +19,7 @@ from typing import Annotated, Any, cast
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from paperlib import runs
 from paperlib.files import InputError, read_json, root, write_text
@@ -106,16 +106,12 @@ def _group(file: Path, name: str, value: Any) -> Group:
     if not isinstance(value, dict):
         raise InputError(f"{file}: {name}: should have a notebook, and perhaps preset, parameters, over and after")
     try:
-        named = Group.model_validate(value)
-        _Named.model_validate({"name": name})
+        return TypeAdapter(dict[Word, Group]).validate_python({name: value})[name]
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            f"{'.'.join(map(str, fault['loc'][1:])).replace('[key]', 'name')}: {fault['msg']}" for fault in error.errors()
+        ]
         raise InputError(f"{file}: {name}: {'; '.join(faults)}") from None
-    return named
-
-
-class _Named(BaseModel):
-    name: Word
 
 
 def _combinations(group: Group) -> Iterator[dict[str, Any]]:

@@ -296,7 +296,7 @@ def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: An
 
     The attack draws from the global generator's seed and a chunk's place; devices share the chunks.
     """
-    together = chunk_size(data.images, max(25, min(500, len(data) // 4)))
+    together = chunk_size(data.images, max(50, min(500, len(data) // 4)))
     seed = torch.initial_seed()
 
     def of_chunk(start: int) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def splits() -> Splits:
         pixels[torch.arange(count), labels] += 60
         return ImageSet(pixels.to(torch.uint8), labels, ("a", "b", "c"))
 
-    return Splits(some(46), some(30), some(60))
+    return Splits(some(46), some(60), some(110))
 
 
 SETTINGS: dict[str, Any] = {
