@@ -31,6 +31,9 @@ from paperlib.settings import TrainingSettings
 
 FOLDER = root() / "runs" / "calibration"
 IMAGES = 200  # test images of each audit
+# What an audit's figures depend on; its thresholds may change, and the figures stand.
+CODE = (probes, planted, audit._measure, audit._by_chunk, audit._sweep, audit.figures)
+SIZES = (audit.CHUNK, audit.SOME, audit.FEW, *audit.FACTORS)
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def audits(real: str) -> Iterator[dict[str, object]]:
         defects = HELD_OUT if case.held_out else planted.DEFECTS
         for defect, plant in {"none": honest, **defects}.items():
             file = FOLDER / case.name / f"{defect.replace(' ', '_')}.json"
-            code = [inspect.getsource(one) for one in (probes, planted, audit._measure, audit._sweep, audit.figures)]
-            recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, audit.CHUNK, code])
+            code = [inspect.getsource(one) for one in CODE]
+            recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, *SIZES, code])
             if not file.exists() or read_json(file)["recipe"] != recipe:
                 found = audit.audit(plant(model), subset(data.test, IMAGES, 0), eps=case.eps, norm="linf")
                 write_json(file, {"recipe": recipe, **audit.as_json(found)})

@@ -36,7 +36,7 @@ MEANINGS: dict[Verdict, str] = {
     "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
     "should normalise its images itself, or has the classes in another order than the data.",
 }
-CHUNK = 50  # images at a time: few enough to be shared out among devices, enough for a small network to be busy
+CHUNK = 50  # images at a time, which devices share: enough to keep a small network busy; AutoAttack's are one device's
 SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
 
@@ -359,7 +359,9 @@ def audit_each(
         recipe = digest(model, data, [eps, norm, digest(transfer_from, data, None), *map(list, CHECKS.values())])
         if distributed.agreed(not file.exists() or read_json(file)["recipe"] != recipe):
             found = audit(model, data, eps=eps, norm=norm, transfer_from=transfer_from)
-            write_json(file, {"recipe": recipe, **as_json(found)})
+            if distributed.rank() == 0:
+                write_json(file, {"recipe": recipe, **as_json(found)})
+            distributed.agreed(None)
         stored = read_json(file)
         figures = {row["check"]: f"{float(row['figure']):.3g}{' !' if row['sign'] else ''}" for row in stored["checks"]}
         columns[method] = [stored["verdict"], *(figures[name] for name in CHECKS)]

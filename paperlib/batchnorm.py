@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import distributed
@@ -26,6 +27,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalise N×C×H×W over N, H and W; in evaluation mode by the running statistics."""
         if self.training and self.synchronised:
             return self._over_all_processes(input)
+        if not len(input):  # a process whose part of a batch has nothing to pass here
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if not self.training or not torch.is_grad_enabled():
             return super().forward(input)
         if self.num_batches_tracked is not None:

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -9,13 +10,18 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from paperlib.files import InputError, root
 
+if TYPE_CHECKING:
+    from paperlib.settings import Settings
+
 Norm = Literal["linf", "l2"]  # attacks.Norm, without waiting for PyTorch
+
+COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
@@ -30,10 +36,6 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
-
-
-# How the processes of a run are told that one of them is gone.
-LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
 
 
 def main() -> None:
@@ -218,7 +220,12 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
 def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
-    """What torchrun starts for each device of a run."""
+    """What torchrun starts for each device of a run, which sees that one alone."""
+    from paperlib import launch, runs
+
+    on_gpu = runs.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(launch.rank() + 1)))).split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[launch.rank()] if on_gpu and launch.rank() < len(seen) else ""
     raise typer.Exit(_execute(notebook, preset, _parse(parameter or [], None), cell_timeout))
 
 
@@ -321,7 +328,7 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
     """Run a notebook through papermill into its run's folder. Returns the exit code."""
-    from paperlib import launch, runs
+    from paperlib import distributed, launch, runs
 
     settings = runs.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
@@ -329,15 +336,15 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    alone = settings.devices == 1
-    if alone or not launch.started():
+    part, alone = launch.rank(), settings.devices == 1
+    if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
         print(f"{notebook}, preset {preset}, into {folder}", flush=True)
-    if not alone and not launch.started():
-        return _execute_parts(notebook, preset, given, settings.devices, folder, cell_timeout)
+        if not alone:
+            return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -346,14 +353,13 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
     from paperlib.report import notebook_page
 
-    part = launch.rank()
     target = folder / f"{notebook}.ipynb"
     temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
     # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
     sockets = tempfile.TemporaryDirectory(prefix="paperlib-")
     transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
     code = 0
-    log = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else None
+    log = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else None  # the first's is here
     try:
         papermill.execute_notebook(
             root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
@@ -363,7 +369,9 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     except PapermillExecutionError as error:
         print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
         code = 1
-        if launch.started() and LOST.search(error.evalue):
+        if log:
+            log.write(COLOURS.sub("", "\n".join(error.traceback)))
+        if not alone and launch.LOST.search(error.evalue):
             time.sleep(10)  # another process is gone; torchrun is about to notice which
     except CellTimeoutError:
         print(
@@ -387,6 +395,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         raise
     finally:
         sockets.cleanup()
+        if log:
+            log.close()
     if part:  # the first process's notebook is the run's
         temporary.unlink(missing_ok=True)
         return code
@@ -401,17 +411,27 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
 
 def _execute_parts(
-    notebook: str, preset: str, given: dict[str, Any], devices: int, folder: Path, cell_timeout: int | None
+    notebook: str, preset: str, given: dict[str, Any], settings: "Settings", folder: Path, cell_timeout: int | None
 ) -> int:
-    """`_execute` in a process for each device."""
+    """`_execute` in a process for each device. Raises InputError where there are fewer GPUs."""
+    import torch
+
     from paperlib import launch, runs
 
-    options = [option for name, value in given.items() for option in ("-p", f"{name}={value}")]
+    devices, gpus = settings.devices, torch.cuda.device_count() if settings.device != "cpu" else 0
+    if settings.device == "cuda" and not gpus:
+        raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+    if 0 < gpus < devices:
+        raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    options = [option for name, value in texts.items() for option in ("-p", f"{name}={value}")]
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
     command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *options, *timeout]
     code, happened = launch.launch(command, devices)
     if code:
-        runs.note_failure(folder, happened)
+        about = runs.status(folder)
+        if about["state"] in ("killed", "stopped") or launch.LOST.search(about.get("error", "")):
+            runs.note_failure(folder, happened)
         print(f"paperlib: {happened}; what was computed is kept in {folder}, and the same command goes on from there",
               file=sys.stderr)  # fmt: skip
     return code

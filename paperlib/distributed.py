@@ -16,17 +16,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+STARTED = "PAPERLIB_DEVICES"  # the variable that says how many processes were started
 PATIENCE = timedelta(days=7)  # of a collective: who died is noticed otherwise, and some parts are one process's alone
 Value = TypeVar("Value")
 
 
+def expected() -> int:
+    """How many processes `launch` started together, this one among them; 1 for a process that is alone."""
+    return int(os.environ.get(STARTED, "1"))
+
+
 def join() -> None:
-    """Join the others, in a process that torchrun started; nothing anywhere else, or where it has joined."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    """Join the others that `launch` started; nothing where there are none, or where it is done.
+
+    GPUs talk to each other only where this process sees one: see `cli`, which hides them from runs on the processor.
+    """
+    if expected() > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
 
 
 def world() -> int:
@@ -47,14 +54,14 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def everyones(value: Any) -> list[Any]:
-    """What each process says here, in order of rank: anything that JSON holds."""
+    """What each process says here, in order of rank: what JSON holds, and from others as JSON gives it back."""
     if world() == 1:
         return [value]
     return [json.loads(said) for said in _gathered(json.dumps(value).encode())]
 
 
 def agreed(value: Value) -> Value:
-    """What the first process says here: anything that JSON holds."""
+    """What the first process says here, when all have come here: what JSON holds."""
     return everyones(value)[0]  # type: ignore[no-any-return]
 
 
@@ -68,7 +75,9 @@ def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> l
     mine = [{name: found.cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
     if world() == 1:
         return mine
-    flat = {f"{index}.{name}": found.contiguous() for index, part in enumerate(mine) for name, found in part.items()}
+    flat = {
+        f"{index}.{name}": found.clone().contiguous() for index, part in enumerate(mine) for name, found in part.items()
+    }
     by_rank: list[dict[int, dict[str, Tensor]]] = []
     for sent in _gathered(safetensors.torch.save(flat)):
         parts: dict[int, dict[str, Tensor]] = {}
@@ -92,9 +101,10 @@ def overall(values: Tensor, size: int) -> Tensor:
     """The mean of all processes' `values`, tensors of one shape, each weighed by the `size` of its part of the batch."""
     if world() == 1:
         return values
-    sums = values.detach().double() * size
+    mine = values.detach().double().flatten()
+    sums = torch.cat([mine * size, mine.new_full((1,), size)])
     dist.all_reduce(sums)
-    return (sums / total(size)[0]).to(values.dtype)
+    return (sums[:-1] / sums[-1]).view(values.shape).to(values.dtype)
 
 
 def part_mean(values: Tensor, count: int, size: int) -> Tensor:
@@ -123,6 +133,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return _Sum.apply(gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def handed_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first process's tensors, on the CPU, in every process."""
+    return shared([0], lambda _: tensors)[0]
 
 
 def _gathered(content: bytes) -> list[bytes]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib import distributed
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
-from paperlib.data import ImageSet, as_float, chunk_size
+from paperlib.data import ImageSet, as_float, shareable
 from paperlib.files import described, digest, read_tensors, root, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
@@ -56,9 +56,9 @@ def evaluate(
         outcomes = {name: stored[name] for name in outcomes}  # in the attacks' order
         if source != keeps:
             write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
-    (known,) = distributed.shared([0], lambda _: outcomes)  # the first process's
+    known = distributed.handed_out(outcomes)
     outcomes = {name: known[name] for name in outcomes}
-    flags, together = distributed.agreed(flags), _together(data)
+    flags, together = distributed.agreed(flags), shareable(data.images, CHUNK)
     model.to(device)
 
     def of_chunk(start: int) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ def distances_each(
     trained: Mapping[str, Mapping[int, nn.Module]],
     data: ImageSet,
     attacks: Mapping[str, Attack],
-    chunk: int = 100,  # images attacked together
+    chunk: int = 50,  # images attacked together
 ) -> pd.DataFrame:
     """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
 
@@ -139,19 +139,30 @@ def distances_each(
             for name, attack in attacks.items():
                 file = run.folder / "distances" / f"{name}-{method}-seed{seed}.safetensors"
                 recipe = digest(model, data, [name, described(attack), chunk])
+                of_chunk = partial(_distances, model.to(run.device), data, attack, run.device, chunk, seed)
                 found = torch.empty(0)
                 if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
                     found = stored[0]["distance"]
-                with evaluating(model.to(run.device)), torch.random.fork_rng():
-                    for start in range(len(found), len(data), chunk):
-                        torch.manual_seed(seed * 1_000_003 + start)
-                        images = as_float(data.images[start : start + chunk]).to(run.device)
-                        labels = data.labels[start : start + chunk].to(run.device)
-                        near = attack(model, images, labels)
-                        found = torch.cat([found, distances(model, images, labels, near, "l2").cpu()])
-                        write_tensors(file, {"distance": found}, {"recipe": recipe})
+                found = distributed.handed_out({"distance": found})["distance"]
+                starts = range(len(found), len(data), chunk)
+                with evaluating(model), torch.random.fork_rng():
+                    for first in range(0, len(starts), distributed.world()):
+                        parts = distributed.shared(starts[first : first + distributed.world()], of_chunk)
+                        found = torch.cat([found, *(part["distance"] for part in parts)])
+                        if distributed.rank() == 0:
+                            write_tensors(file, {"distance": found}, {"recipe": recipe})
                 rows.append((method, seed, name, found.numpy()))
     return pd.DataFrame(rows, columns=["method", "seed", "attack", "each"])
+
+
+def _distances(
+    model: nn.Module, data: ImageSet, attack: Attack, device: torch.device, chunk: int, seed: int, start: int
+) -> dict[str, Tensor]:
+    """Of the `chunk` images from `start` on."""
+    torch.manual_seed(seed * 1_000_003 + start)
+    images = as_float(data.images[start : start + chunk]).to(device)
+    labels = data.labels[start : start + chunk].to(device)
+    return {"distance": distances(model, images, labels, attack(model, images, labels), "l2")}
 
 
 def sweep(
@@ -336,9 +347,6 @@ def _outcomes(file: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
 
 
 def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    return digest(model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, _together(data)])
-
-
-def _together(data: ImageSet) -> int:
-    """How many images are attacked together: so few that four devices can share them, where there are enough."""
-    return chunk_size(data.images, max(CHUNK // 5, min(CHUNK, len(data) // 4)))
+    return digest(
+        model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, shareable(data.images, CHUNK)]
+    )

@@ -59,8 +59,8 @@ class Job:
 
     @property
     def gpus(self) -> int:
-        """How many it is given by a cluster: by its preset, unless its settings ask for the CPU."""
-        return int(self.preset in GPU_PRESETS and self.settings.device != "cpu")
+        """How many it is given by a cluster: one a device by its preset, unless its settings ask for the CPU."""
+        return self.settings.devices * int(self.preset in GPU_PRESETS and self.settings.device != "cpu")
 
 
 def read(file: Path) -> dict[str, Job]:
@@ -145,7 +145,7 @@ def folder_of(file: Path) -> Path:
 def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
     """Run all jobs that are not done, as many at a time as there are cores, or as the profile says. Returns an exit code.
 
-    A job that fails does not stop those that do not wait for it. Here at most one job at a time has a GPU. Raises
+    A job that fails does not stop those that do not wait for it. Here at most one job at a time has GPUs. Raises
     InputError when Snakemake is not installed, or a process is at work on the grid.
     """
     jobs, place = read(file), folder_of(file)
@@ -167,7 +167,8 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
         if profile:
             options = ["--profile", str(profile.resolve())]
         else:
-            options = ["--cores", str(cores or os.cpu_count() or 1), "--resources", "gpu=1"]
+            gpus = max(1, *(job.gpus for job in jobs.values()))
+            options = ["--cores", str(cores or os.cpu_count() or 1), "--resources", f"gpu={gpus}"]
             environment.setdefault("OMP_NUM_THREADS", "1")
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import uuid
 
@@ -9,15 +10,15 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from paperlib.distributed import STARTED, expected
 
-def started() -> bool:
-    """Whether this process is one of those that `launch` started."""
-    return "LOCAL_RANK" in os.environ
+# How the processes of a run are told that one of them is gone.
+LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
 
 
 def rank() -> int:
-    """Which of them it is, before it has joined the others; 0 for a process that is alone."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Which of the processes that `launch` started this one is, before it has joined them; 0 for one that is alone."""
+    return int(os.environ["LOCAL_RANK"]) if expected() > 1 else 0
 
 
 def launch(command: list[str], devices: int) -> tuple[int, str]:
@@ -27,6 +28,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
     how many threads each should have. Raises KeyboardInterrupt where the user ends it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ[STARTED] = str(devices)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
@@ -38,9 +40,11 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
         number, failure = error.get_first_failure()
         code = failure.exitcode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
-        return abs(code) if code > 0 else 1, f"process {number + 1} of {devices} {how}, so the others were ended"
+        return code if code > 0 else 1, f"process {number + 1} of {devices} {how}, so the others were ended"
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         return 1, f"ended by {error.sigval.name}"
+    finally:
+        del os.environ[STARTED]
     return 0, ""

@@ -96,15 +96,15 @@ class Run:
         name = self.settings.device
         if name == "cuda" and not torch.cuda.is_available():
             raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
-        kind = "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
-        return torch.device(kind, distributed.rank()) if kind == "cuda" and distributed.world() > 1 else torch.device(kind)
+        return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
         return f"<p>{self.notebook}, preset {self.preset}, in {_shown(self.folder)}</p><table>{rows}</table>"
 
     def finish(self) -> None:
-        """Write down that everything was computed, and let go of the folder."""
+        """Write down that everything was computed, by all processes, and let go of the folder."""
+        distributed.agreed(None)
         if distributed.rank():
             return
         _say(self, "finished", peak_memory_bytes=peak_memory())
@@ -128,12 +128,12 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     settings = resolve(notebook, preset, given)
     folder = folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    distributed.join()
-    if settings.devices != distributed.world():
+    if settings.devices != distributed.expected():
         raise InputError(
-            f"devices = {settings.devices}, but this is {distributed.world()} process: a notebook that is stepped through "
-            f"works on one device. `paperlib run {notebook} -p devices={settings.devices}` starts one for each"
+            f"devices = {settings.devices}: a notebook that is stepped through works on one device. "
+            f"`paperlib run {notebook} -p devices={settings.devices}` starts a process for each"
         )
+    distributed.join()
     if distributed.rank():  # the first process keeps the run's books
         return Run(notebook, preset, settings, folder)
     hold(folder)
@@ -216,10 +216,8 @@ def _say(run: Run, state: str, **more: Any) -> None:
 
 
 def note_failure(folder: Path, error: str) -> None:
-    """Write down that the run in `folder` did not come to its end, where its own process could not."""
-    file = folder / "status.json"
-    if file.exists() and status(folder)["state"] not in ("finished", "running"):
-        write_json(file, {**read_json(file), "state": "failed", "error": error})
+    """Write down why the run in `folder` did not come to its end, where its own process could not."""
+    write_json(folder / "status.json", {**read_json(folder / "status.json"), "state": "failed", "error": error})
 
 
 def seconds_of(about: Mapping[str, Any]) -> float:

@@ -167,7 +167,8 @@ def check_changes(settings: NetworkSettings, name: str, changes: Mapping[str, An
 
 S = TypeVar("S", bound=Settings)
 
-# Fields that do not make another run: the venue changes no number, devices only which random numbers are drawn.
+# Fields that do not make another run: the venue changes no number, devices which random numbers are drawn. Without
+# synchronised batch norm they change more, and then a training's recipe has them.
 ANY_RUN = {"venue", "devices"}
 
 

@@ -18,12 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from paperlib import __version__, distributed, models
 from paperlib.attacks import Attack, evaluating
 from paperlib.batchnorm import synchronised
-from paperlib.data import ImageSet, Splits, as_float, chunk_size
+from paperlib.data import ImageSet, Splits, as_float, shareable
 from paperlib.data.augment import crop_and_flip
 from paperlib.files import (
     InputError,
     described,
     digest,
+    read_about,
     read_json,
     read_tensors,
     root,
@@ -95,21 +96,28 @@ def fit(
 
     The best epoch has the highest score on the validation images: their clean accuracy or, with an `attack`, their robust
     accuracy or its mean with clean accuracy, as the settings say; they may also ask for the last epoch. `folder` gets
-    weights.safetensors and history.json, one entry an epoch. Order, augmentation and attacks of a step follow from
-    (seed, epoch, step) alone, and a checkpoint holds everything else: a run that was killed at any moment goes on and, on a
-    CPU, ends with the same bits. What was trained by the same recipe, here or in another run, is read back: the recipe is
-    all that the weights depend on. A training of the same name by another recipe is made anew. Raises DivergenceError when
-    the loss is not a number or beyond all bounds, naming the step, the terms and the last good checkpoint.
+    weights.safetensors and history.json, one entry an epoch. Order, augmentation and attacks of a step follow from (seed,
+    epoch, step) and the device's rank alone, and a checkpoint holds everything else: a run that was killed at any moment
+    goes on and, on a CPU, ends with the same bits; on another number of devices it goes on with other draws. What was
+    trained by the same recipe, here or in another run, is read back: the recipe is all that the weights depend on. A
+    training of the same name by another recipe is made anew. Raises DivergenceError when the loss is not a number or beyond
+    all bounds, naming the step, the terms and the last good checkpoint, and InputError where batches are too small for the
+    devices.
     """
     name = folder.name
-    recipe = _recipe(model, method, data, settings, seed, attack, device)
+    recipe = distributed.agreed(_recipe(model, method, data, settings, seed, attack, device))
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     rank, world = distributed.rank(), distributed.world()
     if distributed.agreed(rank == 0 and _trained(folder, recipe)):
         return models.load_weights(model, folder / "weights.safetensors").eval()
-    _check_parts(len(data.train), settings.batch_size, world)
+    count, least = len(data.train), 2 * world  # images of a batch: batch norm needs two in each process
+    starts = [start for start in range(0, count, settings.batch_size) if count - start >= least]
+    if not starts or settings.batch_size < least:
+        raise InputError(
+            f"devices = {world}: batches of {settings.batch_size} of {count} images; each device needs two of a batch"
+        )
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
     take = over_devices(model, method)
@@ -117,15 +125,15 @@ def fit(
     augment = partial(crop_and_flip, padding=settings.crop_padding, fill=settings.crop_fill, flip=settings.flip)
     bf16 = settings.bf16 and computes_in_bf16(device)
     averaging_from = round(settings.ema_start * settings.epochs)
-    starts = [start for start in range(0, len(labels), settings.batch_size) if len(labels) - start > 1]
     total = settings.epochs * len(starts)
 
     checkpoint = folder / "checkpoint.safetensors"
     about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0, "validation_seconds": 0.0,
                              "recipe": recipe}  # fmt: skip
     best: dict[str, Tensor] = {}
-    if checkpoint.exists() and (kept := read_tensors(checkpoint))[1].get("recipe", recipe) == recipe:
-        about, best = _restore(kept, model, averaged, optimizer)
+    if distributed.agreed(checkpoint.exists() and read_about(checkpoint).get("recipe", recipe) == recipe):
+        about, best = _restore(read_tensors(checkpoint), model, averaged, optimizer)
+        distributed.agreed(None)  # nobody removes it before all have read it
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
     def save() -> None:
@@ -167,7 +175,8 @@ def fit(
                 if settings.clip:
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
-                distributed.broadcast(model.buffers())
+                if not settings.sync_batch_norm:  # else they are the same
+                    distributed.broadcast(model.buffers())
                 if settings.ema:
                     _average(averaged, model, settings.ema if epoch >= averaging_from else 0.0)
                 for term, value in values.items():
@@ -235,16 +244,6 @@ class _Objective(nn.Module):
         return self.method.loss(self.model, batch, step)
 
 
-def _check_parts(count: int, batch_size: int, world: int) -> None:
-    """Raise InputError where a process would have less than two images of a batch: batch norm needs as many."""
-    smallest = min(count, batch_size, count % batch_size if count % batch_size > 1 else batch_size)
-    if world > 1 and smallest < 2 * world:
-        raise InputError(
-            f"devices = {world}: an epoch of {count} images has a batch of {smallest}, and each device should have two of "
-            f"it at least; choose another batch_size than {batch_size}, or fewer devices"
-        )
-
-
 def _recipe(
     model: nn.Module,
     method: Method,
@@ -258,7 +257,10 @@ def _recipe(
 
     None for a method that cannot be described by content; then its training goes by its name alone.
     """
-    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in ("seeds", *ANY_RUN)}
+    skipped = {"seeds", "sync_batch_norm", *ANY_RUN}
+    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in skipped}
+    if distributed.world() > 1 and not settings.sync_batch_norm:
+        chosen["devices"] = settings.devices  # each normalises its own part of a batch
     try:
         parts = [chosen, seed, torch.device(device).type, __version__, described(attack), described(method)]
     except TypeError:
@@ -296,7 +298,7 @@ def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: An
 
     The attack draws from the global generator's seed and a chunk's place; devices share the chunks.
     """
-    together = chunk_size(data.images, max(50, min(500, len(data) // 4)))
+    together = shareable(data.images, 500)
     seed = torch.initial_seed()
 
     def of_chunk(start: int) -> dict[str, Tensor]:

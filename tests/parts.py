@@ -6,9 +6,11 @@ python parts.py FOLDER    started by paperlib.launch, writes FOLDER/<rank>.safet
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,12 +229,35 @@ def streamed(folder: Path) -> int:
     return len(calls)
 
 
+def one_sided(together: bool) -> dict[str, Tensor]:
+    """A step of DICAR in which the labels of the second process's images are wrong: the model has none of them right."""
+    model = network("small_cnn").eval()
+    pixels, _, depth = images()
+    right = model(pixels).argmax(1)
+    labels = torch.where(torch.arange(COUNT) % 2 == 0, right, (right + 1) % CLASSES)
+    own = list(range(COUNT)[distributed.rank() :: distributed.world()])
+    take = training.over_devices(model.train(), RAAT(partial(ATTACK, eps=1e-9, step_size=1e-9)))
+    torch.manual_seed(0)
+    with synchronised(model) if together and distributed.world() > 1 else nullcontext():
+        terms = take(Batch(pixels[own], labels[own], lambda x: x.clone(), depth[own]), Step(40, 100, 4))
+        training.backward(terms["total"], len(own), COUNT)
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {**found, "members": labels[own] == right[own]}
+
+
 def everything(folder: Path) -> dict[str, Tensor]:
     model = fitted(folder / "whole")
     half(folder / "half")
+    if distributed.rank() == 0:
+        shutil.copytree(folder / "half", folder / "again")
+    distributed.agreed(None)
+    again = fitted(folder / "again")
     return {
         **every_gradient(),
         "streamed files": torch.tensor(streamed(folder)),
+        **{f"one-sided together {name}": value for name, value in one_sided(True).items()},
+        **{f"one-sided apart {name}": value for name, value in one_sided(False).items()},
+        **{f"again {name}": value for name, value in again.state_dict().items()},
         **{f"fitted {name}": value for name, value in model.state_dict().items()},
         **{f"evaluated {name}": value for name, value in evaluated(model).items()},
     }

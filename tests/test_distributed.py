@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from paperlib import distributed, models, runs, training
-from paperlib.files import InputError, read_tensors
+from paperlib import cli, distributed, launch, models, runs, training
+from paperlib.files import InputError, read_tensors, write_json
+from paperlib.methods.baselines import Standard
+from paperlib.settings import TrainingSettings
 
 PROGRAM = "import sys; from paperlib.launch import launch; print(launch(sys.argv[1:], 2))"
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -83,6 +85,24 @@ def test_a_training_is_that_of_one_process(alone: dict[str, Tensor], two: list[d
         torch.testing.assert_close(two[0][key], alone[key], rtol=1e-3, atol=1e-4)
 
 
+def test_a_checkpoint_of_two_processes_is_gone_on_from_by_two(two: list[dict[str, Tensor]]) -> None:
+    for key in (key for key in two[0] if key.startswith("again")):
+        torch.testing.assert_close(two[0][key], two[1][key], rtol=0, atol=0)
+        torch.testing.assert_close(two[0][key], two[0][key.replace("again", "fitted")], rtol=0, atol=0)
+
+
+def test_a_process_without_an_image_for_a_term_takes_part_all_the_same(
+    alone: dict[str, Tensor], two: list[dict[str, Tensor]]
+) -> None:
+    """DICAR of images of which one process has none right, with its own statistics of batch norm and with all."""
+    for key in (key for key in alone if key.startswith("one-sided")):
+        assert all(found[key].isfinite().all() for found in two)
+    for key in (key for key in alone if key.startswith("one-sided together") and "members" not in key):
+        torch.testing.assert_close(two[0][key], alone[key], **EXACT)
+    assert bool(alone["one-sided together members"].any())
+    assert [bool(found["one-sided together members"].any()) for found in two] == [True, False]
+
+
 def test_a_checkpoint_of_two_processes_is_gone_on_from_by_one(
     folder: Path, tmp_path: Path, alone: dict[str, Tensor]
 ) -> None:
@@ -113,15 +133,48 @@ def test_who_dies_is_named_and_the_others_do_not_wait(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 60
 
 
-def test_what_cannot_be_shared_out_is_refused(home: Path) -> None:
-    with pytest.raises(InputError, match=r"devices = 2, but this is 1 process.*paperlib run toy_pag -p devices=2"):
+def test_what_cannot_be_shared_out_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"devices = 2: a notebook.*paperlib run toy_pag -p devices=2"):
         runs.start("toy_pag", {"devices": 2})
-    training._check_parts(100, 32, 1)
-    training._check_parts(100, 32, 2)
-    with pytest.raises(InputError, match=r"has a batch of 3.*two of it at least"):
-        training._check_parts(99, 32, 2)
-    with pytest.raises(InputError, match="has a batch of 6"):
-        training._check_parts(6, 32, 4)
+    settings = TrainingSettings(**{**parts.SETTINGS, "batch_size": 2})
+    model = models.build("small_cnn", classes=3, channels=3, width=4, seed=0)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "agreed", lambda value: value)
+    with pytest.raises(InputError, match="devices = 2: batches of 2 of 46 images; each device needs two"):
+        training.fit(model, Standard(), parts.splits(), settings, home / "fit", seed=0)
+
+
+def test_fewer_gpus_than_devices_are_refused_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("started"))
+    with pytest.raises(InputError, match="devices = 2, but there are 1 GPUs here"):
+        cli._execute("jacobian_norm", "quick", {"devices": 2})
+    monkeypatch.setattr(launch, "launch", lambda command, devices: (0, print(*command)) and (0, ""))
+    cli._execute("jacobian_norm", "quick", {"devices": 2, "device": "cpu", "train_images": 100, "milestones": [0.5]})
+    assert "-p devices=2 -p device=cpu -p train_images=100 -p milestones=[0.5]" in capsys.readouterr().out
+
+
+def test_why_a_run_failed_stays_what_its_own_process_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"devices": 2, "seeds": [0]}
+    folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag", "quick", given))
+    for own, state, expected in (
+        ("DivergenceError: lower the learning rate", "failed", "DivergenceError: lower the learning rate"),
+        ("RuntimeError: Connection closed by peer", "failed", "process 2 of 2"),
+        ("", "stopped", "process 2 of 2"),
+    ):
+
+        def ended(*_: object, own: str = own, state: str = state) -> tuple[int, str]:
+            about = {"state": state, "notebook": "toy_pag", "preset": "quick", "started": 0.0, "seconds": 1.0}
+            write_json(folder / "status.json", {**about, **({"error": own} if own else {})})
+            return 1, "process 2 of 2 failed"
+
+        monkeypatch.setattr(launch, "launch", ended)
+        assert cli._execute("toy_pag", "quick", given) == 1
+        about = runs.status(folder)
+        assert about["state"] == "failed"
+        assert expected in about["error"]
 
 
 def test_alone_nothing_is_sent() -> None:

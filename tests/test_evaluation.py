@@ -105,7 +105,7 @@ def test_outputs_that_are_no_numbers_are_wrong() -> None:
 
 
 def test_a_killed_evaluation_goes_on_by_chunk_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", 10)
+    monkeypatch.setattr(evaluation, "shareable", lambda images, most: 10)
     model, data, calls = Threshold(), images(), CALLS
     calls.clear()
 

@@ -57,6 +57,14 @@ def chunk_size(images: Tensor, most: int) -> int:
     return max(1, min(most, most * 96**2 // (images.shape[-1] * images.shape[-2]))) if images.ndim == 4 else most
 
 
+def shareable(images: Tensor, most: int) -> int:
+    """How many of these images are processed together where devices share them.
+
+    A quarter, so that four have something to do, but 50 at least, which keep a small network busy, and `most` at most.
+    """
+    return chunk_size(images, max(50, min(most, len(images) // 4)))
+
+
 def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Splits:
     """Hold `validation` images of the training set out, the same number per class, chosen by `seed` alone.
 

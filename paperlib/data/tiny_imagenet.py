@@ -7,6 +7,7 @@ folders: val/<class>/* or val/<class>/images/*. Both are read as they are, nothi
 
 from pathlib import Path
 
+from filelock import FileLock
 from torchvision.datasets.utils import download_and_extract_archive
 
 from paperlib.data.folder import Listing, decoded, listed, subfolders
@@ -30,7 +31,9 @@ def load() -> tuple[ImageSet, ImageSet]:
             return read(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        download_and_extract_archive(URL, str(place), md5=MD5)
+        with FileLock(place / ".lock"):  # of two processes one downloads it
+            if not (place / NAME / "train").is_dir():
+                download_and_extract_archive(URL, str(place), md5=MD5)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"data 'tiny_imagenet' is not in {place} and cannot be downloaded ({error}). Put {NAME}.zip or its extracted "

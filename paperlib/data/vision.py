@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torchvision import datasets
 
 from paperlib.data.images import ImageSet
@@ -27,7 +28,8 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
     folder = root() / "data" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        train, test = (_read(name, folder, training) for training in (True, False))
+        with FileLock(folder / ".lock"):  # of two processes one downloads it
+            train, test = (_read(name, folder, training) for training in (True, False))
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError
         address, file = SOURCES[name]
         raise InputError(

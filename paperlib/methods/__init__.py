@@ -12,7 +12,7 @@ from paperlib.data import ImageSet
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees."""
+    """What a training step sees: on several devices each its own part."""
 
     images: Tensor  # N×… in [0,1], not augmented
     labels: Tensor  # int64 N
@@ -40,9 +40,12 @@ class Method(Protocol):
     """What `training.fit` minimises."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The named terms of the loss, scalars, and their weighted sum under "total".
+        """The named terms of the loss, scalars, and their weighted sum under "total", a mean over the images given.
 
-        Whatever else is to be recorded over training, say a share of the batch, may stand beside them.
+        Whatever else is to be recorded over training, say a share of the batch, may stand beside them. For several
+        devices: a mean over some of the images goes through `distributed.part_mean`, what is drawn once for the whole
+        batch through `distributed.agreed`, and each process passes through the network in training mode as often as the
+        others, whatever its images are.
         """
         ...
 

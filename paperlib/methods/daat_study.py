@@ -1,6 +1,5 @@
 """The study `daat_imagenet100`: what DAAT's notebook can be told, and what it trains, attacks and measures."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from paperlib.files import InputError, root
 from paperlib.methods import Method
 from paperlib.methods.baselines import Standard
 from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
-from paperlib.methods.ramped import Ramped
+from paperlib.methods.ramped import ramped
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
 from paperlib.saliency import Attention, activated, attended, grad_cam, name_in, rollout, tokens, transformer
@@ -165,14 +164,17 @@ def training_attack(settings: DaatSettings) -> Attack:
     return training_pgd(eps=settings.eps, norm=settings.norm, steps=settings.train_steps)
 
 
-def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> Ramped:
+def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> Method:
     """DAAT with a teacher or without, aligned with G of a source, or with none."""
-    wanted = None if source is None else target(settings, size, source)
+    return _daat(settings, None if source is None else target(settings, size, source), teacher, weight)
+
+
+def _daat(settings: DaatSettings, wanted: Target | None, teacher: nn.Module | None, weight: float) -> Method:
     method = DAAT(
         training_attack(settings), None if wanted is None else attention(settings), wanted, weight=weight,
         distance=settings.distance, schedule=settings.align_schedule, teacher=teacher, feature=settings.feature,
     )  # fmt: skip
-    return Ramped(method, *settings.ramp)
+    return ramped(method, settings.ramp)  # type: ignore[no-any-return]
 
 
 def methods(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
@@ -361,7 +363,5 @@ def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Meth
         oracles.untrained_dpt() if settings.oracle == "pretrained" else oracles.DepthNet().eval().requires_grad_(False)
     )
     seen = oracles.target(oracles.by_network(network), settings.operator)
-    full = daat(settings, size, frozen, None, settings.weight)
     plain = methods(settings.model_copy(update={"methods": ["standard", "pgd_at"]}), size, None)
-    aligned = dataclasses.replace(full.method, attention=attention(settings), target=seen)
-    return {**plain, "daat": dataclasses.replace(full, method=aligned)}
+    return {**plain, "daat": _daat(settings, seen, frozen, settings.weight)}

@@ -26,7 +26,7 @@ from paperlib.methods.daat import DAAT
 from paperlib.methods.gfa import GFA
 from paperlib.methods.pag import PAG, Targets, class_mean, one_image, sample, toward
 from paperlib.methods.raat import RAAT
-from paperlib.methods.ramped import Ramped
+from paperlib.methods.ramped import ramped
 from paperlib.oracles import Oracle, Target
 from paperlib.runs import Run
 from paperlib.saliency import Attention, activated, attended
@@ -179,21 +179,16 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
     }
 
     def defence(name: Name) -> Method:
-        return _ramped(settings, built[name](settings.weights.get(name, 0.0)))
+        return ramped(built[name](settings.weights.get(name, 0.0)), settings.ramp)  # type: ignore[no-any-return]
 
     def term(name: Name, weight: float) -> Added:
-        return Added(_ramped(settings, _term_alone(built[name](1.0))), TERMS[name], weight)
+        return Added(ramped(_term_alone(built[name](1.0)), settings.ramp), TERMS[name], weight)
 
     mixed = {
         name: Combined(defence(one.base), tuple(term(other, weight) for other, weight in one.add.items()))
         for name, one in settings.combinations.items()
     }
     return {**{name: defence(name) for name in settings.defences}, **mixed}
-
-
-def _ramped(settings: MatrixSettings, method: Method) -> Method:
-    """A method whose attack, if it has one, is at the radius that the settings' ramp says."""
-    return Ramped(method, *settings.ramp) if settings.ramp[1] and hasattr(method, "attack") else method
 
 
 def _term_alone(method: Method) -> Method:

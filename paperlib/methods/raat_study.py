@@ -478,10 +478,16 @@ def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
 
 
 def unequal_time(histories: Mapping[str, Mapping[str, Any]], tolerance: float = 0.1) -> dict[str, str]:
-    """The long PGD-AT, with the reason, where its training did not take as long as RAAT's to within `tolerance`."""
+    """The long PGD-AT, with the reason, where its training did not take as long as RAAT's to within `tolerance`.
+
+    Nor can that be said where the two had not the same number of devices.
+    """
     by_seed = {name.rsplit("-seed", 1)[1]: name for name in histories if name.startswith("pgd_at_long-seed")}
     for seed, long in by_seed.items():
         if raat := histories.get(f"raat-seed{seed}"):
+            devices = [one.get("environment", {}).get("devices", 1) for one in (histories[long], raat)]
+            if devices[0] != devices[1]:
+                return {"pgd_at_long": f"was trained on {devices[0]} devices, RAAT on {devices[1]}"}
             ratio = histories[long]["seconds"] / raat["seconds"]
             if abs(ratio - 1) > tolerance:
                 return {"pgd_at_long": f"took {ratio:.2f} times RAAT's training time; set long_epochs for within 10 %"}

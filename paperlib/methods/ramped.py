@@ -3,6 +3,7 @@
 Lore of training, in none of the four papers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,6 +42,11 @@ class Ramped:
         weaker = {name: rise * attack.keywords[name] for name in ("eps", "step_size")}
         now = partial(attack, **weaker) if rise else partial(unmoved, **{**attack.keywords, **weaker})
         return replace(self.method, attack=now).loss(model, batch, step)  # type: ignore[no-any-return]
+
+
+def ramped(method: Any, ramp: Sequence[float]) -> Any:
+    """A method whose attack, if it has one, rises over the two shares `ramp`; itself where the second is zero."""
+    return Ramped(method, *ramp) if ramp[1] and hasattr(method, "attack") else method
 
 
 def unmoved(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> Tensor:
