@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from test_notebooks import TINY
 from torture import descendants
 
 from paperlib import runs
+from paperlib.files import read_json
 
 pytestmark = pytest.mark.torture  # minutes: `make torture`
 TOY = ["-p", "seeds=[0]", "-p", "epochs=2", "-p", "neighbors=2"]
@@ -138,6 +140,19 @@ def test_on_two_devices_the_death_of_one_ends_the_run_in_seconds_and_one_goes_on
     assert done.returncode == 0, done.stderr
     assert "vanilla-seed0: epoch 1 " not in done.stdout  # the first training went on
     assert runs.status(folder)["state"] == "finished"
+
+
+@pytest.mark.parametrize("notebook", sorted(set(TINY) - {"toy_pag"}))
+def test_every_notebook_runs_on_two_devices(notebook: str, home: Path) -> None:
+    """Each process takes the same way through it, so that none waits for the other; its books are kept once."""
+    options = [part for name, value in {**TINY[notebook], "devices": "2"}.items() for part in ("-p", f"{name}={value}")]
+    whole = [sys.executable, "-m", "paperlib.cli", "run", notebook, *options]
+    done = subprocess.run(whole, env=environment(home), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (home / "runs" / notebook).iterdir()
+    assert runs.status(folder)["state"] == "finished"
+    assert len(read_json(folder / "environment.json")) == 1
+    assert read_json(folder / "environment.json")[0]["devices"] == 2
 
 
 def said_by(process: int) -> str:
