@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import json
 import re
 import tomllib
 
@@ -66,3 +67,17 @@ def test_imports_go_one_way() -> None:
                 if name == own or name.startswith("_") or (own, name) in allowed:
                     continue
                 assert order.index(name) < order.index(own), f"{file.name} imports {name}"
+
+
+def test_the_ledger_of_the_readme_counts_the_published_verdicts() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    rows = re.findall(r"^\| \[[^|]*\| [^|]* \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", readme, re.MULTILINE)
+    total = re.search(r"^\| all \| \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", readme, re.MULTILINE)
+    assert total
+    found = []
+    for file in (REPOSITORY / "docs" / "results").rglob("claims.json"):
+        outcomes = [claim["outcome"] for claim in json.loads(file.read_text())]
+        forms = ("reproduced", "direction only", "not reproduced", "not tested here")
+        found.append((len(outcomes), *(outcomes.count(form) for form in forms)))
+    assert sorted(tuple(map(int, row)) for row in rows) == sorted(found)
+    assert tuple(map(int, total.groups())) == tuple(map(sum, zip(*found, strict=True)))
