@@ -249,15 +249,21 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
         asked.append((*methods, changes["seeds"], changes.get("epochs")))  # type: ignore[arg-type]
         return {name: {0: None} for name in methods}
 
-    settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": "[raat, mixed_equal]", **MIXED})
-    run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
     data = Splits(images(), images(), images())
     methods = {"raat": None, "pgd_at": None, "mixed": None}
-    assert list(matrix_study.train(run, methods, data, train_each)) == [*methods]  # type: ignore[arg-type]
-    longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]
-    assert list(longer) == ["raat_equal", "pgd_at_equal", "mixed_equal"]
-    assert asked[:3] == [("raat", [0], None), ("pgd_at", [0, 1], None), ("mixed", [0, 1], None)]
-    assert asked[3:] == [("raat_equal", [0], 3), ("pgd_at_equal", [0, 1], 7), ("mixed_equal", [0], 2)]
+    for chosen, first, second in (
+        ("[raat]", ([0], [0, 1], [0, 1]), ([0], [0, 1], [0, 1])),
+        ("[equal]", ([0, 1], [0, 1], [0, 1]), ([0], [0], [0])),
+        ("[combinations, raat]", ([0], [0, 1], [0]), ([0], [0, 1], [0])),
+    ):
+        asked.clear()
+        settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": chosen, **MIXED})
+        run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
+        assert list(matrix_study.train(run, methods, data, train_each)) == [*methods]  # type: ignore[arg-type]
+        longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]
+        assert list(longer) == ["raat_equal", "pgd_at_equal", "mixed_equal"]
+        assert asked[:3] == [(name, seeds, None) for name, seeds in zip(methods, first, strict=True)]
+        assert asked[3:] == [*zip(longer, second, (3, 7, 2), strict=True)]
 
 
 def test_quick_takes_what_the_notebook_of_raat_trained() -> None:

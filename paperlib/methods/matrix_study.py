@@ -42,6 +42,7 @@ TERMS: dict[Name, str] = {
     "nearest_neighbor": "misalignment", "first": "misalignment", "deep": "misalignment", "trades": "kl", "mart": "kl",
     "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
+GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
 START = 0.001  # deviation of TRADES's and MART's normal start
 DEEP = 3  # layers
 
@@ -67,7 +68,7 @@ class MatrixSettings(DepthSettings):
     defences: Annotated[list[Name], Field(min_length=2)]
     weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
     combinations: dict[str, Combination]  # what no paper tried; add your own
-    one_seed: list[str]  # defences and combinations, also as "<name>_equal", that are trained with the first seed alone
+    one_seed: list[str]  # trained with the first seed alone: names, "combinations", "equal" for all of equal compute
     ramp: Ramp  # of ε, in every attack in training
     equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
@@ -88,14 +89,18 @@ class MatrixSettings(DepthSettings):
             raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
         if double := set(self.defences) & set(self.combinations):
             raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
-        if extra := {name.removesuffix("_equal") for name in self.one_seed} - set(trained):
-            raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are")
+        if extra := set(self.one_seed) - set(trained) - GROUPS:
+            raise ValueError(
+                f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are, and "
+                f"{' and '.join(sorted(GROUPS))} name several"
+            )
         if self.equal_compute and self.equal_compute not in self.defences:
             raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
         for name in self.combinations:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("_equal") or name == "judge":
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("_equal") or name in {"judge", *GROUPS}:
                 raise ValueError(
-                    f"combinations: {name!r} should be a name of small letters, digits and _, not judge or with _equal"
+                    f"combinations: {name!r} should be a name of small letters, digits and _, not with _equal, nor one of "
+                    f"{', '.join(sorted({'judge', *GROUPS}))}"
                 )
         used = {*self.defences, *(one.base for one in self.combinations.values())}
         needed = {name for name in used if name in TERMS}
@@ -208,7 +213,7 @@ def train(
     train_each: Callable[..., Any],
     epochs: Mapping[str, int] | None = None,
 ) -> dict[str, dict[int, nn.Module]]:
-    """The methods by name and seed, by `training.train_each`; those of `one_seed` with the first seed alone.
+    """The methods by name and seed, by `training.train_each`; those that `one_seed` names with the first seed alone.
 
     With `epochs`, of each by name, they are the trainings of equal compute, as "<name>_equal".
     """
@@ -216,7 +221,8 @@ def train(
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
         called, changes = (name, {}) if epochs is None else (f"{name}_equal", {"epochs": epochs[name]})
-        alone = {name, called} & set(settings.one_seed)
+        groups = {"combinations"} if name in settings.combinations else set()
+        alone = {name, *groups, *(["equal"] if epochs else [])} & set(settings.one_seed)
         seeds = list(settings.seeds[:1] if alone else settings.seeds)
         trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)
     return trained
