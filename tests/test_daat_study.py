@@ -14,6 +14,7 @@ from paperlib.data import ImageSet, scenes
 from paperlib.files import InputError
 from paperlib.methods import daat_study as study
 from paperlib.methods.daat import DAAT
+from paperlib.methods.ramped import Ramped
 
 
 def settings(**changes: Any) -> study.DaatSettings:
@@ -57,7 +58,9 @@ def test_table_1_differs_only_in_its_terms(home: Path) -> None:
     teacher = models.build("vit_conv", classes=10, channels=3, width=s.width, seed=1)
     found = study.methods(s, 32, teacher)
     assert list(found) == ["standard", "pgd_at", "without_align", "daat"]
-    pgd_at, alone, full = (found[name] for name in ("pgd_at", "without_align", "daat"))
+    ramped = [found[name] for name in ("pgd_at", "without_align", "daat")]
+    assert all(isinstance(one, Ramped) and [one.begin, one.end] == s.ramp for one in ramped)
+    pgd_at, alone, full = (one.method for one in ramped)  # type: ignore[attr-defined]
     assert isinstance(pgd_at, DAAT) and isinstance(alone, DAAT) and isinstance(full, DAAT)  # noqa: PT018
     assert pgd_at.teacher is None
     assert pgd_at.target is alone.target is None
@@ -67,12 +70,12 @@ def test_table_1_differs_only_in_its_terms(home: Path) -> None:
     assert full.attack.keywords["step_size"] == pytest.approx(2.5 * s.eps_linf / s.train_steps)
     images, distance = torch.rand(3, 3, 32, 32), 1 + torch.rand(3, 32, 32)
     controls = study.controls(s, 32, teacher)
-    seen = {name: method.target(images, distance, (8, 8)) for name, method in controls.items()}  # type: ignore[attr-defined]
+    seen = {name: method.method.target(images, distance, (8, 8)) for name, method in controls.items()}  # type: ignore[attr-defined]
     torch.testing.assert_close(seen["daat_rgb_edges"], oracles.target(oracles.luminance)(images, None, (8, 8)))
     own = full.target(images, distance, (8, 8))  # type: ignore[misc]
     torch.testing.assert_close(seen["daat_shuffled"], own.roll(-1, 0))
     torch.testing.assert_close(seen["daat_uniform"], torch.full((3, 8, 8), 1 / 64))
-    assert [method.weight for method in study.weights(s, 32, teacher).values()] == [0.5]  # type: ignore[attr-defined]
+    assert [method.method.weight for method in study.weights(s, 32, teacher).values()] == [0.5]  # type: ignore[attr-defined]
 
 
 def test_some_are_trained_with_the_first_seed_alone(home: Path) -> None:
