@@ -26,7 +26,7 @@ from paperlib.evaluation import binomial_interval
 from paperlib.files import described, digest, read_json, root, write_json, write_text
 from paperlib.methods import Method
 from paperlib.methods.baselines import TRADES, AdversarialTraining, GradientPenalty, Standard
-from paperlib.methods.ramped import Ramped
+from paperlib.methods.ramped import ramped
 from paperlib.settings import TrainingSettings
 
 FOLDER = root() / "runs" / "calibration"
@@ -81,8 +81,7 @@ def method(case: Case) -> Method:
         "trades": partial(TRADES, partial(attack, loss="kl", start_deviation=0.001)),
         "gradient_penalty": partial(GradientPenalty, 1.0),
     }
-    method = built[case.method]()
-    return Ramped(method, 0.1, 0.6) if hasattr(method, "attack") else method  # small networks learn little without
+    return ramped(built[case.method](), (0.1, 0.6))  # small networks learn little without
 
 
 def reencoded(model: nn.Module, quality: int = 60) -> nn.Module:

@@ -108,7 +108,7 @@ figures.contact_sheet(run, images.train)
 network = training.build(s, images, 0)
 study.check(s, network, sample)
 methods = study.methods(s, images.train, network, run.device)
-cost = matrix.costs(methods, network, images, s.batch_size, s.epochs, run.device)
+cost = matrix.costs(methods, network, images, s.epochs, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
 figures.table(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
 

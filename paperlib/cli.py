@@ -418,9 +418,7 @@ def _execute_parts(
 
     from paperlib import launch, runs
 
-    devices, gpus = settings.devices, torch.cuda.device_count() if settings.device != "cpu" else 0
-    if settings.device == "cuda" and not gpus:
-        raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+    devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
     if 0 < gpus < devices:
         raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}

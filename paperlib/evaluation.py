@@ -1,7 +1,7 @@
 """Accuracy under every attack, image by image, with the checks that an honest evaluation passes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,8 @@ def evaluate(
     stage = "evaluating" if file is None else file.stem
     starts = range(len(outcomes["clean"]), len(data), together)
     with evaluating(model), Bar(len(data), stage, "img", starts.start) as progress, torch.random.fork_rng():
-        for first in range(0, len(starts), distributed.world()):
-            for found in distributed.shared(starts[first : first + distributed.world()], of_chunk):
-                outcomes = {name: torch.cat([outcomes[name], found[name]]) for name in outcomes}
-            flags = distributed.united(flags)
+        for known in _in_rounds(outcomes, starts, of_chunk):
+            outcomes, flags = known, distributed.united(flags)
             if keeps:
                 write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags})
             progress.update(len(outcomes["clean"]) - progress.done)
@@ -89,6 +87,16 @@ def evaluate(
         if (accuracy := float(outcomes[name].float().mean())) > clean:
             flags = [*flags, f"{name}: accuracy under attack ({accuracy:.1%}) is above clean accuracy ({clean:.1%})"]
     return outcomes, flags
+
+
+def _in_rounds(
+    known: dict[str, Tensor], starts: Sequence[int], of_chunk: Callable[[int], dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """`known` and what `of_chunk` finds from each of `starts` on, after each round: a chunk a device."""
+    for first in range(0, len(starts), distributed.world()):
+        for found in distributed.shared(starts[first : first + distributed.world()], of_chunk):
+            known = {name: torch.cat([known[name], found[name]]) for name in known}
+        yield known
 
 
 def evaluate_each(
@@ -140,18 +148,16 @@ def distances_each(
                 file = run.folder / "distances" / f"{name}-{method}-seed{seed}.safetensors"
                 recipe = digest(model, data, [name, described(attack), chunk])
                 of_chunk = partial(_distances, model.to(run.device), data, attack, run.device, chunk, seed)
-                found = torch.empty(0)
+                known = {"distance": torch.empty(0)}
                 if file.exists() and (stored := read_tensors(file))[1]["recipe"] == recipe:
-                    found = stored[0]["distance"]
-                found = distributed.handed_out({"distance": found})["distance"]
-                starts = range(len(found), len(data), chunk)
+                    known = stored[0]
+                found = known = distributed.handed_out(known)
+                starts = range(len(known["distance"]), len(data), chunk)
                 with evaluating(model), torch.random.fork_rng():
-                    for first in range(0, len(starts), distributed.world()):
-                        parts = distributed.shared(starts[first : first + distributed.world()], of_chunk)
-                        found = torch.cat([found, *(part["distance"] for part in parts)])
+                    for found in _in_rounds(known, starts, of_chunk):
                         if distributed.rank() == 0:
-                            write_tensors(file, {"distance": found}, {"recipe": recipe})
-                rows.append((method, seed, name, found.numpy()))
+                            write_tensors(file, found, {"recipe": recipe})
+                rows.append((method, seed, name, found["distance"].numpy()))
     return pd.DataFrame(rows, columns=["method", "seed", "attack", "each"])
 
 

@@ -136,15 +136,13 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
 # What it costs -----------------------------------------------------------------------------------------------------
 
 
-def costs(
-    methods: Mapping[str, Method], model: nn.Module, data: Splits, batch_size: int, epochs: int, device: torch.device
-) -> pd.Series:
+def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, epochs: int, device: torch.device) -> pd.Series:
     """Each defence's step in plain steps: multiplications counted, see `cost`.
 
     On a batch whose labels are the untrained model's own answers, so that terms on right images alone (DICAR) count in
     full: the most that they can take.
     """
-    few, probe = data.train[: min(batch_size, FEW)], copy.deepcopy(model).to(device)
+    few, probe = data.train[:FEW], copy.deepcopy(model).to(device)
     images = as_float(few.images).to(device)
     with evaluating(probe), torch.no_grad():
         labels = probe(images).argmax(1)

@@ -79,6 +79,14 @@ def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
 # A run -------------------------------------------------------------------------------------------------------------
 
 
+def device_of(settings: Settings) -> torch.device:
+    """Where the tensors go: the setting, or a GPU where there is one. Raises InputError where a GPU is asked in vain."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" != here:
+        raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+    return torch.device(here if settings.device == "auto" else settings.device)
+
+
 @dataclass(frozen=True)
 class Run:
     """One notebook with its settings, at work in its folder."""
@@ -93,10 +101,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the tensors go: the setting, or a GPU where there is one."""
-        name = self.settings.device
-        if name == "cuda" and not torch.cuda.is_available():
-            raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
-        return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+        return device_of(self.settings)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)

@@ -272,7 +272,8 @@ def _trained(folder: Path, recipe: str | None) -> bool:
     """Whether `folder` holds what a recipe gave; what it gave in another run is copied here."""
 
     def read(weights: Path) -> tuple[Path, dict[str, Any]]:
-        read_tensors(weights)  # whole, or it is not taken
+        if weights.parent != folder:
+            read_tensors(weights)  # whole, or it is not taken; its own are read, and so tried, by who asks
         return weights, read_json(weights.with_name("history.json"))
 
     if not (found := recall(recipe, folder / "weights.safetensors", "training/*/weights.safetensors", read)):

@@ -114,11 +114,7 @@ def gradients(kind: str, build: Build, together: bool = True) -> dict[str, Tenso
     torch.manual_seed(0)
     model.train()
     step = Step(40, 100, 4, averaged)
-    if together and distributed.world() > 1:
-        with synchronised(model):
-            terms = take(Batch(pixels, labels, lambda x: x.clone(), depth), step)
-            training.backward(terms["total"], len(own), COUNT)
-    else:
+    with synchronised(model) if together and distributed.world() > 1 else nullcontext():
         terms = take(Batch(pixels, labels, lambda x: x.clone(), depth), step)
         training.backward(terms["total"], len(own), COUNT)
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

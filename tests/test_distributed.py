@@ -147,6 +147,7 @@ def test_what_cannot_be_shared_out_is_refused(home: Path, monkeypatch: pytest.Mo
 def test_fewer_gpus_than_devices_are_refused_before_anything_starts(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("started"))
     with pytest.raises(InputError, match="devices = 2, but there are 1 GPUs here"):
