@@ -4,6 +4,7 @@ Writes docs/results/benchmarks.json and benchmarks.md. Timings are medians of in
 slows down slows all of them. `python -m benchmarks NAME…` runs some of them and keeps the others' results.
 """
 
+import inspect
 import os
 import statistics
 import subprocess
@@ -242,7 +243,10 @@ def steps_against_least(names: list[str], width: int, size: int, repeats: int) -
 
 
 def adversarial_methods() -> list[Row]:
-    """A step of each adversarial method (B = 64, ten attack steps) beside the passes that it needs at least."""
+    """A step of each adversarial method (B = 64, ten attack steps) beside the passes that it needs at least.
+
+    These are timed one by one and added up; below zero is their overhead, and noise.
+    """
     return steps_against_least(list(LEAST), WIDTH, BATCH, 3)
 
 
@@ -332,7 +336,10 @@ def one_gradient() -> list[Row]:
 
 
 def sampled_classes() -> list[Row]:
-    """What K does to the result: Class Mean, λ = 0.1, on 1,500 scenes, ResNet-18 of width 8, five epochs; one seed."""
+    """What K does to the result: Class Mean, λ = 0.1, on 1,500 scenes, ResNet-18 of width 8, five epochs; one seed.
+
+    So short a training leaves the plain network hardly trained, and none robust: it is K that is compared.
+    """
     data = load("scenes", train_images=1500, validation_images=200, test_images=500)
     settings = TrainingSettings.model_validate(
         {
@@ -502,11 +509,13 @@ def main() -> None:
     results: dict[str, Any] = read_json(file) if file.exists() and sys.argv[1:] else {}
     for name in sys.argv[1:] or known:
         results[name] = {"environment": environment(), "rows": known[name]()}
-        print(_section(name, known[name].__doc__, results[name]), flush=True)
+        print(_section(name, inspect.getdoc(known[name]), results[name]), flush=True)
         write_json(file, results)
     network = f"ResNet-18 of width {WIDTH}, batch {BATCH}, 32 px unless said"
     intro = f"# Benchmarks\n\n`make bench`: {network}. Ratios hold within a table.\n"
-    pages = [_section(name, benchmark.__doc__, results[name]) for name, benchmark in known.items() if name in results]
+    pages = [
+        _section(name, inspect.getdoc(benchmark), results[name]) for name, benchmark in known.items() if name in results
+    ]
     write_text(root() / "docs" / "results" / "benchmarks.md", "\n".join([intro, *pages]))
 
 

@@ -12,7 +12,8 @@
 # Four papers say that aligning gradients, outputs or attention with something meaningful makes a classifier robust, each with its own
 # data, attacks and measures. Here their defences and baselines are trained on the same data with the same network, schedule and
 # attack, and, beside that, with the same *compute*. Every model meets every attack, and every alignment is measured on every model,
-# whoever it was trained for. Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves, and does any of
+# whoever it was trained for. DAAT is without its feature alignment, and a convolutional network's attention is the activations of one layer.
+# Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves, and does any of
 # them tell more than the size of the gradient already does?**
 
 # %% [markdown]

@@ -135,7 +135,7 @@ source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
 # %% [markdown]
 # ## Training
 # Four rows of Table 1: standard training, PGD-AT, DAAT without the alignment (features alone), DAAT. Then the controls, each at
-# DAAT's cost with something else in place of $G$, and the sweep over λ. Where there is no DINOv2, the teacher is a
+# DAAT's cost (but for a depth network, which costs more) with something else in place of $G$, and the sweep over λ. Where there is no DINOv2, the teacher is a
 # *stand-in*: the same network, trained plainly on the same images.
 
 # %%

@@ -113,7 +113,8 @@ figures.contact_sheet(run, images.train)
 #
 # with $\mathcal{L}$ the squared error against one-hot labels. FIRST has the first layer, DEEP the first three. The summary
 # prints "$\alpha \mathcal{L} - \beta\,$GFA"; with GFA the cosine that is the same, with GFA the penalty it would turn the
-# gradients away. What else had to be chosen stands at the head of the module.
+# gradients away. Further down
+# it has "$1 - \cos$" itself, which is what is minimised here. What else had to be chosen stands at the head of the module.
 
 # %%
 source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss)

@@ -216,8 +216,8 @@ figures.table(run, claims.beside("raat", reported, main), "table1", "Accuracy (%
 figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
 
 # %% [markdown]
-# Table 2 (CIFAR-100) and Table 3 of the paper quote other methods' numbers from their own papers or, some of them, from Liu
-# et al. Here they are *reported*, not run; what this run has of the same case stands below them, measured.
+# Table 2 (CIFAR-100) of the paper quotes other methods' numbers from their own papers or, some of them, from Liu et al., Table 3 the best
+# among their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run; what this run has of the same case stands below them, measured.
 
 # %%
 (second, own), (third, owned) = study.own_rows(s).items()

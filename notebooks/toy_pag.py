@@ -15,7 +15,7 @@
 # The paper says that aligning the input gradients with the direction toward the other class removes that freedom, and
 # reports 75.5 % accuracy under attack where plain training has 0.0 %.
 #
-# One difference from the paper: it shows one seed, here there are ten, of weights and batches; the samples stay the same.
+# The paper shows one seed; here there are ten, of weights and batches. The samples stay the same.
 
 # %% [markdown]
 # ## Settings
@@ -65,7 +65,7 @@ run
 # %% [markdown]
 # ## Data
 # Three modes a class, 1,000 samples a mode, $x_1 \sim N(c, 1)$ and $x_2 = 2 x_1$, with centres −50, −10, 30 and −30, 10, 50.
-# Neighbouring modes of different classes are 22.4 apart halfway, so an attack of $\varepsilon = 15$ cannot turn a
+# Neighbouring modes of different classes are 44.7 apart, 22.4 from halfway, so an attack of $\varepsilon = 15$ cannot turn a
 # sample into one of the other class: a classifier that follows the data loses nothing to it.
 
 # %%
@@ -78,7 +78,8 @@ methods = pag.toy_methods(run.settings, data.train)
 #
 # $$\mathcal{L} = \mathcal{L}_{CE}(f(x), y) + \lambda \sum_{t=1}^{C} \left(1 - \cos(\nabla_x f(x)_t,\; g(x, t))\right),$$
 #
-# and Section 4.2 points each target toward the nearest of a few samples of the class, $g(x, t) = r_t(x) - x$.
+# and Section 4.2 points each target toward the nearest of a few samples of the class, $g(x, t) = r_t(x) - x$. As in the authors' code
+# for images, $f(x)_t$ is the log-softmax here (`gradient`).
 
 # %%
 source.show(pag.PAG.loss, pag.toward)

@@ -150,7 +150,7 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
     """
     jobs, place = read(file), folder_of(file)
     if importlib.util.find_spec("snakemake") is None:
-        raise InputError("Snakemake is not installed; pip install 'paperlib[grid]'")
+        raise InputError("Snakemake is not installed; pip install -e '.[grid]'")
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock")
     try:

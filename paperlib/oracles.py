@@ -26,7 +26,7 @@ Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×
 Kind = Literal["disparity", "distance"]  # what a network puts out: inverse depth (MiDaS), or metres (NYU, KITTI)
 
 NEAREST = 0.1  # metres; nearer predictions count as this far: one of zero would outweigh every edge there is
-NO_TRANSFORMERS = "a pretrained depth oracle needs transformers: pip install 'paperlib[depth]'"
+NO_TRANSFORMERS = "a pretrained depth oracle needs transformers: pip install -e '.[depth]' in the project's folder"
 RECIPE = 1  # raise it when the network or its training changes: an older one is then learned anew
 SEED = 77_001  # of the scenes that the network learns from: no study's
 WIDTH = 16  # channels of the network's first level

@@ -127,5 +127,5 @@ def test_a_folder_without_a_network_says_what_it_should_hold(
         oracles.pretrained(str(tmp_path), "distance")
     oracles.pretrained.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install 'paperlib\[depth\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[depth\]'"):
         oracles.pretrained(str(published), "distance")

@@ -156,8 +156,7 @@ def verdict(
     gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
     is, else direction only. An interval that holds both zero and what is claimed (without a number: `LEAST`) tests nothing;
     one below that is not reproduced. Where the paper's own numbers show no gain there is nothing to reproduce.
-    keep: reproduced if the whole interval is at or above `floor`, direction only if the difference alone is, not reproduced
-    if the whole interval is below, else not tested.
+    keep: reproduced if the whole interval is at or above `floor`, not reproduced if all of it is below, else not tested.
     ratio: as a gain, with one in place of zero; an infinite one is of an attack that fails, and tests nothing.
     """
     if kind == "ratio":
@@ -183,8 +182,6 @@ def verdict(
     if kind == "keep":
         if low >= floor:
             return "reproduced", f"{found}, not below {floor:+g}"
-        if difference >= floor:
-            return "direction only", f"{found}, perhaps below {floor:+g}"
         if high >= floor:
             return "not tested here", f"{found}, which cannot tell whether it is below {floor:+g}"
         return "not reproduced", f"{found}, below {floor:+g}"

@@ -50,7 +50,7 @@ class DaatSettings(DepthSettings):
     teacher_weights: str | None  # of DINOv2: a file of timm's
     teacher_epochs: Count  # of a stand-in
     feature: Radius  # γ₀
-    controls: list[Source]  # what else stands in for G, at the same cost
+    controls: list[Source]  # what else stands in for G
     weights: list[Radius]  # λ of the sweep
     one_seed: list[Name | Source | Literal["sweep"]]  # what is trained with the first seed alone
     autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images

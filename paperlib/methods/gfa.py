@@ -6,7 +6,7 @@ gradient of the loss there is raised, at the first layer (FIRST) or the first th
 reported value near 0.93. What they leave open, and what is done here:
 
 - The sign. "α L_MSE − β GFA" with GFA called the penalty 1 − cos would push gradients away from the features. It makes
-  sense with GFA the cosine: −β cos = β (1 − cos) − β, which is what is minimised here. Training must raise the cosine.
+  sense with GFA the cosine: −β cos = β (1 − cos) − β. That is minimised here, as the second summary's steps have it.
 - A layer is a linear map or convolution, in the order in which the forward pass meets them; FIRST's input is the image as
   the first of them sees it, normalised if the network normalises.
 - The cosine is that of each image, all else flattened. Its features are differentiated too, not held fixed.
