@@ -31,6 +31,7 @@ from paperlib.settings import TrainingSettings
 
 FOLDER = root() / "runs" / "calibration"
 IMAGES = 200  # test images of each audit
+ACCURACIES = ("no attack", "PGD-20", "AutoAttack", "best of all")  # that the table shows
 # What an audit's figures depend on; its thresholds may change, and the figures stand.
 CODE = (probes, planted, audit._measure, audit._by_chunk, audit._sweep, audit.figures)
 SIZES = (audit.CHUNK, audit.SOME, audit.FEW, *audit.FACTORS)
@@ -144,7 +145,7 @@ def audits(real: str) -> Iterator[dict[str, object]]:
             print(case.name, defect, stored["verdict"], flush=True)
             yield {
                 "held out": case.held_out, "model": case.name, "defect": defect, "verdict": verdict(stored),
-                **{row["attack"]: row["accuracy"] for row in stored["accuracies"]},
+                **{row["attack"]: row["accuracy"] for row in stored["accuracies"] if row["attack"] in ACCURACIES},
                 **{row["check"]: row["figure"] for row in stored["checks"]},
             }  # fmt: skip
 

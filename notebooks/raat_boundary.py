@@ -280,7 +280,7 @@ figures.gaussian(run, gaps, needed)
 # Signs that gradients are masked rather than the model robust, for the first model of each method.
 
 # %%
-judge = training.train_each(run, study.judge(s), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
+judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
 figures.table(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
               eps=s.eps, norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
 

@@ -25,7 +25,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise N×C×H×W over N, H and W; in evaluation mode by the running statistics."""
-        if self.training and self.synchronised:
+        if self.training and self.synchronised and distributed.world() > 1:
             return self._over_all_processes(input)
         if not len(input):  # a process whose part of a batch has nothing to pass here
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

@@ -23,13 +23,16 @@ def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) 
     counted on this model's: give it the model's own answers as labels for the most that it can take. The model is not
     changed.
     """
-    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, round(share * epochs))) for share in SHARES)
+    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, int(share * epochs))) for share in SHARES)
     return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))
 
 
 def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:
     """Floating-point operations of one step, loss and gradients."""
     probe, counter = copy.deepcopy(model).train(), _Counter()
+    for layer in probe.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # one pass must not change what the next finds right
+            layer.momentum = 0.0
     with torch.random.fork_rng(), counter:
         method.loss(probe, batch, step)["total"].backward()
     return counter.total

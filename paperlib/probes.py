@@ -180,13 +180,13 @@ def attacks(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, nor
 def without_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, fooled: Tensor, source: nn.Module, *, eps: float, norm: Norm
 ) -> Found:
-    """Who besides `fooled` falls to "transfer" from `source`, "Square", or gradients "averaged" over noise: bool N."""
+    """Who falls to "transfer" from `source`; `fooled` and those of "Square", or gradients "averaged" over noise: bool N."""
     with evaluating(source):
         moved = pgd(source, images, labels, eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     averaged = partial(pgd, Averaged(model, eps / 2, norm), eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     queries = partial(square, model, eps=eps, norm=norm, queries=QUERIES)
     return {
-        "transfer": fooled | ~correct(model, moved, labels),
+        "transfer": ~correct(model, moved, labels),
         "Square": _besides(fooled, model, images, labels, queries),
         "averaged": _besides(fooled, model, images, labels, averaged),
     }

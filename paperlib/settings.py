@@ -94,6 +94,14 @@ class TrainingSettings(Settings):
     flip: bool
     selection: Literal["mean", "robust", "last"]  # of the epoch: by robust accuracy, by its mean with clean accuracy, none
 
+    @model_validator(mode="after")
+    def _two_images_each(self) -> Self:
+        if self.batch_size < 2 * self.devices:
+            raise ValueError(
+                f"batch_size = {self.batch_size}, devices = {self.devices}: each device needs two images of a batch"
+            )
+        return self
+
 
 class NetworkSettings(TrainingSettings):
     """What of a study a part of it may set for itself: which network, and how it is trained."""

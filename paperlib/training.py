@@ -101,8 +101,8 @@ def fit(
     goes on and, on a CPU, ends with the same bits; on another number of devices it goes on with other draws. What was
     trained by the same recipe, here or in another run, is read back: the recipe is all that the weights depend on. A
     training of the same name by another recipe is made anew. Raises DivergenceError when the loss is not a number or beyond
-    all bounds, naming the step, the terms and the last good checkpoint, and InputError where batches are too small for the
-    devices.
+    all bounds, or its gradient not finite, naming the step, the terms and the last good checkpoint, and InputError where
+    batches are too small for the devices.
     """
     name = folder.name
     recipe = distributed.agreed(_recipe(model, method, data, settings, seed, attack, device))
@@ -146,7 +146,7 @@ def fit(
 
     history: History = about["history"]
     done = about["epoch"] * len(starts) + about["index"]
-    together = synchronised(model) if world > 1 and settings.sync_batch_norm else nullcontext()
+    together = synchronised(model) if settings.sync_batch_norm else nullcontext()
     with together, Bar(total, name, "step", done) as progress, torch.random.fork_rng(enabled=True):
         for epoch in range(about["epoch"], settings.epochs):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
@@ -172,8 +172,9 @@ def fit(
                     raise DivergenceError(_divergence(name, step, values, checkpoint))
                 optimizer.zero_grad(set_to_none=True)
                 backward(terms["total"], len(members), len(whole))
-                if settings.clip:
-                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
+                if not norm.isfinite():
+                    raise DivergenceError(_divergence(name, step, {**values, "gradient's norm": float(norm)}, checkpoint))
                 optimizer.step()
                 if not settings.sync_batch_norm:  # else they are the same
                     distributed.broadcast(model.buffers())

@@ -1,6 +1,7 @@
 """What the processes of `test_distributed.py` compute, each its part; and what one process computes of the whole.
 
-python parts.py FOLDER    started by paperlib.launch, writes FOLDER/<rank>.safetensors
+python parts.py FOLDER everything    started by paperlib.launch, writes FOLDER/<rank>.safetensors
+python parts.py FOLDER killed        the second process dies
 """
 
 import copy
@@ -10,11 +11,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ METHODS: dict[str, Build] = {
     "daat": lambda model: DAAT(ATTACK, partial(saliency.activated, layer="3"), oracles.target(oracles.exact), 0.5),
     "jacobian": lambda model: JacobianRegularisation(0.1),
     "combined": lambda model: Combined(
-        baselines.AdversarialTraining(ATTACK), (Added(RAAT(ATTACK, bound=False), "dicar", 0.5),)
+        baselines.AdversarialTraining(ATTACK), (Added("raat", RAAT(ATTACK, bound=False), "dicar", 0.5),)
     ),
 }  # fmt: skip
 
@@ -104,6 +106,13 @@ def with_teacher(model: nn.Module) -> Method:
     return DAAT(ATTACK, saliency.attended, oracles.target(oracles.exact), 0.5, teacher=teacher())
 
 
+CASES: dict[tuple[str, str], Build] = {
+    **{("small_cnn", name): build for name, build in METHODS.items()},
+    **{("cnn", name): METHODS[name] for name in ("pag", "gfa", "raat", "combined")},
+    ("vit", "daat"): with_teacher,
+}
+
+
 def gradients(kind: str, build: Build, together: bool = True) -> dict[str, Tensor]:
     """A step's gradient of every weight, its buffers afterwards and the value of its loss, as `training.fit` takes it."""
     model = network(kind)
@@ -111,10 +120,10 @@ def gradients(kind: str, build: Build, together: bool = True) -> dict[str, Tenso
     own = range(COUNT)[distributed.rank() :: distributed.world()]
     pixels, labels, depth = (values[list(own)] for values in images())
     take = training.over_devices(model, build(model))
-    torch.manual_seed(0)
+    torch.manual_seed(distributed.rank())  # as in training: what all must draw alike has to be agreed on
     model.train()
     step = Step(40, 100, 4, averaged)
-    with synchronised(model) if together and distributed.world() > 1 else nullcontext():
+    with synchronised(model) if together else nullcontext():
         terms = take(Batch(pixels, labels, lambda x: x.clone(), depth), step)
         training.backward(terms["total"], len(own), COUNT)
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
@@ -124,16 +133,12 @@ def gradients(kind: str, build: Build, together: bool = True) -> dict[str, Tenso
 
 def every_gradient() -> dict[str, Tensor]:
     """Of every method, on a network with batch norm, one without, and a transformer with its teacher."""
-    torch.randn_like = lambda tensor: tensor.detach() + torch.arange(tensor.shape[-1])  # type: ignore[assignment]
-    cases: list[tuple[str, str, Build]] = [
-        *(("small_cnn", name, build) for name, build in METHODS.items()),
-        *(("cnn", name, METHODS[name]) for name in ("pag", "gfa", "raat", "combined")),
-        ("vit", "daat", with_teacher),
-    ]
-    found = {}
-    for kind, name, build in cases:
-        found |= {f"{kind} {name} {key}": value for key, value in gradients(kind, build).items()}
-    apart = gradients("small_cnn", METHODS["pag"], together=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda tensor: tensor.detach() + torch.arange(tensor.shape[-1]))
+        found = {}
+        for (kind, name), build in CASES.items():
+            found |= {f"{kind} {name} {key}": value for key, value in gradients(kind, build).items()}
+        apart = gradients("small_cnn", METHODS["pag"], together=False)
     return found | {f"apart {key}": value for key, value in apart.items()}
 
 
@@ -169,25 +174,24 @@ class StopsAt(baselines.AdversarialTraining):
         return super().loss(model, batch, step)
 
 
-def fitted(folder: Path, method: Method | None = None) -> nn.Module:
-    """Trained through `training.fit`, with nothing in it that is drawn."""
+def fitted(folder: Path, method: Method | None = None) -> tuple[nn.Module, int]:
+    """Trained through `training.fit`, with nothing in it that is drawn; and in how many steps."""
     model = models.build("small_cnn", classes=CLASSES, channels=3, width=4, seed=0)
-    training.CHECKPOINT_SECONDS = 0.0
-    return training.fit(
-        model, method or baselines.AdversarialTraining(ATTACK), splits(), TrainingSettings(**SETTINGS), folder, seed=0,
-        attack=ATTACK,
-    )  # fmt: skip
+    whole, recipe, back = baselines.AdversarialTraining(ATTACK), training._recipe, training.backward
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "_recipe", lambda model, method, *rest: recipe(model, whole, *rest))  # also of a half
+        patch.setattr(training, "backward", lambda *given: (taken.append(1), back(*given)))
+        settings = TrainingSettings(**SETTINGS)
+        model = training.fit(model, method or whole, splits(), settings, folder, seed=0, attack=ATTACK)
+    return model, len(taken)
 
 
 def half(folder: Path) -> None:
-    """A training that ends in the middle, its recipe that of a whole one."""
-    whole, training._recipe = training._recipe, lambda *_: None
-    try:
+    """A training that ends in the middle."""
+    with suppress(KeyboardInterrupt):
         fitted(folder, StopsAt(ATTACK))
-    except KeyboardInterrupt:
-        pass
-    finally:
-        training._recipe = whole
 
 
 def evaluated(model: nn.Module) -> dict[str, Tensor]:
@@ -233,8 +237,8 @@ def one_sided(together: bool) -> dict[str, Tensor]:
     labels = torch.where(torch.arange(COUNT) % 2 == 0, right, (right + 1) % CLASSES)
     own = list(range(COUNT)[distributed.rank() :: distributed.world()])
     take = training.over_devices(model.train(), RAAT(partial(ATTACK, eps=1e-9, step_size=1e-9)))
-    torch.manual_seed(0)
-    with synchronised(model) if together and distributed.world() > 1 else nullcontext():
+    torch.manual_seed(distributed.rank())
+    with synchronised(model) if together else nullcontext():
         terms = take(Batch(pixels[own], labels[own], lambda x: x.clone(), depth[own]), Step(40, 100, 4))
         training.backward(terms["total"], len(own), COUNT)
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
@@ -242,13 +246,14 @@ def one_sided(together: bool) -> dict[str, Tensor]:
 
 
 def everything(folder: Path) -> dict[str, Tensor]:
-    model = fitted(folder / "whole")
+    model, steps = fitted(folder / "whole")
     half(folder / "half")
     if distributed.rank() == 0:
         shutil.copytree(folder / "half", folder / "again")
     distributed.agreed(None)
-    again = fitted(folder / "again")
+    again, rest = fitted(folder / "again")
     return {
+        "steps": torch.tensor([steps, rest]),
         **every_gradient(),
         "streamed files": torch.tensor(streamed(folder)),
         **{f"one-sided together {name}": value for name, value in one_sided(True).items()},

@@ -185,10 +185,12 @@ def test_the_front_holds_what_nothing_beats_in_all_three() -> None:
 
 def test_every_defence_and_combination_of_every_preset_takes_a_step() -> None:
     data = images()
-    for preset in ("quick", "laptop"):
+    for preset in runs.read_presets("alignment_matrix"):
         given = {"combinations": {"all": {"base": "trades", "add": dict.fromkeys(matrix_study.TERMS, 0.1)}}, "neighbors": 2}
+        given |= {"data": "scenes", "oracle": "exact", "width": 4}
         settings = runs.resolve("alignment_matrix", preset, given)
-        model = models.small_cnn(3, width=4, stem_stride=settings.stem_stride)
+        model = models.of_settings(settings, classes=3, channels=3, size=8, seed=0)
+        matrix_study.check(settings, model, data)
         methods = matrix_study.methods(settings, data, model, torch.device("cpu"))
         assert list(methods) == [*settings.defences, "all"]
         batch = Batch(data.images.float() / 255, data.labels, lambda x: x.clone(), data.depth)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from paperlib.attacks import fgsm
 from paperlib.files import InputError
 from paperlib.methods import Batch, Step
-from paperlib.methods.baselines import TRADES, AdversarialTraining
+from paperlib.methods.baselines import TRADES, AdversarialTraining, Standard
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.ramped import Ramped
 
@@ -40,10 +40,13 @@ def test_the_radius_of_a_step(index: int, eps: float) -> None:
 
 def test_without_a_ramp_and_as_part_of_a_combination() -> None:
     model, attack = network(), partial(moved, eps=0.04, step_size=0.01)
-    for step in (Step(0, 10, 0), Step(9, 10, 0)):
+    for step in (Step(0, 10, 0), Step(9, 10, 0)):  # whole at once
         plain, ramped = (one.loss(model, BATCH, step)["total"] for one in (TRADES(attack), Ramped(TRADES(attack), 0, 0)))
         torch.testing.assert_close(ramped, plain, rtol=0, atol=0)
-    both = Combined(Ramped(AdversarialTraining(attack), 0, 1), (Added(Ramped(TRADES(attack), 0, 1), "kl", 2.0),))
+    jump = Ramped(TRADES(attack), 0.5, 0.5)
+    before, after = (float(jump.loss(model, BATCH, Step(index, 10, 0))["kl"].detach()) for index in (4, 5))
+    assert before == 0 < after
+    both = Combined(Ramped(AdversarialTraining(attack), 0, 1), (Added("trades", Ramped(TRADES(attack), 0, 1), "kl", 2.0),))
     terms = both.loss(model, BATCH, Step(0, 10, 0))
     torch.testing.assert_close(terms["total"], nn.functional.cross_entropy(model(BATCH.images), BATCH.labels))
 
@@ -52,5 +55,6 @@ def test_what_is_no_ramp_is_refused() -> None:
     for shares in ((0.6, 0.2), (-0.1, 0.5), (0.0, 1.5)):
         with pytest.raises(InputError, match="two shares of the steps"):
             Ramped(AdversarialTraining(partial(moved, eps=0.04, step_size=0.01)), *shares)
-    with pytest.raises(InputError, match="needs an attack with eps and step_size"):
-        Ramped(AdversarialTraining(partial(fgsm, eps=0.1, norm="linf")), 0.0, 0.5)
+    for method in (AdversarialTraining(partial(fgsm, eps=0.1, norm="linf")), Standard()):
+        with pytest.raises(InputError, match="needs an attack with eps and step_size"):
+            Ramped(method, 0.0, 0.5)

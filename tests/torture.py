@@ -4,9 +4,9 @@
 
 The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Each start of it ends
 with SIGKILL, of all its processes or of the notebook's kernel alone, after a time drawn at random; the next start goes on.
-After each kill every file must be whole and the status true; whenever a run ends, weights, outcomes, verdicts and tables
-must be bit for bit those of the undisturbed one, and the next begins in an empty folder. Ends with a summary, and exit code
-1 where something was wrong. Linux only: processes are found in /proc.
+After each kill every file must be whole and the status true, and no training that is done may be done again; whenever a
+run ends, weights, outcomes, verdicts and tables must be bit for bit those of the undisturbed one, and the next begins in
+an empty folder. Ends with a summary, and exit code 1 where something was wrong. Linux only: processes are found in /proc.
 """
 
 import argparse
@@ -73,14 +73,22 @@ def descendants(process: int) -> list[int]:
     return found[1:]
 
 
-def kill(begun: "subprocess.Popen[str]", kernel_alone: bool) -> None:
+def kill(begun: "subprocess.Popen[str]", kernel_alone: bool) -> str:
+    """Whom it killed, in words. Raises TimeoutExpired where the command outlives its kernel."""
     victims = descendants(begun.pid)
-    for victim in victims if kernel_alone and victims else [begun.pid, *victims]:
+    kernel_alone = kernel_alone and bool(victims)
+    for victim in victims if kernel_alone else [begun.pid, *victims]:
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             continue
     begun.communicate(timeout=LONGEST)  # after its kernel alone was killed, the command says so and ends
+    return "of the kernel alone" if kernel_alone else "of all processes"
+
+
+def trained(home: Path) -> dict[Path, int]:
+    """When the weights of each training that is done were written, in nanoseconds."""
+    return {file: file.stat().st_mtime_ns for file in (home / "runs").glob("*/*/training/*/weights.safetensors")}
 
 
 def faults_of(home: Path) -> list[str]:
@@ -150,18 +158,26 @@ def main() -> int:
     fresh(home)
     kills, finished, faults = 0, 0, []
     while kills < asked.kills or finished == 0:
-        running, wait = start(home), chance.uniform(0.0, 1.1 * whole) if kills < asked.kills else LONGEST
+        last, before = kills == asked.kills, trained(home)
+        running, wait = start(home), LONGEST if last else chance.uniform(0.0, 1.1 * whole)
         try:
             said = running.communicate(timeout=wait)[0]
         except subprocess.TimeoutExpired:
-            alone = chance.random() < 0.5
-            kill(running, alone)
+            try:
+                whom = kill(running, chance.random() < 0.5)
+            except subprocess.TimeoutExpired:
+                kill(running, False)
+                last, whom = True, "of the kernel alone, and the command did not end"
             kills += 1
-            new = faults_of(home)
-            print(
-                f"kill {kills} after {wait:.1f} s{', of the kernel alone' if alone else ''}: {new or 'whole'}", flush=True
-            )
+            new = faults_of(home) + [
+                f"{file} was made again" for file, made in before.items() if trained(home)[file] != made
+            ]
+            if last:
+                new.append(f"a start hangs: {whom}, {wait:.0f} s after it began")
+            print(f"kill {kills} after {wait:.1f} s, {whom}: {new or 'whole'}", flush=True)
             faults += new
+            if last:
+                break
             continue
         if running.returncode:
             faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said[-500:]}")

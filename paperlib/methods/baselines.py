@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from paperlib.attacks import Attack, evaluating, squared_error
 from paperlib.methods import Batch, Step, outputs
 
+START = 0.001  # deviation of TRADES's and MART's normal start, in their code
 TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, in their code
 
 

@@ -1,8 +1,9 @@
 """The study `alignment_matrix`: every defence of the four papers, and combinations, under one protocol.
 
-Same data, network, optimiser, epochs and attack in training for all, in place of each paper's own; weights are settings.
-What a defence needs besides, it gets: PAG its targets, DAAT depth, and as attention the activations of a layer where the
-network is convolutional. DAAT is without the feature alignment, whose teacher must have tokens.
+Same data, network, optimiser and epochs for all in place of each paper's own, and in training the same ε, steps and step
+size, with loss and start as each defence asks; weights are settings. What a defence needs besides, it gets: PAG its
+targets, DAAT depth, and as attention the activations of a layer where the network is convolutional. DAAT is without the
+feature alignment, whose teacher must have tokens.
 """
 
 import re
@@ -20,10 +21,18 @@ from paperlib.data import ImageSet, Splits, as_float
 from paperlib.files import InputError
 from paperlib.geometry import weighted_layers
 from paperlib.methods import Method
-from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, GradientPenalty, Standard
+from paperlib.methods.baselines import (
+    MART,
+    START,
+    TRADES,
+    AdversarialTraining,
+    ConsistencyAT,
+    GradientPenalty,
+    Standard,
+)
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.daat import DAAT
-from paperlib.methods.gfa import GFA
+from paperlib.methods.gfa import GFA, check_differentiable_twice
 from paperlib.methods.pag import PAG, Targets, class_mean, one_image, sample, toward
 from paperlib.methods.raat import RAAT
 from paperlib.methods.ramped import ramped
@@ -42,8 +51,8 @@ TERMS: dict[Name, str] = {
     "nearest_neighbor": "misalignment", "first": "misalignment", "deep": "misalignment", "trades": "kl", "mart": "kl",
     "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
+TWICE: set[Name] = {"gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep"}  # differentiated
 GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
-START = 0.001  # deviation of TRADES's and MART's normal start
 DEEP = 3  # layers
 
 
@@ -187,7 +196,7 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
         return ramped(built[name](settings.weights.get(name, 0.0)), settings.ramp)  # type: ignore[no-any-return]
 
     def term(name: Name, weight: float) -> Added:
-        return Added(ramped(_term_alone(built[name](1.0)), settings.ramp), TERMS[name], weight)
+        return Added(name, ramped(_term_alone(built[name](1.0)), settings.ramp), TERMS[name], weight)
 
     mixed = {
         name: Combined(defence(one.base), tuple(term(other, weight) for other, weight in one.add.items()))
@@ -201,7 +210,7 @@ def _term_alone(method: Method) -> Method:
     return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
 
 
-def judge(settings: MatrixSettings) -> dict[str, Method]:
+def judge() -> dict[str, Method]:
     """A plainly trained model of another seed: it says what targeted images look like, and its own are transferred."""
     return {"judge": Standard()}
 
@@ -266,3 +275,6 @@ def check(settings: MatrixSettings, model: nn.Module, data: ImageSet) -> None:
         attention(settings)(model, as_float(data.images[:2]))
     if len(names := layers(model, data)) < DEEP:
         raise InputError(f"model = {settings.model}: {len(names)} linear or convolutional layers; DEEP needs {DEEP}")
+    used = {*settings.defences, *(name for one in settings.combinations.values() for name in (one.base, *one.add))}
+    if used & TWICE:
+        check_differentiable_twice(model, as_float(data.images[:2]), names, settings.task)

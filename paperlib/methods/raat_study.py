@@ -15,7 +15,7 @@ from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training
 from paperlib.data import ImageSet, Splits, as_float, joined, subset
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
 from paperlib.methods import Method
-from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
+from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.runs import Run, method_of
 from paperlib.settings import Count, NormSettings, Positive, Radius, Share, check_changes
@@ -25,7 +25,6 @@ Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
 Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
-START = 0.001  # deviation of TRADES's and MART's normal start
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
 
@@ -158,7 +157,7 @@ def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
     return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
 
 
-def judge(settings: RaatSettings) -> dict[str, Method]:
+def judge() -> dict[str, Method]:
     """A plainly trained model, whose adversarial images the audit transfers."""
     return {"judge": Standard()}
 

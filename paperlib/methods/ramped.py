@@ -30,7 +30,7 @@ class Ramped:
             raise InputError(
                 f"ramp = {[self.begin, self.end]}; it must be two shares of the steps, the first not after the second"
             )
-        if not {"eps", "step_size"} <= set(self.method.attack.keywords):
+        if not {"eps", "step_size"} <= set(getattr(getattr(self.method, "attack", None), "keywords", {})):
             raise InputError("a ramp needs an attack with eps and step_size, which rise together")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ class Ramped:
         share, attack = step.index / step.total, self.method.attack
         if share >= self.end:
             return self.method.loss(model, batch, step)  # type: ignore[no-any-return]
-        rise = max(0.0, (share - self.begin) / (self.end - self.begin))
+        rise = (share - self.begin) / (self.end - self.begin) if share > self.begin else 0.0
         weaker = {name: rise * attack.keywords[name] for name in ("eps", "step_size")}
         now = partial(attack, **weaker) if rise else partial(unmoved, **{**attack.keywords, **weaker})
         return replace(self.method, attack=now).loss(model, batch, step)  # type: ignore[no-any-return]
