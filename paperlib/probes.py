@@ -149,8 +149,10 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
         logits = model(leaf)
         loss = F.cross_entropy(logits, labels, reduction="none")
         gradient = _finite(torch.autograd.grad(loss.sum(), leaf)[0])
+        size = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        gradient = gradient / each_image(size, gradient)  # squares of a small one would vanish, and its norm with them
         if 0 < step <= 20:  # later it circles where it cannot climb further
-            agreement += cosine(before, gradient, eps=1e-30) / 20
+            agreement += cosine(before, gradient) / 20
         now = logits.detach().argmax(1) != labels
         fooled = fooled | now
         losses.append(loss.detach())

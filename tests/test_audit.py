@@ -131,6 +131,8 @@ def test_a_path_on_a_linear_model_is_straight() -> None:
     data = images(20)
     on = probes.path(Honest(), data.images, data.labels, eps=0.05, norm="linf")
     assert float(on["roughness"].abs().max()) < 1e-5
+    confident = probes.path(Honest(60.0), data.images, data.labels, eps=0.05, norm="linf")  # gradients down to 1e-32
+    assert float(confident["roughness"].abs().max()) < 1e-5
     assert not on["lost"].any()
     assert (on["PGD-100"] >= on["PGD-50"]).all()
     assert (on["loss"] >= on["loss, 10 steps before"] - 1e-6).all()
