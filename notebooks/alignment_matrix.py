@@ -84,7 +84,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, training
+from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.methods import combined, pag
 from paperlib.methods import matrix_study as study
@@ -111,7 +111,7 @@ study.check(s, network, sample)
 methods = study.methods(s, images.train, network, run.device)
 cost = matrix.costs(methods, network, images, s.epochs, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
-figures.table(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
+tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
 
 # %% [markdown]
 # ## Training
@@ -143,14 +143,14 @@ rows = summary[summary["method"].isin(list(trained))]
 figures.grid(run, rows)
 
 # %%
-figures.table(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
+tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
 
 # %% [markdown]
 # Each against PGD-AT, image by image and over seeds.
 
 # %%
 gaps = evaluation.gaps(summary, "pgd_at", ["clean", "pgd_margin", "autoattack"])
-figures.table(run, gaps, "gaps", "Difference to PGD-AT in points.")
+tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.")
 
 # %% [markdown]
 # ## Every alignment of every model
@@ -167,7 +167,7 @@ scores = pag.scores_each(run, everything, judge, sample)
 flat = landscape.flatness(run, everything, sample)
 measured = evaluation.combine(evaluation.combine(table, strong), aligned, scores, flat)
 models = matrix.by_model(measured)
-figures.table(run, models[[name for name in matrix.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
+tables.save(run, models[[name for name in matrix.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
 
 # %% [markdown]
 # ## Which measure tells?
@@ -176,13 +176,13 @@ figures.table(run, models[[name for name in matrix.MEASURES if name in models]],
 
 # %%
 tells = matrix.predictors(models, "autoattack")
-figures.table(run, tells, "predictors", "Rank correlation with accuracy under AutoAttack.", 2)
+tables.save(run, tells, "predictors", "Rank correlation with accuracy under AutoAttack.", 2)
 
 # %%
 figures.correlations(run, tells, "autoattack")
 
 # %%
-figures.table(run, matrix.predictors(models, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
+tables.save(run, matrix.predictors(models, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
 
 # %% [markdown]
 # ## Accuracy, robustness, cost
@@ -197,7 +197,7 @@ figures.front(run, found, "autoattack")
 
 # %%
 checks = audit.audit_each(run, everything, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
-figures.table(run, checks, "audit", "Signs of masked gradients.")
+tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
 evaluation.flags(table, strong)

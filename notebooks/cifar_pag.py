@@ -82,7 +82,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, runs, source, training
+from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.methods import baselines, pag
 
@@ -165,7 +165,7 @@ scores = pag.scores_each(run, trained | teachers, judge.to(run.device), subset(i
 # targets say little about the classes.
 
 # %%
-figures.table(run, pag.alignment_each(run, trained, targets, images), "alignment",
+tables.save(run, pag.alignment_each(run, trained, targets, images), "alignment",
               "Mean cosine between class gradients and targets.", digits=3)
 
 # %% [markdown]
@@ -185,14 +185,14 @@ figures.accuracies(run, summary[summary["method"].isin([*trained, *teachers])], 
 
 # %%
 main = summary[summary["method"].isin([*trained, *teachers])]
-figures.table(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) beside the paper's.")
+tables.save(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %% [markdown]
 # ## Table 4: error bars
 # The paper trains One Image with three seeds. A deviation needs two seeds or more: `seeds = [0, 1, 2]`.
 
 # %%
-figures.table(run, claims.error_bars("pag", "table4", summary), "table4", "Mean and deviation over seeds (%).")
+tables.save(run, claims.error_bars("pag", "table4", summary), "table4", "Mean and deviation over seeds (%).")
 
 # %% [markdown]
 # ## Figure 5: λ trades accuracy for alignment
@@ -215,7 +215,7 @@ figures.epsilon_curves(run, curve) if s.sweep_epsilons else "no sweep over ε at
 # with ! is beyond its threshold. AutoAttack's own warnings follow.
 
 # %%
-figures.table(run, audit.audit_each(run, trained | teachers, subset(images.test, s.audit_images, 0),
+tables.save(run, audit.audit_each(run, trained | teachers, subset(images.test, s.audit_images, 0),
               eps=s.eps_l2, norm="l2", transfer_from=judge), "audit", "Signs of masked gradients.")
 
 # %%

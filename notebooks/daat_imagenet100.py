@@ -89,7 +89,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, depth, evaluation, figures, focus, linear, runs, source, training
+from paperlib import audit, claims, depth, evaluation, figures, focus, linear, runs, source, tables, training
 from paperlib.data import as_float, load, subset
 from paperlib.methods import daat
 from paperlib.methods import daat_study as study
@@ -116,7 +116,7 @@ figures.depth_sheet(run, as_float(few.images), study.depth_of(s, few, size))
 # %%
 grid = study.tried(run, training.build(s, images, 0), few)
 seen = study.agreement(run, sample, size, grid)
-figures.table(run, seen, "oracles", "Cosine of depth saliency with that of the best oracle at hand.", 3)
+tables.save(run, seen, "oracles", "Cosine of depth saliency with that of the best oracle at hand.", 3)
 
 # %% [markdown]
 # ## The method
@@ -157,7 +157,7 @@ some = subset(images.test, s.autoattack_images or s.audit_images, 0)
 strong = evaluation.evaluate_each(run, trained, some, study.strong_attacks(s), "strong")
 summary = evaluation.summary(evaluation.combine(table, strong))
 rows = summary[summary["method"].isin(list(trained))]
-figures.table(run, claims.beside("daat", "table1", rows), "accuracy", "Accuracy (%), beside Table 1.")
+tables.save(run, claims.beside("daat", "table1", rows), "accuracy", "Accuracy (%), beside Table 1.")
 
 # %%
 figures.attack_bars(run, rows)
@@ -167,7 +167,7 @@ figures.attack_bars(run, rows)
 
 # %%
 gaps = evaluation.gaps(summary, "pgd_at", ["clean", "pgd_10", "pgd_margin", "autoattack"])
-figures.table(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
+tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
 
 # %% [markdown]
 # ## Figure 3: over training, against ε, against λ
@@ -194,7 +194,7 @@ figures.panels(run, study.weight_points(s, summary), "weights", x="λ")
 attack, moving = study.attacks(s)["pgd_10"], study.oracle(s, size, study.moving(s))
 moved = focus.by_image(run, trained, sample, focus.depth_moved, attack=attack, oracle=moving)
 depths = evaluation.summary(focus.renamed(moved, "depth_moved"))
-figures.table(run, evaluation.wide(depths), "depth_moved", "Change of disparity in percent of its spread.")
+tables.save(run, evaluation.wide(depths), "depth_moved", "Change of disparity in percent of its spread.")
 
 # %%
 pairs = {name: focus.first_depths(run, trained[name], few, attack=attack, oracle=moving) for name in trained}
@@ -215,7 +215,7 @@ figures.changes(run, "cams", as_float(few.images)[:4], cams, "Grad-CAM")
 
 # %%
 stability = focus.by_image(run, everything, sample, focus.cam_stability, attack=attack, layer=layer)
-figures.table(run, evaluation.wide(evaluation.summary(stability)), "cams", "Grad-CAM, clean and under attack (×100).")
+tables.save(run, evaluation.wide(evaluation.summary(stability)), "cams", "Grad-CAM, clean and under attack (×100).")
 
 # %% [markdown]
 # ## Does the attention follow the edges?
@@ -241,11 +241,11 @@ edge_rows = study.edge_rows(found)
 measures = evaluation.summary(evaluation.combine(edge_rows, gradients, stability))
 kept = summary[summary["method"].isin(list(everything)) & (summary["measure"] != "autoattack")]
 beside = evaluation.wide(evaluation.combine(kept, measures[~measures["measure"].str.startswith("cam")]))
-figures.table(run, beside, "controls", "DAAT and what could stand in for depth (%; cosines and nats × 100).")
+tables.save(run, beside, "controls", "DAAT and what could stand in for depth (%; cosines and nats × 100).")
 
 # %%
 against = evaluation.gaps(summary, "daat", ["clean", "pgd_10", "pgd_margin"])
-figures.table(run, against, "against_daat", "Difference to DAAT in points.", 1)
+tables.save(run, against, "against_daat", "Difference to DAAT in points.", 1)
 
 # %% [markdown]
 # ## Proposition 1, tried
@@ -260,7 +260,7 @@ source.show(linear.fit)
 # %%
 proposition = linear.experiment(images.train, images.test, study.oracle(s, size), *s.linear_classes, eps=s.eps_linf,
                                 operator=s.operator)
-figures.table(run, proposition.drop(columns="each"), "proposition", "A linear classifier on some of the pixels.", 2)
+tables.save(run, proposition.drop(columns="each"), "proposition", "A linear classifier on some of the pixels.", 2)
 
 # %% [markdown]
 # ## The audit
@@ -268,7 +268,7 @@ figures.table(run, proposition.drop(columns="each"), "proposition", "A linear cl
 # %%
 judge = next(iter((trained.get("standard") or trained["pgd_at"]).values())).to(run.device)
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
-figures.table(run, checks, "audit", "Signs of masked gradients.")
+tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
 evaluation.flags(table, strong, curve)

@@ -87,7 +87,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, landscape, runs, source, training, trial
+from paperlib import audit, claims, evaluation, figures, landscape, runs, source, tables, training, trial
 from paperlib.data import load, subset
 from paperlib.methods import baselines, gfa
 from paperlib.methods import gfa_study as study
@@ -136,11 +136,11 @@ figures.panels(run, curves, "mlp_cosines", x="epoch", label="mean cosine over th
 
 # %%
 parts = {"train images": subset(points.train, s.landscape_images, 0), "test images": subset(points.test, s.landscape_images, 0)}
-figures.table(run, study.cosine_table(run, small, parts, mlp_layers), "mlp", "MLP: mean cosine at each layer's input.", 3)
+tables.save(run, study.cosine_table(run, small, parts, mlp_layers), "mlp", "MLP: mean cosine at each layer's input.", 3)
 
 # %%
 mlp_scores = study.others_each(run, {s.task: small}, points.test, evaluation.evaluate_each) if small else None
-figures.table(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)), "mlp_accuracy",
+tables.save(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)), "mlp_accuracy",
               "MLP: accuracy (%).") if small else "no MLP at this preset"
 
 # %% [markdown]
@@ -161,7 +161,7 @@ figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust
 # %%
 parts = {"train images": subset(images.train, s.landscape_images, 0), "test images": subset(images.test, s.landscape_images, 0)}
 cosines = study.cosine_table(run, trained, parts, names)
-figures.table(run, cosines, "cosines", "Mean cosine of loss gradient and layer input.", 3)
+tables.save(run, cosines, "cosines", "Mean cosine of loss gradient and layer input.", 3)
 
 # %% [markdown]
 # What is a high cosine worth by itself? The *twin* is the standard model with the same multiple of the mean square of the
@@ -174,7 +174,7 @@ twins = {"standard": trained["standard"], "twin": study.twins(trained["standard"
 same = evaluation.evaluate_each(run, twins, subset(images.test, s.landscape_images, 0), study.attacks(s, s.task), "twin")
 beside = claims.beside("gfa", "reported", evaluation.summary(same))
 beside["cosine", "here"] = study.first_cosines(run, {s.task: twins}, parts["test images"])
-figures.table(run, beside, "twin", "A twin of the same decisions: accuracy (%) and cosine.", 2)
+tables.save(run, beside, "twin", "A twin of the same decisions: accuracy (%) and cosine.", 2)
 
 # %% [markdown]
 # ## The landscape
@@ -211,7 +211,7 @@ pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_image
 
 # %%
 summary = evaluation.summary(evaluation.combine(table, strong, study.distance_rows(distances, s.eps_l2), pixel))
-figures.table(run, claims.beside("gfa", "reported", summary), "accuracy", "Accuracy (%); the paper gives differences alone.")
+tables.save(run, claims.beside("gfa", "reported", summary), "accuracy", "Accuracy (%); the paper gives differences alone.")
 
 # %%
 figures.attack_bars(run, summary)
@@ -223,7 +223,7 @@ figures.attack_bars(run, summary)
 # of robust models; DDN is the stronger attack.
 
 # %%
-figures.table(run, study.distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3)
+tables.save(run, study.distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3)
 
 # %%
 figures.distance_curves(run, distances)
@@ -254,7 +254,7 @@ figures.panels(run, study.sweep_points(s, [summary, others], sweep_cosines, name
 # %%
 beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other])])
 beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(beside.index)
-figures.table(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
+tables.save(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
 
 # %% [markdown]
 # ## The trial
@@ -266,19 +266,19 @@ figures.table(run, beside, "others", "Other task losses and architectures: accur
 source.show(study.adaptive, trial.judge)
 
 # %%
-figures.table(run, landscape.gradient_sizes(run, trained, sample, s.task), "gradients", "Length of the input gradients.", 4)
+tables.save(run, landscape.gradient_sizes(run, trained, sample, s.task), "gradients", "Length of the input gradients.", 4)
 
 # %%
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps_linf, norm="linf",
                           transfer_from=judge)
-figures.table(run, checks, "audit", "Signs of masked gradients.")
+tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.sweep_attack(), s.epsilons)
 again = evaluation.evaluate_each(run, trained, some, study.attacks(s, s.task), "trial")
 everything = trial.worst([again, strong])
 trials = trial.judge(everything, audit.signs(run), len(images.test.classes))
-figures.table(run, trials, "trial", "Own attacks, and the best of all, image by image (%).")
+tables.save(run, trials, "trial", "Own attacks, and the best of all, image by image (%).")
 
 # %%
 figures.panels(run, trial.points(trials, curve), "trial", x="x", label="accuracy (%)")

@@ -63,7 +63,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, runs, source, training
+from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.methods import jacobian
 
@@ -104,7 +104,7 @@ figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust
 table = evaluation.evaluate_each(run, trained, images.test, jacobian.attacks(s))
 strong = evaluation.evaluate_each(run, trained, subset(images.test, s.autoattack_images, 0), jacobian.strong_attacks(s), "strong")
 summary = evaluation.summary(evaluation.combine(table, strong))
-figures.table(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
+tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
 
 # %%
 figures.attack_bars(run, summary)
@@ -119,7 +119,7 @@ figures.epsilon_curves(run, curve)
 # %%
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm,
                           transfer_from=judge)
-figures.table(run, checks, "audit", "Signs of masked gradients.")
+tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %% [markdown]
 # ## Verdicts

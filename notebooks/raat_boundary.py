@@ -93,7 +93,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, gaussian, runs, source, training
+from paperlib import audit, claims, evaluation, figures, gaussian, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
 from paperlib.methods import baselines, raat
@@ -139,7 +139,7 @@ curves = study.study_curves(training.histories(run), s.eta)
 figures.panels(run, curves, "figure2", x="epoch", rows="measure") if studied else "Figure 2 is not trained at this preset"
 
 # %%
-figures.table(run, study.study_summary(curves), "figure2", "Validation accuracy, mean of the last three epochs (%).") if studied else None
+tables.save(run, study.study_summary(curves), "figure2", "Validation accuracy, mean of the last three epochs (%).") if studied else None
 
 # %% [markdown]
 # How many samples that is: the shares of misclassified and of boundary samples among the training batches.
@@ -161,7 +161,7 @@ figures.planes(run, study.planes(toys), points.train, s.toy_eps)
 # %%
 toy_scores = evaluation.evaluate_each(run, toys, points.test, study.toy_attacks(s), "toy")
 fragments = study.fragmentation_each(toys)
-figures.table(run, study.fragmentation_table(fragments, toy_scores), "toy", "The toy: mean and deviation over seeds.", 2)
+tables.save(run, study.fragmentation_table(fragments, toy_scores), "toy", "The toy: mean and deviation over seeds.", 2)
 
 # %% [markdown]
 # ## The methods
@@ -210,7 +210,7 @@ summary = evaluation.summary(evaluation.combine(table, strong, auto, study.trade
 # %%
 reported = study.case(s)
 main = summary[summary["method"].isin(models) & (summary["measure"] != "defect")]
-figures.table(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's.")
+tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %%
 figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
@@ -221,10 +221,10 @@ figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.row
 
 # %%
 (second, own), (third, owned) = study.own_rows(s).items()
-figures.table(run, claims.quoted("raat", second, main, own), second, "Table 2 of the paper: CIFAR-100 (%).", 2)
+tables.save(run, claims.quoted("raat", second, main, own), second, "Table 2 of the paper: CIFAR-100 (%).", 2)
 
 # %%
-figures.table(run, claims.quoted("raat", third, main, owned), third, "Table 3 of the paper, and measured here (%).", 2)
+tables.save(run, claims.quoted("raat", third, main, owned), third, "Table 3 of the paper, and measured here (%).", 2)
 
 # %% [markdown]
 # ## What it costs
@@ -233,7 +233,7 @@ figures.table(run, claims.quoted("raat", third, main, owned), third, "Table 3 of
 # mean something only if nothing else ran on it.
 
 # %%
-figures.table(run, study.costs(training.histories(run), main, list(models)), "cost", "Training time and accuracy (%).", 2)
+tables.save(run, study.costs(training.histories(run), main, list(models)), "cost", "Training time and accuracy (%).", 2)
 
 # %% [markdown]
 # ## Robust Alignment, measured
@@ -246,13 +246,13 @@ figures.table(run, study.costs(training.histories(run), main, list(models)), "co
 figures.panels(run, study.defect_points(defects), "defect", x="layer", label="Robust Alignment defect")
 
 # %%
-figures.table(run, study.defect_table(defects), "defect", "Defect, and size of the change, at the last layers.", 3)
+tables.save(run, study.defect_table(defects), "defect", "Defect, and size of the change, at the last layers.", 3)
 
 # %% [markdown]
 # And the partition of the test images under each finished model (%), in both forms:
 
 # %%
-figures.table(run, study.shares_each(run, models, subset(images.test, s.audit_images, 0)), "partition", "Shares (%).")
+tables.save(run, study.shares_each(run, models, subset(images.test, s.audit_images, 0)), "partition", "Shares (%).")
 
 # %% [markdown]
 # ## Figure 5: components, η, λ
@@ -281,7 +281,7 @@ figures.gaussian(run, gaps, needed)
 
 # %%
 judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
-figures.table(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
+tables.save(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
               eps=s.eps, norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
 
 # %%

@@ -55,7 +55,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import claims, evaluation, figures, runs, source, training
+from paperlib import claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import toy
 from paperlib.methods import pag
 
@@ -112,7 +112,7 @@ figures.margins(run, distances)
 # %%
 table = evaluation.evaluate_each(run, trained, data.test, pag.toy_attacks(run.settings), box=None)
 summary = evaluation.summary(pag.with_margins(table, distances, run.settings.eps))
-figures.table(run, claims.beside("pag", "toy", summary), "toy", "Accuracy (%) on the toy, beside the paper's.")
+tables.save(run, claims.beside("pag", "toy", summary), "toy", "Accuracy (%) on the toy, beside the paper's.")
 
 # %%
 figures.per_seed(run, table)

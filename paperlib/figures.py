@@ -1,7 +1,6 @@
-"""Venue styles, plots, and figures and tables written with the data and settings behind them."""
+"""Figures in a venue's style, written with the data and settings behind them."""
 
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from paperlib.data import ImageSet, as_float
 from paperlib.data.toy import wave_height
 from paperlib.files import write_atomically, write_text
+from paperlib.names import title
 from paperlib.runs import Run
 
 # Full text width in inches, and the width of a column where there are two.
@@ -34,108 +34,6 @@ WIDTHS = {
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":")
-NAMES = {
-    "vanilla": "Vanilla",
-    "pag": "PAG (NN)",
-    "one_image": "One Image",
-    "class_mean": "Class Mean",
-    "nearest_neighbor": "Nearest Neighbor",
-    "kmeans": "k-means centroid",
-    "rigd_linf": "RIGD ℓ∞",
-    "rigd_l2": "RIGD ℓ2",
-    "teacher_linf": "PGD-AT ℓ∞ (teacher)",
-    "teacher_l2": "PGD-AT ℓ2 (teacher)",
-    "clean": "No attack",
-    "pgd_linf": "PGD ℓ∞",
-    "pgd_l2": "PGD ℓ2",
-    "autoattack_linf": "AutoAttack ℓ∞",
-    "autoattack_l2": "AutoAttack ℓ2",
-    "pag_score": "PAG score",
-    "margin_across": "margin across > ε",
-    "margin_along": "margin along > ε",
-    "pgd_at": "PGD-AT",
-    "pgd_at_long": "PGD-AT, long",
-    "trades": "TRADES",
-    "mart": "MART",
-    "cons_at": "Cons-AT",
-    "raat": "RAAT",
-    "raat_plus_plus": "RAAT++",
-    "raat_sharp": "RAAT#",
-    "wa": "WA",
-    "toy_vanilla": "clean training",
-    "toy_pgd_at": "PGD-AT",
-    "toy_raat": "RAAT",
-    "pgd_10": "PGD-10",
-    "pgd_100": "PGD-100",
-    "cw": "C&W",
-    "autoattack": "AutoAttack",
-    "nrr": "NRR",
-    "standard": "Standard",
-    "gradient_penalty": "Gradient penalty",
-    "first": "FIRST",
-    "deep": "DEEP",
-    "mlp_standard": "Standard",
-    "mlp_first": "FIRST",
-    "mlp_deep": "DEEP",
-    "fgsm": "FGSM",
-    "pgd_task": "PGD (task loss)",
-    "pgd_ce": "PGD (CE)",
-    "pgd_margin": "PGD (margin)",
-    "apgd_ce": "APGD-CE",
-    "apgd_dlr": "APGD-DLR",
-    "square": "Square",
-    "one_pixel": "one pixel",
-    "deepfool": "DeepFool",
-    "ead": "EAD",
-    "ddn": "DDN",
-    "deepfool_l2": "DeepFool ℓ2",
-    "teacher": "Teacher (stand-in)",
-    "without_align": "DAAT without alignment",
-    "daat": "DAAT",
-    "daat_exact": "DAAT, exact depth",
-    "daat_learned": "DAAT, learned depth",
-    "daat_pretrained": "DAAT, pretrained depth",
-    "daat_rgb_edges": "DAAT, the image's edges",
-    "daat_shuffled": "DAAT, another image's depth",
-    "daat_uniform": "DAAT, uniform",
-    "rgb_edges": "the image's edges",
-    "edge_cosine": "attention and edges, cosine",
-    "gradient_on_edges": "gradient on depth edges",
-    "gradient_on_contours": "gradient on the image's edges",
-    "first_order_rise": "first-order rise of the loss",
-    "cam_correlation": "Grad-CAM, correlation",
-    "cam_moved": "Grad-CAM, moved",
-    "cam_on_object": "Grad-CAM on object",
-    "cam_on_object_attacked": "Grad-CAM on object, attacked",
-    "depth_moved": "depth moved",
-    "pgd_20": "PGD-20",
-    "noise": "noise",
-    "transfer": "transfer",
-    "pag_cosine": "PAG cosine",
-    "gfa_cosine_1": "GFA cosine, layer 1",
-    "gfa_cosine_2": "GFA cosine, layer 2",
-    "gfa_cosine_3": "GFA cosine, layer 3",
-    "robust_alignment": "Robust Alignment",
-    "flatness": "tangential flatness",
-    "linearity": "local linearity",
-    "small_gradient": "small gradient",
-    "ead_l2": "EAD ℓ2",
-    "cw_l2": "C&W ℓ2",
-    "ddn_l2": "DDN ℓ2",
-}
-
-
-def title(name: str | int) -> str:
-    """The words for a method or measure; a number, of a seed say, stays itself."""
-    name = str(name)
-    if name.endswith("_equal"):
-        return f"{title(name.removesuffix('_equal'))}, equal compute"
-    if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and what is said of it
-        return title(match[1]) + match[2]
-    return NAMES.get(
-        name,
-        name.replace("daat_lambda_", "DAAT, λ = ").replace("lambda_", "λ = ").replace("beta_", "β = ").replace("_", " "),
-    )
 
 
 def style(venue: str) -> dict[str, Any]:
@@ -210,53 +108,6 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
     plt.close(figure)
     return figure
-
-
-def table(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
-    """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown.
-
-    An empty one is not written; what is shown says so.
-    """
-    if data.empty:
-        return f"{caption} Nothing of it was measured in this run."
-    shown = data.rename(index=title, columns=title)
-    latex = shown.rename(columns=_latex, index=_latex).to_latex(
-        float_format=f"%.{digits}f",
-        na_rep="--",
-        caption=_latex(caption),
-        label=f"tab:{run.notebook}-{name}",
-        multicolumn_format="c",
-    )
-    write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
-    write_text(run.folder / "tables" / f"{name}.tex", latex)
-    write_text(run.folder / "tables" / f"{name}.json", json.dumps(_as_read(shown, caption, digits), indent=1))
-    return shown.style.format(precision=digits, na_rep="–")
-
-
-def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
-    """A table as a page shows it: its caption, heads and rows of words, the index first."""
-
-    def words(value: Any) -> str:
-        if isinstance(value, float | np.floating):
-            return "–" if np.isnan(value) else f"{value:.{digits}f}"
-        return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-    rows = [[words(index), *map(words, row)] for index, row in zip(shown.index, shown.to_numpy(object), strict=True)]
-    names = ", ".join(title(str(name)) for name in shown.index.names if name) or "name"
-    return {"caption": caption, "heads": [names, *map(words, shown.columns)], "rows": rows}
-
-
-LATEX = {
-    "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#",  # before the signs, whose code has underscores
-    "η": r"$\eta$", "β": r"$\beta$", "γ": r"$\gamma$", "ρ": r"$\rho$", "×": r"$\times$",
-    "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    for sign, code in LATEX.items():
-        text = text.replace(sign, code)
-    return text
 
 
 # Plots -------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from paperlib import export, figures
 from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, load, number, papers
 from paperlib.files import read_json, root, write_atomically, write_json, write_text
+from paperlib.names import title
 from paperlib.runs import status
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib"), autoescape=True, trim_blocks=True)
@@ -78,7 +79,7 @@ def _audits(folder: Path) -> list[dict[str, Any]]:
     stored = {file.stem: read_json(file) for file in sorted((folder / "audit").glob("*.json"))}
     return [
         {
-            "model": figures.title(name),
+            "model": title(name),
             "verdict": one.get("verdict", "–"),
             "signs": [row["check"] for row in one["checks"] if row["sign"]],
             "checks": [_check(row) for row in one["checks"]],
@@ -231,14 +232,14 @@ def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[s
 
 def _figure(file: Path, notebook: str) -> dict[str, Any]:
     """A figure's files, its words, and its numbers where they are few enough to read."""
-    title, data = figures.title(file.stem), file.with_suffix(".csv")
+    called, data = title(file.stem), file.with_suffix(".csv")
     numbers = None
     if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
-        numbers = {"words": title, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
+        numbers = {"words": called, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
     about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
-    words = f"{title}, of {notebook}. {about.get('words', '')}"
+    words = f"{called}, of {notebook}. {about.get('words', '')}"
     return {
-        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": title, "words": words, "numbers": numbers
+        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words, "numbers": numbers
     }  # fmt: skip
 
 

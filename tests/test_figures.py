@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import figures, runs
+from paperlib import figures, runs, tables
 from paperlib.files import read_json
 
 
@@ -44,7 +44,7 @@ def test_the_same_figure_is_the_same_bytes(run: runs.Run) -> None:
 
 def test_tables_leave_as_csv_and_booktabs(run: runs.Run) -> None:
     data = pd.DataFrame({("pgd_l2", "paper"): [49.68], ("pgd_l2", "here"): [float("nan")]}, index=["one_image"])
-    figures.table(run, data, "t", "Accuracy (%) at ε.")
+    tables.save(run, data, "t", "Accuracy (%) at ε.")
     tex = (run.folder / "tables" / "t.tex").read_text()
     assert r"\toprule" in tex
     assert "One Image" in tex
@@ -88,7 +88,7 @@ def test_outcomes_by_image_stay_out_of_the_files(run: runs.Run) -> None:
 
 
 def test_a_table_of_nothing_says_so(run: runs.Run) -> None:
-    assert "Nothing of it was measured" in figures.table(run, pd.DataFrame(), "empty", "Others.")
+    assert "Nothing of it was measured" in tables.save(run, pd.DataFrame(), "empty", "Others.")
     assert not (run.folder / "tables" / "empty.csv").exists()
 
 

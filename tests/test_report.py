@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from paperlib import audit, claims, export, figures, report, runs
+from paperlib import audit, claims, export, figures, report, runs, tables
 from paperlib.files import write_json
 
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
@@ -36,7 +36,7 @@ def make_run(home: Path, notebook: str, preset: str, paper: str) -> runs.Run:
     figures.panels(run, data, "accuracy", x="x")
     columns = {("clean", "here"): [50.0, float("nan")], ("clean", "low"): [45.0, 40.0], ("ρ", "beside λ"): [1.0, 2.0]}
     table = pd.DataFrame(columns, index=["raat", "pgd_at"])
-    figures.table(run, table, "accuracy", "Accuracy (%) & more.")
+    tables.save(run, table, "accuracy", "Accuracy (%) & more.")
     check = next(iter(audit.CHECKS))
     write_json(run.folder / "audit" / "raat.json", {"recipe": "", "verdict": "suspicious", "checks": [
         {"check": check, "figure": 1.0, "sign": True}], "accuracies": [], "curve": [], "flags": []})  # fmt: skip
