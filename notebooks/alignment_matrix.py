@@ -86,7 +86,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 # %%
 from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, tables, training
 from paperlib.data import load, subset
-from paperlib.methods import combined, pag
+from paperlib.methods import combined, pag_study
 from paperlib.methods import matrix_study as study
 
 run = runs.start("alignment_matrix", globals())
@@ -163,7 +163,7 @@ aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=stud
                          attention=study.attention(s), target=study.target(s, size), eps=s.eps, norm=s.norm)
 
 # %%
-scores = pag.scores_each(run, everything, judge, sample)
+scores = pag_study.scores_each(run, everything, judge, sample)
 flat = landscape.flatness(run, everything, sample)
 measured = evaluation.combine(evaluation.combine(table, strong), aligned, scores, flat)
 models = matrix.by_model(measured)

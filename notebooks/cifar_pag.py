@@ -85,6 +85,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.methods import baselines, pag
+from paperlib.methods import pag_study as study
 
 run = runs.start("cifar_pag", globals())
 run
@@ -107,13 +108,13 @@ figures.contact_sheet(run, images.train)
 # proposes. **RIGD** (Section 4.1): the gradient of a robust teacher, here trained by PGD-AT where no published one is given.
 
 # %%
-val_attack = pag.validation_attack(s)
-teachers = pag.published_teachers(s) | training.train_each(
-    run, pag.teachers(s), images, val_attack,
+val_attack = study.validation_attack(s)
+teachers = study.published_teachers(s) | training.train_each(
+    run, study.teachers(s), images, val_attack,
     seeds=s.seeds[:1], epochs=s.teacher_epochs, learning_rate=s.teacher_learning_rate)
 
 # %%
-targets = pag.target_sources(s, images.train, teachers, run.device)
+targets = study.target_sources(s, images.train, teachers, run.device)
 figures.targets(run, images.test[:1], targets)
 
 # %% [markdown]
@@ -134,9 +135,9 @@ source.show(pag.PAG.loss, pag.toward, pag.distilled)
 # Vanilla training and every source, from the same initial weights, on the same batches.
 
 # %%
-methods = pag.methods(s, targets)
+methods = study.methods(s, targets)
 trained = training.train_each(run, methods, images, val_attack)
-swept = training.train_each(run, pag.sweep_methods(s, targets), images, val_attack, seeds=s.seeds[:1])
+swept = training.train_each(run, study.sweep_methods(s, targets), images, val_attack, seeds=s.seeds[:1])
 figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust_accuracy", "misalignment"])
 
 # %% [markdown]
@@ -146,7 +147,7 @@ figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust
 
 # %%
 classes = images.test.classes[:10]
-original, changed = pag.toward_every_class(run, trained | teachers, images.test.images[0], len(classes))
+original, changed = study.toward_every_class(run, trained | teachers, images.test.images[0], len(classes))
 figures.targeted(run, original, changed, classes)
 
 # %% [markdown]
@@ -155,7 +156,7 @@ figures.targeted(run, original, changed, classes)
 
 # %%
 judge = training.train_each(run, {"judge": baselines.Standard()}, images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1]
-scores = pag.scores_each(run, trained | teachers, judge.to(run.device), subset(images.test, s.score_images, 0))
+scores = study.scores_each(run, trained | teachers, judge.to(run.device), subset(images.test, s.score_images, 0))
 
 # %% [markdown]
 # And how well the gradients are aligned: the mean cosine over all classes, of the model as it is attacked (evaluation mode) and
@@ -165,7 +166,7 @@ scores = pag.scores_each(run, trained | teachers, judge.to(run.device), subset(i
 # targets say little about the classes.
 
 # %%
-tables.save(run, pag.alignment_each(run, trained, targets, images), "alignment",
+tables.save(run, study.alignment_each(run, trained, targets, images), "alignment",
               "Mean cosine between class gradients and targets.", digits=3)
 
 # %% [markdown]
@@ -174,10 +175,10 @@ tables.save(run, pag.alignment_each(run, trained, targets, images), "alignment",
 # paper does not report, beside them. Low and high are the 95 % interval: of the test sample, or of the seeds where that is wider.
 
 # %%
-table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, pag.attacks(s))
+table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, study.attacks(s))
 strong = evaluation.evaluate_each(run, trained | teachers, subset(images.test, s.autoattack_images, 0),
-                                  pag.strong_attacks(s), "autoattack")
-summary = pag.with_sweep(s, evaluation.summary(evaluation.combine(table, strong, scores)))
+                                  study.strong_attacks(s), "autoattack")
+summary = study.with_sweep(s, evaluation.summary(evaluation.combine(table, strong, scores)))
 reported = "table2" if s.data == "stl10" else "table1"
 
 # %%
@@ -206,7 +207,7 @@ figures.tradeoff(run, summary, claims.rows("pag", "figure5")) if swept else "no 
 # An honest model loses accuracy as ε grows, down to nothing.
 
 # %%
-curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), pag.attacks(s)["pgd_l2"], s.sweep_epsilons)
+curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.attacks(s)["pgd_l2"], s.sweep_epsilons)
 figures.epsilon_curves(run, curve) if s.sweep_epsilons else "no sweep over ε at this preset"
 
 # %% [markdown]

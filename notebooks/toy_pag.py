@@ -58,6 +58,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 from paperlib import claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import toy
 from paperlib.methods import pag
+from paperlib.methods import pag_study as study
 
 run = runs.start("toy_pag", globals())
 run
@@ -70,7 +71,7 @@ run
 
 # %%
 data = toy.load(seed=0)
-methods = pag.toy_methods(run.settings, data.train)
+methods = study.toy_methods(run.settings, data.train)
 
 # %% [markdown]
 # ## Method
@@ -102,7 +103,7 @@ figures.decision_boundaries(run, trained, data.test)
 # distance is searched along the two directions alone, up to 60.
 
 # %%
-distances = pag.toy_margins(run, trained, data.test)
+distances = study.toy_margins(run, trained, data.test)
 figures.margins(run, distances)
 
 # %% [markdown]
@@ -110,8 +111,8 @@ figures.margins(run, distances)
 # L2 PGD with 10 steps of 2 from the sample itself (Algorithm 1), $\varepsilon = 15$; no box, the plane has no bounds.
 
 # %%
-table = evaluation.evaluate_each(run, trained, data.test, pag.toy_attacks(run.settings), box=None)
-summary = evaluation.summary(pag.with_margins(table, distances, run.settings.eps))
+table = evaluation.evaluate_each(run, trained, data.test, study.toy_attacks(run.settings), box=None)
+summary = evaluation.summary(study.with_margins(table, distances, run.settings.eps))
 tables.save(run, claims.beside("pag", "toy", summary), "toy", "Accuracy (%) on the toy, beside the paper's.")
 
 # %%

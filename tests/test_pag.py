@@ -12,7 +12,7 @@ from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import ImageSet
 from paperlib.files import InputError
 from paperlib.geometry import class_gradients, cosine, distance_to_boundary, input_gradients, scores
-from paperlib.methods import Batch, Step, baselines, pag
+from paperlib.methods import Batch, Step, baselines, pag, pag_study
 
 STEP = Step(0, 1, 0)
 
@@ -246,7 +246,7 @@ def test_constants_are_those_of_table_3() -> None:
 
     for source, row in rows("pag", "table3").items():
         for data, weight in row.items():
-            assert pag.WEIGHTS[data][source] == weight  # type: ignore[index]
+            assert pag_study.WEIGHTS[data][source] == weight  # type: ignore[index]
 
 
 def test_more_neighbors_than_images_are_refused() -> None:
@@ -301,7 +301,7 @@ def test_alignment_through_batch_statistics_is_that_of_training_mode() -> None:
 
 def test_one_direction_for_all_is_the_best_by_search() -> None:
     data, directions = image_set(4, 3), torch.randn(3, 2, 4, 4)
-    found = pag._one_direction(
+    found = pag_study._one_direction(
         lambda x, classes: [directions[k].expand_as(x) for k in classes], data, torch.device("cpu"), 3
     )
     tried = torch.randn(20000, 1, 32) * 0.05 + torch.nn.functional.normalize(directions.flatten(1), dim=1).mean(0)
