@@ -96,7 +96,7 @@ CHECKS = {
         "more steps until nothing changes, and report those",
     ),
     "margin loss gains over cross-entropy": Check(
-        0.05, False, "cross-entropy is the wrong loss to attack this model with", "Carlini & Wagner 2017",
+        0.15, False, "cross-entropy is the wrong loss to attack this model with", "Carlini & Wagner 2017",
         "report the margin loss or AutoAttack",
     ),
     "AutoAttack's flags": Check(  # how many, without Square's, which is counted by image below
@@ -178,8 +178,7 @@ def audit(
     a sign from two images on. The verdict on a network whose accuracy is close to chance is "not told". Raises
     InputError where the model does not answer as a classifier of these images, or eps is not positive.
     """
-    if not 0 < eps <= (1 if norm == "linf" else math.inf):
-        raise InputError(f"eps = {eps:g}: should be a radius above 0 in units of [0,1], say 8/255")
+    check_radius(eps, norm)
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
     accuracies = _accuracies(found)
     if "white" not in found:  # not attacked
@@ -189,6 +188,12 @@ def audit(
         )
     checks = signs_of(figures(found, curve, flags, len(data.classes)))
     return Audit(verdict_of(checks), checks, accuracies, curve, flags)
+
+
+def check_radius(eps: float, norm: Norm) -> None:
+    """Raise InputError where `eps` is no radius in units of [0,1]."""
+    if not 0 < eps <= (1 if norm == "linf" else math.inf):
+        raise InputError(f"eps = {eps:g}: should be a radius above 0 in units of [0,1], say 8/255")
 
 
 # What is measured --------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def audit(
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
     images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
-    size: Annotated[int | None, typer.Option(help="pixels to bring a folder's images to")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
     import torch
@@ -149,6 +149,7 @@ def audit(
     radius = read_value(eps)
     if not isinstance(radius, float | int):
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
+    audit.check_radius(radius, norm)
     network = external.from_file(model, weights)
     few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
     test = subset(load(data, image_size=size, **few).test, images, 0)
@@ -184,7 +185,7 @@ def grid(
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
     begun = time.monotonic()
     code = 0 if dry_run else grid.run(file, jobs, profile)
-    rows = grid.table(file)
+    rows = grid.table(file if dry_run else grid.folder_of(file) / "plan.yaml")  # it may have been edited meanwhile
     for row in rows:
         seconds = "?" if row["seconds"] is None else duration(row["seconds"])
         took = seconds if row["state"] == "finished" else f"about {seconds}"
@@ -305,7 +306,9 @@ def report_(
 
 
 @app.command()
-def data(name: str, size: Annotated[int | None, typer.Option(help="pixels to bring a folder's images to")] = None) -> None:
+def data(
+    name: str, size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None
+) -> None:
     """Fetch, read or render a data set once, so that runs find it ready."""
     from paperlib.data import load
 
@@ -326,10 +329,28 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
     return given | ({"venue": venue} if venue else {})
 
 
+def _from_here(given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, a folder of images that lies here by its whole path: the notebook runs in the project's folder.
+
+    Raises InputError where there is no such folder.
+    """
+    from paperlib.data.folder import located
+
+    name = str(given.get("data", ""))
+    if not name.startswith("folder:"):
+        return given
+    path = name.removeprefix("folder:")
+    if not (place := located(path)).is_dir():
+        raise InputError(f"data = {name}: there is no folder {path} here or in {root()}")
+    same = place.resolve() == (root() / path).resolve()
+    return given if same else {**given, "data": f"folder:{place.resolve()}"}
+
+
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
     """Run a notebook through papermill into its run's folder. Returns the exit code."""
     from paperlib import distributed, launch, runs
 
+    given = _from_here(given)
     settings = runs.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)

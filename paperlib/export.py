@@ -55,8 +55,9 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def command(*parts: str) -> str:
-    """A name that LaTeX takes: letters alone, each word capitalised, digits spelt."""
-    words = [word for part in parts for word in re.split(r"[^A-Za-z0-9]+", part) if word]
+    """A name that LaTeX takes: letters alone, each word capitalised, digits and the point between them spelt."""
+    pointed = [re.sub(r"(?<=\d)\.(?=\d)", " Point ", part) for part in parts]
+    words = [word for part in pointed for word in re.split(r"[^A-Za-z0-9]+", part) if word]
     return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
 
 

@@ -33,7 +33,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors are of many kinds
-        raise InputError(f"{path}: holds more than weights ({error}); save its tensors as safetensors") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise InputError(
+            f"{path}: cannot be read as weights alone ({reason}); it should be whole, and hold tensors by name"
+        ) from error
     for name in ("model", "state_dict"):
         content = content.get(name, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

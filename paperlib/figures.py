@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from torch import Tensor, nn
 
 from paperlib.data import ImageSet, as_float
@@ -80,8 +80,8 @@ def sweep_curve(curve: pd.DataFrame, norm: str, venue: str = "neurips") -> Figur
     return figure
 
 
-def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) -> Figure:
-    """Write the figure as PDF, SVG and PNG under figures/, its data as CSV and its settings as JSON beside it.
+def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None, words: str = "") -> Figure:
+    """Write the figure as PDF, SVG and PNG under figures/, its data as CSV, and as JSON its settings and what it shows.
 
     The same data give the same bytes: the files carry no dates. Returns the figure, so that a notebook shows it.
     """
@@ -98,7 +98,7 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None) 
             lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),  # type: ignore[misc]
         )
     drawer = globals().get(sys._getframe(1).f_code.co_name)  # the function of this module that drew it
-    words = (drawer.__doc__ or "").partition("\n")[0] if drawer else ""
+    words = words or ((drawer.__doc__ or "").partition("\n")[0] if drawer else "")
     about = {**provenance, "words": words, "settings": run.settings.model_dump()}
     write_text(folder / f"{name}.json", json.dumps(about, indent=1))
     if data is not None:
@@ -339,7 +339,9 @@ def panels(
     room = WIDTHS[run.settings.venue][0] / (0.55 + 0.055 * max(map(len, found)))  # inches an entry takes at 7 points
     columns_of_legend = max(1, min(len(found), int(room)))
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns_of_legend, fontsize=7)
-    return save(run, figure, name, data)
+    shown = ", ".join(str(value) for value in heights if value) or label
+    of = f", a panel each for {', '.join(map(str, columns))}" if len(columns) > 1 else ""
+    return save(run, figure, name, data, f"{shown} {'against ' + x if x != 'x' else ''} of {', '.join(found)}{of}.")
 
 
 def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:

@@ -30,7 +30,7 @@ class InputError(ValueError):
 
 def root() -> Path:
     """The project's folder, which holds notebooks/, data/ and runs/; the variable PAPERLIB_ROOT moves it."""
-    return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[1])
+    return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[1]).absolute()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,7 +46,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise InputError(f"{path}: the disk is full; free some space there and start again") from error
         if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error}); make the folder writable") from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +27,7 @@ from paperlib.files import InputError, read_json, root, write_text
 from paperlib.settings import Settings
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-GPU_PRESETS = ("gpu", "paper")
+GPU_PRESETS = ("gpu", "paper")  # for which device auto asks a cluster for a GPU
 
 
 class Group(BaseModel):
@@ -59,8 +60,9 @@ class Job:
 
     @property
     def gpus(self) -> int:
-        """How many it is given by a cluster: one a device by its preset, unless its settings ask for the CPU."""
-        return self.settings.devices * int(self.preset in GPU_PRESETS and self.settings.device != "cpu")
+        """How many it is given by a cluster, one a device: where its settings ask for one, or leave it to the preset."""
+        asks = self.settings.device == "cuda" or (self.settings.device == "auto" and self.preset in GPU_PRESETS)
+        return self.settings.devices * int(asks)
 
 
 def read(file: Path) -> dict[str, Job]:
@@ -145,8 +147,8 @@ def folder_of(file: Path) -> Path:
 def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
     """Run all jobs that are not done, as many at a time as there are cores, or as the profile says. Returns an exit code.
 
-    A job that fails does not stop those that do not wait for it. Here at most one job at a time has GPUs. Raises
-    InputError when Snakemake is not installed, or a process is at work on the grid.
+    A job that fails does not stop those that do not wait for it. Of those that would use a GPU, one at a time runs here.
+    Raises InputError when Snakemake is not installed, or a process is at work on the grid.
     """
     jobs, place = read(file), folder_of(file)
     if importlib.util.find_spec("snakemake") is None:
@@ -167,8 +169,9 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
         if profile:
             options = ["--profile", str(profile.resolve())]
         else:
-            gpus = max(1, *(job.gpus for job in jobs.values()))
-            options = ["--cores", str(cores or os.cpu_count() or 1), "--resources", f"gpu={gpus}"]
+            options = ["--cores", str(cores or os.cpu_count() or 1)]
+            if torch.cuda.is_available():
+                options += ["--resources", "alone=1"]  # of jobs that would meet on a GPU
             environment.setdefault("OMP_NUM_THREADS", "1")
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")),

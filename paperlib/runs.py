@@ -54,6 +54,10 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
     file = root() / "notebooks" / "presets" / f"{notebook}.yaml"
     try:
         presets = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); the project's folder, or PAPERLIB_ROOT, should hold notebooks/"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too: YAML's own dates and numbers
         raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
@@ -141,6 +145,8 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     distributed.join()
     if distributed.rank():  # the first process keeps the run's books
         return Run(notebook, preset, settings, folder)
+    for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
+        _leave(other)
     hold(folder)
     run = Run(notebook, preset, settings, folder, before=_so_far(folder))
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
@@ -183,7 +189,11 @@ def method_of(training: str) -> str:
 def _assignments(source: str) -> Iterator[tuple[str, Any]]:
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            yield statement.targets[0].id, ast.literal_eval(statement.value)
+            name = statement.targets[0].id
+            try:
+                yield name, ast.literal_eval(statement.value)
+            except ValueError:  # float('nan'), as papermill writes it
+                raise InputError(f"{name} = {ast.unparse(statement.value)}: should be a plain value") from None
 
 
 def _shown(path: Path) -> str:
@@ -213,6 +223,13 @@ def release(folder: Path) -> None:
         lock.release()
 
 
+def _leave(folder: Path) -> None:
+    """Let go of a run that this process had begun; where it was not finished, it has stopped."""
+    if (about := read_json(folder / "status.json"))["state"] == "running":
+        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": time.time() - about["started"]})
+    release(folder)
+
+
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
     seconds = max(0.0, time.time() - run.started)  # of this session; trainings keep their own; clocks may go backwards
@@ -222,7 +239,7 @@ def _say(run: Run, state: str, **more: Any) -> None:
 
 def note_failure(folder: Path, error: str) -> None:
     """Write down why the run in `folder` did not come to its end, where its own process could not."""
-    write_json(folder / "status.json", {**read_json(folder / "status.json"), "state": "failed", "error": error})
+    write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
 def seconds_of(about: Mapping[str, Any]) -> float:
@@ -236,9 +253,12 @@ def _so_far(folder: Path) -> float:
     if not file.exists():
         return 0.0
     about = read_json(file)
-    if about["state"] == "running":
-        about["seconds"] = max(0.0, progress.latest(folder) - about["started"])
-    return seconds_of(about)
+    return seconds_of(_until_killed(about, folder) if about["state"] == "running" else about)
+
+
+def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The status of a run that was killed: it took until its last news."""
+    return {**about, "state": "killed", "seconds": max(0.0, progress.latest(folder) - about["started"])}
 
 
 def _watch(run: Run) -> None:
@@ -278,11 +298,9 @@ def status(folder: Path) -> dict[str, Any]:
     if read_json(file)["state"] != "running" or _locked(folder):
         return read_json(file)
     content = read_json(file)  # it may have ended well between the two looks
-    return (
-        {**content, "state": "killed"}
-        if content["state"] == "running" and not _at_work_elsewhere(content, folder)
-        else content
-    )
+    if content["state"] == "running" and not _at_work_elsewhere(content, folder):
+        return _until_killed(content, folder)
+    return content
 
 
 def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
@@ -321,12 +339,16 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    own = Path(__file__).resolve().parents[1]
+
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=root(), capture_output=True, text=True, check=True, timeout=20
+            ["git", *arguments], cwd=own, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != own:  # another project's, that this one is installed in
+            return None
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None

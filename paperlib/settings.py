@@ -43,13 +43,13 @@ def read_value(value: Any) -> Any:
         return {name: read_value(member) for name, member in value.items()}
     if not isinstance(value, str):
         return value
-    if match := FRACTION.fullmatch(value):
-        return float(match[1]) / float(match[2]) if float(match[2]) else value
-    if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE):
-        return float(value)
     try:
+        if match := FRACTION.fullmatch(value):
+            return float(match[1]) / float(match[2])
+        if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE):
+            return float(value)
         read = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, ZeroDivisionError):  # values: 1.2.3/4, and YAML's own dates and numbers
         return value
     return read if isinstance(read, str) else read_value(read)
 

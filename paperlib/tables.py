@@ -47,6 +47,7 @@ def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
 
 LATEX = {
     "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#",  # before the signs, whose code has underscores
+    ">": "$>$", "<": "$<$", "Δ": r"$\Delta$",
     "η": r"$\eta$", "β": r"$\beta$", "γ": r"$\gamma$", "ρ": r"$\rho$", "×": r"$\times$",
     "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
 }  # fmt: skip

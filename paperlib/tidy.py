@@ -18,6 +18,7 @@ from paperlib.runs import hold, release, status
 HOUR = 3600.0  # a temporary file older than this belongs to nobody: writing one takes seconds
 # Of files.write_atomically, and of a notebook at work.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.\w+\.\d+\.ipynb")
+REMOVED = ".removed"  # in runs/: what is being removed, out of everybody's way
 MADE = ("scenes", "oracles", "cache")  # under data/: what is made anew when it is needed
 
 
@@ -55,6 +56,9 @@ def remove(found: Sequence[Removable]) -> list[Removable]:
         try:
             if (one.path / "status.json").exists():
                 gone = _remove_run(one)
+            elif one.path.parent.name == REMOVED:
+                shutil.rmtree(one.path)
+                gone = True
             elif one.path.suffix == ".safetensors":
                 gone = _remove_cache(one.path)
             else:
@@ -78,7 +82,7 @@ def _remove_run(one: Removable) -> bool:
         state = read_json(one.path / "status.json")["state"].replace("running", "killed")  # nobody else is at work
         if _why(one.path, state, True, True) != one.reason:  # it has gone on, and perhaps ended well, since it was listed
             return False
-        away = root() / "runs" / ".removed" / uuid.uuid4().hex / one.path.name  # deeper than where runs are looked for
+        away = root() / "runs" / REMOVED / uuid.uuid4().hex / one.path.name  # deeper than where runs are looked for
         away.parent.mkdir(parents=True)
         one.path.rename(away)
     finally:
@@ -98,6 +102,7 @@ def _remove_cache(file: Path) -> bool:
 
 def _half_written() -> Iterator[Removable]:
     """What a killed process left in the middle of writing, or of removing."""
+    yield from (_as(path, "half-removed") for path in sorted((root() / "runs" / REMOVED).glob("*")))
     for place in ("runs", *(f"data/{name}" for name in MADE)):
         for path in sorted((root() / place).rglob(".*")):
             if TEMPORARY.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > HOUR:

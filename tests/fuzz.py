@@ -223,12 +223,12 @@ def weights(chance: random.Random, home: Path) -> object:
         save_file(held, file)
     else:
         file = home / "w.pt"
-        kind = chance.randrange(4)
+        kind = chance.randrange(5)
         if kind == 0:
             file.write_bytes(pickle.dumps(Payload()))
             return external.read_weights(file)
-        torch.save([held, {"state_dict": held}, {"model": held, "epoch": 3}, {"x": Payload()}][kind], file)
-        if kind == 3:
+        torch.save([None, {"x": Payload()}, {"state_dict": held}, {"model": held, "epoch": 3}, held][kind], file)
+        if kind == 1:
             return external.read_weights(file)
     file.write_bytes(damaged_bytes(chance, file.read_bytes()))
     return external.read_weights(file)

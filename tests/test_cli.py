@@ -34,6 +34,9 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["reproduce", "--preset", "tiny"], "preset = 'tiny'"),
         (["data", "mnist"], "'mnist' is not a data set"),
         (["data", "folder:/nowhere"], "there is no folder train in it"),
+        (["run", "cifar_pag", "-p", "data=folder:/nowhere"], "there is no folder /nowhere"),
+        (["audit", "--model", "x.py:y", "--data", "scenes", "--eps", "8"], "eps = 8: should be a radius"),
+        (["audit", "--model", "x.py:y", "--data", "scenes", "--eps", "1.2.3/4"], "should be a number in units of [0,1]"),
     ],
 )
 def test_wrong_input_is_refused_with_code_2_before_anything_starts(

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def test_toy_is_the_line_of_appendix_c1() -> None:
 
 
 def test_scenes_do_not_depend_on_batch_or_threads() -> None:
-    together = scenes.render(7, np.arange(20), 32)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
+        torch.set_num_threads(2)
+        together = scenes.render(7, np.arange(20), 32)
+        torch.set_num_threads(1)
         alone = [scenes.render(7, np.array([index]), 32) for index in range(20)]
     finally:
         torch.set_num_threads(threads)
@@ -175,6 +177,14 @@ def test_what_is_wrong_with_a_folder_is_named(home: Path, tmp_path: Path) -> Non
     assert "notes.txt is not a whole image" in message(lambda tree: (tree / "train/cat/notes.txt").write_text("hello"))
     assert "test/cat is empty" in message(empty)
     assert "class 'owl' is missing from test" in message(lambda tree: (tree / "train" / "owl").mkdir())
+
+    def flat(tree: Path) -> None:
+        for place in ("train", "test"):
+            for member in (tree / place).iterdir():
+                shutil.rmtree(member)
+            (tree / place / "image.png").write_bytes(b"")
+
+    assert "there are no class folders in train" in message(flat)
     assert "there is no folder train" in message(lambda tree: (tree / "train").rename(tree / "training"))
     assert "there is no folder test or val" in message(lambda tree: (tree / "test").rename(tree / "testing"))
 
@@ -261,7 +271,7 @@ def test_tiny_imagenet_may_keep_what_restructuring_left_empty(home: Path) -> Non
     assert data.load(f"folder:{tree}").test.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_two_sets_become_one() -> None:
+def test_two_sets_become_one(home: Path) -> None:
     splits = data.load("scenes", train_images=20, validation_images=10, test_images=10, seed=3)
     both = data.joined(splits.train, splits.validation)
     assert len(both) == 30

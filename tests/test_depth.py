@@ -1,6 +1,7 @@
 """Edges of depth against closed forms, and distances between maps against SciPy and finite differences."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_distance_that_is_none_is_refused() -> None:
             depth.disparity(torch.tensor([[[1.0, bad]]]))
 
 
-def test_the_edges_of_rendered_scenes_lie_around_the_solids() -> None:
+def test_the_edges_of_rendered_scenes_lie_around_the_solids(home: Path) -> None:
     data = load("scenes", train_images=20, validation_images=10, test_images=10, seed=0).train
     assert data.depth is not None
     assert data.mask is not None

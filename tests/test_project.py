@@ -48,6 +48,11 @@ def test_links_of_the_readme_lead_somewhere() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_published_tables_are_latex_that_every_engine_reads() -> None:
+    for file in (REPOSITORY / "docs" / "results").rglob("*.tex"):
+        assert not (found := set(re.findall(r"[^\x00-\x7f–]", file.read_text()))), f"{file.name}: {found}"
+
+
 def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [

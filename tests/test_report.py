@@ -257,6 +257,6 @@ def test_names_in_a_runs_files_lead_nowhere_else(home: Path) -> None:
         content = [{**row, **changes} for row in content] if isinstance(content, list) else {**content, **changes}
         write_json(folder / name, content)
     index = report.build()
-    assert [file.name for file in home.iterdir()] == ["notebooks", "runs"]
+    assert sorted(file.name for file in home.iterdir()) == ["notebooks", "runs"]
     assert {file.parent.name for file in index.parent.rglob("*.json")} <= {"report", "robustbench"}
     assert sorted(file.name for file in (home / "runs").iterdir()) == ["raat_boundary", "report"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from paperlib import runs
+from paperlib import files, runs
 from paperlib.files import InputError, read_json, write_json
 from paperlib.settings import read_value
 
@@ -29,6 +29,8 @@ from paperlib.settings import read_value
         ("null", None),
         ("adam", "adam"),
         ("1/0", "1/0"),
+        ("1.2.3/4", "1.2.3/4"),
+        ("2001-13-45", "2001-13-45"),  # no date
         ("{a: 1/4, b: [1e-2]}", {"a": 0.25, "b": [0.01]}),
         (7, 7),
     ],
@@ -119,6 +121,8 @@ def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: 
     }
     with pytest.raises(InputError, match="unknown parameter 'epoch'"):
         runs.start("toy_pag", namespace)
+    with pytest.raises(InputError, match=r"eps = float\('nan'\): should be a plain value"):  # as papermill writes it
+        runs.start("toy_pag", {"In": ["# Parameters\neps = float('nan')\n"]})
     assert not (home / "runs").exists()
     namespace = {"preset": "quick", "epochs": 3, "epoch": 3, "In": ["", "# Parameters\nepochs = 3\n", "epoch = 3"]}
     run = runs.start("toy_pag", namespace)  # a user's own variable is his own business
@@ -166,6 +170,26 @@ def test_two_processes_do_not_share_a_run(home: Path) -> None:
     runs.start("toy_pag", {}).finish()
 
 
+def test_a_second_run_in_one_process_lets_go_of_the_first(home: Path) -> None:
+    """As when somebody changes a parameter and runs the cell again."""
+    first = runs.start("toy_pag", {"epochs": 3})
+    second = runs.start("toy_pag", {"epochs": 4})
+    assert [runs.status(run.folder)["state"] for run in (first, second)] == ["stopped", "running"]
+    assert not runs._locked(first.folder)
+    second.finish()
+
+
+def test_the_projects_folder_is_the_same_wherever_one_stands(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("PAPERLIB_ROOT", tmp_path.name)
+    assert files.root() == tmp_path
+    monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="should hold notebooks/"):
+        runs.resolve("toy_pag")
+
+
 def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
     run = runs.start("toy_pag", {"epochs": 3})
     file = run.folder / "status.json"
@@ -177,6 +201,7 @@ def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
     write_json(file, {**read_json(file), "started": began, "seconds": 0.0})  # killed after 70 seconds
     os.utime(file, (began + 70, began + 70))
     runs.release(run.folder)
+    assert runs.status(run.folder)["seconds"] == pytest.approx(70.0)
     assert runs.start("toy_pag", {"epochs": 3}).before == pytest.approx(80.0)
     runs.release(run.folder)
 

@@ -56,6 +56,25 @@ def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
     at_work.finish()
 
 
+def test_what_was_left_half_removed_is_found_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.start("toy_pag", {"epochs": 3})
+    runs.release(run.folder)
+
+    def refused(*_: object) -> None:
+        raise PermissionError("not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tidy.shutil, "rmtree", refused)
+        with pytest.raises(InputError, match="cannot be removed"):
+            tidy.remove(tidy.removable(unfinished=True))
+    assert not run.folder.exists()
+    (left,) = tidy.removable()
+    assert left.reason == "half-removed"
+    assert left.size > 0
+    assert tidy.remove([left]) == []
+    assert tidy.removable() == []
+
+
 def test_a_run_that_was_begun_meanwhile_is_not_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.start("toy_pag", {"epochs": 3})
     held = dict(runs._locks)

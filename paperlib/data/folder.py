@@ -35,6 +35,8 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
         raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold {LAYOUT}")
     classes = subfolders(folder / "train")
     tested = subfolders(folder / other)
+    if not classes:
+        raise InputError(f"data folder {folder}: there are no class folders in train; it should hold {LAYOUT}")
     if classes != tested:
         odd = sorted(set(classes) ^ set(tested))[0]
         missing = other if odd in classes else "train"
@@ -81,6 +83,14 @@ def listed(folder: Path, place: Path, label: int) -> Listing:
         raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
     within = place.relative_to(folder).as_posix()
     return [(label, f"{within}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns) for entry in members]
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that came with images. Raises InputError when it is no text."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as UTF-8 text ({error}); repair or remove it") from error
 
 
 def _files(folder: Path, split: str, classes: tuple[str, ...]) -> Listing:

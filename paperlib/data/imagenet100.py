@@ -13,7 +13,7 @@ whatever the layout:
 import csv
 from pathlib import Path
 
-from paperlib.data.folder import Listing, listed, subfolders
+from paperlib.data.folder import Listing, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.data.streamed import Streamed
 from paperlib.files import InputError, root
@@ -86,19 +86,18 @@ def _validation(tree: Path, val: Path, place: Path) -> Listing:
             f"{val} has no class folders, and there is no {SOLUTION} in {place} to say which image is of which class"
         )
     labels, listing = {name: label for label, name in enumerate(CLASSES)}, []
-    with solution.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), 2):
-            name, words = row.get("ImageId") or "", (row.get("PredictionString") or "").split()
-            if not name or not words or Path(name).name != name:
-                raise InputError(
-                    f"{solution}, line {number}: should be an image's name and its class, as ImageId,PredictionString"
-                )
-            if words[0] in labels:
-                file = val / f"{name}.JPEG"
-                if not file.is_file():
-                    raise InputError(f"{solution}, line {number}: there is no image {file.name} in {val}")
-                about = file.stat()
-                listing.append((labels[words[0]], file.relative_to(tree).as_posix(), about.st_size, about.st_mtime_ns))
+    for number, row in enumerate(csv.DictReader(read_lines(solution)), 2):
+        name, words = row.get("ImageId") or "", (row.get("PredictionString") or "").split()
+        if not name or not words or Path(name).name != name:
+            raise InputError(
+                f"{solution}, line {number}: should be an image's name and its class, as ImageId,PredictionString"
+            )
+        if words[0] in labels:
+            file = val / f"{name}.JPEG"
+            if not file.is_file():
+                raise InputError(f"{solution}, line {number}: there is no image {file.name} in {val}")
+            about = file.stat()
+            listing.append((labels[words[0]], file.relative_to(tree).as_posix(), about.st_size, about.st_mtime_ns))
     if missing := sorted(set(CLASSES) - {CLASSES[label] for label, *_ in listing}):
         raise InputError(f"{solution} names no image of class {missing[0]}")
     return sorted(listing)

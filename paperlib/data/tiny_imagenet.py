@@ -5,12 +5,14 @@ val/val_annotations.txt; the images of its test folder have no labels. Many move
 folders: val/<class>/* or val/<class>/images/*. Both are read as they are, nothing is moved.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 from filelock import FileLock
 from torchvision.datasets.utils import download_and_extract_archive
 
-from paperlib.data.folder import Listing, decoded, listed, subfolders
+from paperlib.data.folder import Listing, decoded, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.files import InputError, root
 
@@ -33,7 +35,10 @@ def load() -> tuple[ImageSet, ImageSet]:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / ".lock"):  # of two processes one downloads it
             if not (place / NAME / "train").is_dir():
-                download_and_extract_archive(URL, str(place), md5=MD5)
+                half = place / ".extracting"  # so that a tree that is there is whole
+                shutil.rmtree(half, ignore_errors=True)
+                download_and_extract_archive(URL, str(place), str(half), md5=MD5)
+                os.replace(half / NAME, place / NAME)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"data 'tiny_imagenet' is not in {place} and cannot be downloaded ({error}). Put {NAME}.zip or its extracted "
@@ -58,6 +63,8 @@ def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it")
     numbers = subfolders(folder / "train")
+    if not numbers:
+        raise InputError(f"data folder {folder}: there are no class folders in train")
     labels = {number: label for label, number in enumerate(numbers)}
     train = [row for number, label in labels.items() for row in listed(folder, _images(folder / "train" / number), label)]
     annotations = folder / ANNOTATIONS
@@ -84,7 +91,7 @@ def _images(place: Path) -> Path:
 def _annotated(folder: Path, annotations: Path, labels: dict[str, int]) -> Listing:
     """val_annotations.txt: file name, class and bounding box of each image, separated by tabs."""
     listing: Listing = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(annotations), 1):
         name, found, *_ = [*line.split("\t"), ""]
         file = folder / "val" / "images" / name
         if found not in labels:
@@ -103,5 +110,5 @@ def _names(folder: Path, numbers: tuple[str, ...]) -> tuple[str, ...]:
     words = folder / "words.txt"
     if not words.is_file():
         return numbers
-    known = dict(line.split("\t", 1) for line in words.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    known = dict(line.split("\t", 1) for line in read_lines(words) if "\t" in line)
     return tuple(known.get(number, number).split(",")[0].strip() for number in numbers)
