@@ -172,7 +172,7 @@ tables.save(run, study.alignment_each(run, trained, targets, images), "alignment
 # %% [markdown]
 # ## Table 1
 # Clean accuracy and PGD-20 with steps of 2ε/20 from a random start (Appendix C.2); AutoAttack and the PAG score, which the
-# paper does not report, beside them. Low and high are the 95 % interval: of the test sample, or of the seeds where that is wider.
+# paper does not report, beside them. Low and high are the 95 % interval, of test sample and seeds together.
 
 # %%
 table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, study.attacks(s))
@@ -225,7 +225,7 @@ evaluation.flags(table, strong, curve)
 # %% [markdown]
 # ## Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
-# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out what the paper claims.
+# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper claims.
 # *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the claim. The caption
 # says in what the run is not as the paper.
 

@@ -276,7 +276,7 @@ evaluation.flags(table, strong, curve)
 # %% [markdown]
 # ## Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image and over seeds, is above zero, and the difference at
-# least half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out what the paper
+# least half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper
 # claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the claim.
 
 # %%

@@ -289,7 +289,7 @@ evaluation.flags(table, strong, pixel, curve, more)
 # %% [markdown]
 # ## Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
-# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out what the paper claims.
+# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper claims.
 # *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the claim. Ratios alike,
 # with one in place of zero; a claim that something is kept is reproduced where the interval stays above the floor it names.
 

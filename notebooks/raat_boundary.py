@@ -198,7 +198,7 @@ figures.panels(run, study.time_curves(training.histories(run), list(models)), "t
 # ## Tables 1, 2, 3 and 5
 # PGD-10, PGD-100, C&W (its attack is not in the authors' release: PGD-100 on the margin, κ = 50) and AutoAttack. Mean and
 # NRR are those of clean accuracy and AutoAttack on the images that AutoAttack has seen. Low and high are the 95 % interval:
-# of the test sample, or of the seeds where that is wider.
+# of test sample and seeds together.
 
 # %%
 table = evaluation.evaluate_each(run, models | ablated | studied, images.test, study.attacks(s))
@@ -290,7 +290,7 @@ evaluation.flags(table, strong, auto)
 # %% [markdown]
 # ## Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
-# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out what the paper claims.
+# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper claims.
 # *Not tested here*: the run lacks a model or has it at chance, its interval holds both zero and the claim, or the paper's own
 # table has no gain. The caption says in what the run is not as the paper.
 

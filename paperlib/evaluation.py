@@ -215,9 +215,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
 
     Columns mean, deviation (of seeds; NaN for one), low, high, seeds, n, sample_low, sample_high, each and by_seed. The
-    interval is the wider of the test sample's, which stands apart as well, and, where there are several seeds, the seeds'
-    (Student's t). The test sample's is binomial, or normal where a measure gives an image something else than right or
-    wrong. `each` is the mean over seeds by image, None where the table has no outcomes by image; `by_seed` is of each seed.
+    interval's arms are the root of the squares of the test sample's, which stands apart as well, and, where there are
+    several seeds, the seeds' (Student's t): the images and the seeds are drawn independently. The test sample's is
+    binomial, or normal where a measure gives an image something else than right or wrong. `each` is the mean over seeds
+    by image, None where the table has no outcomes by image; `by_seed` is of each seed.
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
@@ -235,7 +236,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         if seeds > 1:
             half = float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
             least, most = (0.0, 1.0) if shares else (-math.inf, math.inf)
-            low, high = min(low, max(least, mean - half)), max(high, min(most, mean + half))
+            low, high = max(least, mean - math.hypot(mean - low, half)), min(most, mean + math.hypot(high - mean, half))
         rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each, part["accuracy"].to_numpy()))
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
     return pd.DataFrame(rows, columns=[*columns, "by_seed"])
@@ -249,12 +250,13 @@ def at_chance(clean: Mapping[str, Any], classes: int) -> bool:
 def difference(
     first: Mapping[str, Any], second: Mapping[str, Any], *, same_models: bool = False
 ) -> tuple[float, float, float]:
-    """first − second of two rows of a `summary`, and its 95 % interval: the wider of the test sample's and the seeds'.
+    """first − second of two rows of a `summary`, and its 95 % interval: arms of test sample and seeds, squared and added.
 
-    Of the test sample: Newcombe's (1998) method 10, from the two intervals and the correlation of the outcomes image by
-    image, where both have them for as many images; else the outcomes count as independent. Of the seeds, where both sides
-    have several: Welch's t; where only one side has, and three or more, its deviation stands for both; or with
-    `same_models`, two measures of the same trainings, Student's t of their differences.
+    Of the test sample: as Newcombe's (1998) method 10, but from the rows' intervals, which are exact where his are
+    Wilson's, and the correlation of the outcomes image by image as it is, where both have them for as many images; else
+    the outcomes count as independent. Of the seeds, where both sides have several: Welch's t; where only one side has,
+    its deviation stands for both; or with `same_models`, two measures of the same trainings, Student's t of their
+    differences.
     """
     value = first["mean"] - second["mean"]
     (l1, u1), (l2, u2) = (_sample_arms(row) for row in (first, second))
@@ -264,17 +266,17 @@ def difference(
     if same_models and first["seeds"] == second["seeds"] > 1:
         apart = np.asarray(first["by_seed"]) - np.asarray(second["by_seed"])
         half = float(t.ppf(0.975, len(apart) - 1)) * float(apart.std(ddof=1)) / math.sqrt(len(apart))
-        low, high = max(low, half), max(high, half)
+        low, high = math.hypot(low, half), math.hypot(high, half)
     elif min(first["seeds"], second["seeds"]) > 1:
         (one, k), (two, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
         if one + two > 0:
             freedom = (one + two) ** 2 / (one**2 / k + two**2 / m)
             half = float(t.ppf(0.975, freedom)) * math.sqrt(one + two)
-            low, high = max(low, half), max(high, half)
-    elif max(first["seeds"], second["seeds"]) > 2:  # the one seed varies as the others do; two would not say how
+            low, high = math.hypot(low, half), math.hypot(high, half)
+    elif max(first["seeds"], second["seeds"]) > 1:  # the one seed varies as the others do
         several = max(first, second, key=lambda row: row["seeds"])
         half = float(t.ppf(0.975, several["seeds"] - 1)) * several["deviation"] * math.sqrt(1 + 1 / several["seeds"])
-        low, high = max(low, half), max(high, half)
+        low, high = math.hypot(low, half), math.hypot(high, half)
     return value, value - low, value + high
 
 

@@ -18,11 +18,11 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
     """The median of `first` over that of `second`, distances S×N of S seeds on the same N images, with its 95 % interval.
 
     Of the images that both have right: distances of zero on either side are left out, so that clean accuracy does not
-    decide. The interval is the wider of two: by bootstrap over images, all seeds of an image together, and, of several
-    seeds, Student's t of the logarithms of their own ratios. Infinite distances are larger than any other; a draw that
-    leaves nothing, or infinity over infinity, widens the interval to the side on which it could be, and so does a seed
-    whose ratio is zero, infinite or undefined. NaN where the ratio itself is undefined. Raises InputError for distances
-    of different images.
+    decide. The interval is by bootstrap over images, all seeds of an image together, and, of several seeds, by
+    Student's t of the logarithms of their own ratios: the arms of both, in logarithms, squared and added. Infinite
+    distances are larger than any other; a draw that leaves nothing, or infinity over infinity, widens the interval to
+    the side on which it could be, and so does a seed whose ratio is zero, infinite or undefined. NaN where the ratio
+    itself is undefined. Raises InputError for distances of different images.
     """
     if first.shape != second.shape:
         raise InputError(f"distances of shapes {first.shape} and {second.shape}: a ratio needs the same images and seeds")
@@ -41,7 +41,9 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
         )
         if np.isfinite(own).all() and (own > 0).all():
             half = float(t.ppf(0.975, len(own) - 1)) * float(np.log(own).std(ddof=1)) / math.sqrt(len(own))
-            low, high = min(low, value * math.exp(-half)), max(high, value * math.exp(half))
+            with np.errstate(divide="ignore"):
+                arms = np.abs(np.log(np.array([low, high]) / value))
+            low, high = value * np.exp(np.hypot(arms, half) * [-1, 1])
         else:
             low, high = min(low, float(np.nanmin(own, initial=low))), math.inf
     return value, float(low), float(high)

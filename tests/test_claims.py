@@ -92,6 +92,7 @@ def test_reported_differences_follow_the_data_set() -> None:
         ("gain", 24, 20, 30, 50, 0, "direction only"),  # less than half, whatever the interval
         ("gain", 3, -1, 7, 50, 0, "not reproduced"),  # not told from zero
         ("gain", 3, -1, 7, 5, 0, "not tested here"),  # nor from what is claimed
+        ("gain", 3, -1, 7, 13, 0, "not tested here"),  # nor from what would be enough
         ("gain", 0.2, -0.3, 0.7, None, 0, "not reproduced"),
         ("gain", 0.2, -1.3, 1.7, None, 0, "not tested here"),  # not even a point can be told
         ("gain", 4, 3, 5, -0.5, 0, "not tested here"),  # no gain in the paper's own table
@@ -125,6 +126,7 @@ def test_verdicts(
         (1.1, 0.9, 1.4, 20, "not reproduced"),
         (0.5, 0.4, 0.6, 20, "not reproduced"),
         (5, 0.9, 40, 20, "not tested here"),
+        (3, 0.9, 11, 20, "not tested here"),
         (1.5, 1.2, 1.9, None, "reproduced"),
         (1.5, 0.8, 1.9, None, "not tested here"),
         (math.nan, math.nan, math.nan, 20, "not tested here"),
@@ -164,7 +166,7 @@ def test_a_larger_difference_or_less_doubt_never_makes_a_verdict_worse(
 def test_only_an_interval_that_leaves_out_zero_or_the_claim_decides(difference: float, arm: float, claimed: float) -> None:
     low, high = difference - arm, difference + arm
     outcome, reason = claims.verdict("gain", difference, low, high, claimed)
-    assert (outcome == "not tested here") == (low <= 0 and high >= claimed)
+    assert (outcome == "not tested here") == (low <= 0 and high >= claims.SIZE * claimed)
     if outcome == "not tested here":
         assert "cannot tell" in reason
 

