@@ -135,8 +135,8 @@ source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
 # %% [markdown]
 # ## Training
 # Four rows of Table 1: standard training, PGD-AT, DAAT without the alignment (features alone), DAAT. Then the controls, each at
-# DAAT's cost (but for a depth network, which costs more) with something else in place of $G$, and the sweep over λ. Where there is no DINOv2, the teacher is a
-# *stand-in*: the same network, trained plainly on the same images.
+# DAAT's cost (but for a depth network, which costs more) with something else in place of $G$, and the sweep over λ. Where there is no
+# DINOv2, the teacher is a *stand-in*: the same network, trained plainly on the same images.
 
 # %%
 plain = training.train_each(run, study.stand_in(s), images, seeds=[s.seeds[0] + 1000], epochs=s.teacher_epochs)
@@ -266,7 +266,7 @@ tables.save(run, proposition.drop(columns="each"), "proposition", "A linear clas
 # ## The audit
 
 # %%
-judge = next(iter((trained.get("standard") or trained["pgd_at"]).values())).to(run.device)
+judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000].to(run.device)
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
 tables.save(run, checks, "audit", "Signs of masked gradients.")
 

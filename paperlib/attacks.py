@@ -142,7 +142,7 @@ def pgd(
     best: bool = False,
     box: tuple[float, float] | None = BOX,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018; PAG, Algorithm 1) on images N×… in [0,1].
+    """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of one length in its norm.
 
     `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is
     uniform in the cube of half-width `eps`, projected into the ball; with `start_deviation` it is normal of that deviation
@@ -152,6 +152,8 @@ def pgd(
     """
     if loss == "kl" and targets is not None:
         raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
+    if kappa < math.inf and targets is not None:
+        raise InputError(f"kappa = {kappa:g} bounds how far a wrong class leads; leave it out with targets")
     with torch.no_grad():
         clean = model(images).detach() if loss == "kl" else None
     aims = labels if targets is None else targets
@@ -208,7 +210,7 @@ def pgd(
 
 
 def training_pgd(*, eps: float, norm: Norm, steps: int, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
-    """PGD as the papers train against it: a random start, and steps that add up to 2.5 ε (Madry et al. 2018)."""
+    """PGD as RAAT and DAAT train against it: a random start, and steps that add up to 2.5 ε."""
     size = 2.5 * eps / steps
     return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,14 @@ def sweep(
 def combine(table: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
     """Several tables as one; clean accuracy is that of the first, which has the most images."""
     return pd.concat([table, *(other[other["measure"] != "clean"] for other in others)], ignore_index=True)
+
+
+@contextmanager
+def measuring(run: Run, seed: int, model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode on the run's device, and within everything random drawn from the seed."""
+    with evaluating(model.to(run.device)), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield model
 
 
 def flags(*tables: pd.DataFrame) -> pd.DataFrame:

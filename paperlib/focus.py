@@ -4,8 +4,7 @@ Each measure takes a model in evaluation mode and a set of images on its device,
 image by name. `by_image` brings them into the rows that `evaluation.summary` and the claims read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import depth
-from paperlib.attacks import Attack, Norm, each_image, evaluating, lengths
+from paperlib.attacks import Attack, Norm, each_image, lengths
 from paperlib.data import ImageSet, as_float, chunk_size
+from paperlib.evaluation import measuring
 from paperlib.oracles import Oracle, Target, luminance
 from paperlib.runs import Run
 from paperlib.saliency import Attention, grad_cam
@@ -45,7 +45,7 @@ def by_image(
     for method, members in trained.items():
         for seed, model in members.items():
             found: dict[str, list[Tensor]] = {}
-            with _drawing(run, seed, model):
+            with measuring(run, seed, model):
                 for start in range(0, len(data), together):
                     for name, values in measure(model, on(run.device, data[start : start + together]), **given).items():
                         found.setdefault(name, []).append(values.detach().cpu())
@@ -53,14 +53,6 @@ def by_image(
                 each = torch.cat(parts).double().numpy()
                 rows.append((method, seed, name, len(each), float(each.mean()), each))
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
-
-
-@contextmanager
-def _drawing(run: Run, seed: int, model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode on the run's device, and within everything random drawn from the seed."""
-    with evaluating(model.to(run.device)), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield model
 
 
 # Attention and the edges of depth ----------------------------------------------------------------------------------
@@ -131,7 +123,7 @@ def first_cams(
     run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
 ) -> tuple[Tensor, Tensor]:
     """`cams` of the first seed's model, for a figure."""
-    with _drawing(run, *next(iter(members.items()))) as model:
+    with measuring(run, *next(iter(members.items()))) as model:
         return cams(model, on(run.device, data), attack=attack, layer=layer)
 
 
@@ -186,7 +178,7 @@ def first_depths(
     run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
 ) -> tuple[Tensor, Tensor]:
     """The oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
-    with _drawing(run, *next(iter(members.items()))) as model:
+    with measuring(run, *next(iter(members.items()))) as model:
         held = on(run.device, data)
         moved = attack(model, held.images, held.labels)
     with torch.no_grad():

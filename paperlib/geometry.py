@@ -17,7 +17,7 @@ Output = Literal["log_softmax", "logit"]
 
 
 def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
-    """Cosine of the angle between vectors along all but the leading `first.ndim − …` axis: N from N×….
+    """Cosine of the angle between the vectors of each image: N from N×….
 
     PAG, Equation 2: ⟨v, u⟩ / max(‖v‖·‖u‖, ε), so zero where either vector is zero.
     """

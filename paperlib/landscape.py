@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, evaluating, margin, pgd
+from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, margin, pgd
 from paperlib.data import ImageSet, as_float, chunk_size
+from paperlib.evaluation import measuring
 from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.methods import outputs
 from paperlib.methods.baselines import Task, task_loss
@@ -37,9 +38,8 @@ def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, los
     }
 
 
-def _in_evaluation(run: Run, model: nn.Module, data: ImageSet, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    return model.to(run.device), as_float(data.images).to(run.device), data.labels.to(run.device)
+def _on(run: Run, data: ImageSet) -> tuple[Tensor, Tensor]:
+    return as_float(data.images).to(run.device), data.labels.to(run.device)
 
 
 def profiles(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: ImageSet, points: int = 21) -> pd.DataFrame:
@@ -52,8 +52,8 @@ def profiles(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: Ima
     for method, members in trained.items():
         found: dict[tuple[str, float], list[Tensor]] = {}
         for seed, member in members.items():
-            with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
+            with measuring(run, seed, member) as model:
+                images, labels = _on(run, data)
                 ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
                 with torch.no_grad():
                     start = task_loss(model(images), labels, settings.task)
@@ -78,8 +78,8 @@ def surfaces(
     axis = np.linspace(-settings.landscape_reach, settings.landscape_reach, resolution)
     for method, members in trained.items():
         seed, member = next(iter(members.items()))
-        with evaluating(member), torch.random.fork_rng():
-            model, images, labels = _in_evaluation(run, member, data, seed)
+        with measuring(run, seed, member) as model:
+            images, labels = _on(run, data)
             ways = directions(model, images, labels, settings.landscape_reach / 2, settings.task)
             along, across = ways["radial"], ways["its tangential part"]
             with torch.no_grad():
@@ -100,9 +100,9 @@ def flatness(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data: Ima
     for method, members in trained.items():
         for seed, member in members.items():
             found: list[tuple[Tensor, ...]] = []
-            with evaluating(member), torch.random.fork_rng():
+            with measuring(run, seed, member) as model:
                 for start in range(0, len(data), together):
-                    model, images, labels = _in_evaluation(run, member, data[start : start + together], seed)
+                    images, labels = _on(run, data[start : start + together])
                     way = directions(model, images, labels, size, "margin")["its tangential part"]
                     with torch.no_grad():
                         clean, moved = outputs(model, images), outputs(model, images + size * way)
@@ -122,8 +122,8 @@ def gradient_sizes(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], dat
     rows = {}
     losses: dict[str, Loss] = {"task loss": task, "cross-entropy": "ce", "margin": "margin"}
     for method, members in trained.items():
-        with evaluating(member := next(iter(members.values()))):
-            model, images, labels = _in_evaluation(run, member, data, 0)
+        with measuring(run, *next(iter(members.items()))) as model:
+            images, labels = _on(run, data)
             row: dict[tuple[str, str], float] = {}
             for name, loss in losses.items():
                 leaf = images.detach().requires_grad_(True)
@@ -147,8 +147,8 @@ def amplification(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], data
     for method, members in trained.items():
         found = []
         for seed, member in members.items():
-            with evaluating(member), torch.random.fork_rng():
-                model, images, labels = _in_evaluation(run, member, data, seed)
+            with measuring(run, seed, member) as model:
+                images, labels = _on(run, data)
                 names = weighted_layers(model, images[:2])
                 moved = attack(model, images, labels)
                 with layer_inputs(model, names) as clean:

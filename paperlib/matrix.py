@@ -35,6 +35,7 @@ MEASURES = {
     "small_gradient": "minus the logarithm of the gradient's dual norm: what an attack gains to first order",
 }
 CONTROL = "small_gradient"  # what the others are asked to add to
+DEFECT, MOVED = "robust_alignment_defect", "robust_alignment_moved"
 FEW = 16  # images of a step whose multiplications are counted: they grow with the images, and their ratio does not
 
 
@@ -42,7 +43,10 @@ def per_image(
     model: nn.Module, data: ImageSet, *, targets: Targets, layers: Sequence[str], attack: Attack,
     attention: Attention, target: Target, eps: float, norm: Norm,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Every measure of MEASURES that one model's answers tell by image, larger for what should be more robust: N each."""
+    """Every measure of MEASURES that one model's answers tell by image, larger for what should be more robust: N each.
+
+    Of "robust_alignment" its two parts, DEFECT and MOVED: it is a ratio of means.
+    """
     images, labels = data.images, data.labels
     leaf = images.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -57,16 +61,10 @@ def per_image(
         seen = attention(model, images)[1]
         wanted = target(images, data.depth, (seen.shape[1], seen.shape[2]))
         found["edge_cosine"] = F.cosine_similarity(seen.flatten(1), wanted.flatten(1))
-    found["robust_alignment"] = -_defect(model, images, attack(model, images, labels))
-    found |= first_order(model, images, labels, eps=eps, norm=norm)
-    return found
-
-
-def _defect(model: nn.Module, images: Tensor, adversarial: Tensor) -> Tensor:
-    """The Robust Alignment defect of the probabilities (RAAT, Definition 1) over how far they move: N, 0 at rest."""
     probe = nn.Sequential(model, nn.Softmax(1)).eval()
-    defect, moved = alignment_defect(probe, images, adversarial, ["1"], (0.25, 0.5, 0.75))
-    return defect[0] / moved[0].clamp_min(1e-6)
+    defect, moved = alignment_defect(probe, images, attack(model, images, labels), ["1"], (0.25, 0.5, 0.75))
+    found |= {DEFECT: defect[0], MOVED: moved[0]}  # of the probabilities; see `by_model`
+    return found | first_order(model, images, labels, eps=eps, norm=norm)
 
 
 def first_order(
@@ -109,8 +107,14 @@ def first_order(
 
 
 def by_model(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `evaluate_each` or `by_image` as one row a model: index (method, seed), a column a measure, its mean."""
-    return table.pivot_table(index=["method", "seed"], columns="measure", values="accuracy", sort=False)
+    """Rows of `evaluate_each` or `by_image` as one row a model: index (method, seed), a column a measure, its mean.
+
+    "robust_alignment" is minus the mean of DEFECT over that of MOVED, as in RAAT's own study.
+    """
+    models = table.pivot_table(index=["method", "seed"], columns="measure", values="accuracy", sort=False)
+    if DEFECT in models:
+        models["robust_alignment"] = -models.pop(DEFECT) / models.pop(MOVED).where(lambda moved: moved > 0)
+    return models
 
 
 def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:

@@ -76,6 +76,11 @@ def pgd_in_cone(
     def inside(perturbation: Tensor) -> Tensor:
         return project(into_cone(perturbation, axis, around, angle), eps, norm)
 
+    def allowed(gradient: Tensor) -> Tensor:
+        """What of it a cone of angle 0 lets through: a step along the rest would be lost."""
+        along = each_image((gradient * axis).flatten(1).sum(1), images) * axis
+        return gradient if angle > 0 else along if around == "radial" else gradient - along
+
     best, reached = images, torch.full((len(images),), -torch.inf, device=images.device)
     for side in (1, -1):
         noise = torch.randn_like(images)
@@ -85,7 +90,7 @@ def pgd_in_cone(
             current = (images + change).detach().requires_grad_(True)
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(attack_loss(model(current), labels, loss).sum(), current)
-            change = inside(change + step_size * ascent(gradient, norm))
+            change = inside(change + step_size * ascent(allowed(gradient), norm))
         with torch.no_grad():
             strength = margin(model(images + change), labels)
         better = strength > reached

@@ -292,6 +292,19 @@ def test_the_margin_counts_no_further_than_kappa() -> None:
     (gradient,) = torch.autograd.grad(attacks.attack_loss(leaf, labels, "margin", kappa=3.0).sum(), leaf)
     assert gradient[1].abs().max() == 0  # fooled by enough: no reason to move on
     assert gradient[0].abs().max() == 1
+    with pytest.raises(InputError, match="kappa = 3 bounds how far a wrong class leads"):
+        attacks.pgd(
+            nn.Identity(),
+            logits,
+            labels,
+            eps=0.1,
+            norm="linf",
+            steps=1,
+            step_size=0.1,
+            loss="margin",
+            kappa=3.0,
+            targets=labels,
+        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -1,5 +1,6 @@
 """What a network looks at: measures on networks and oracles whose answers are known."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def test_the_share_of_the_gradient_on_edges_is_that_of_the_weights(data: ImageSe
         model = linear(0.1 * weight.view(1, SIDE, SIDE).expand(3, -1, -1).contiguous())
         found = place(model, given, eps=0.03, norm="linf")
         torch.testing.assert_close(found["gradient_on_edges"], torch.full((6,), shares[name]))
+        stripes = replace(given, images=torch.zeros_like(given.images).index_fill(3, torch.tensor([2]), 1.0))
+        contours = depth.outlines(oracles.luminance(stripes.images, None))[0].flatten().topk(len(strongest)).indices
+        share = weight[contours].sum() / weight.sum()
+        on_contours = place(model, stripes, eps=0.03, norm="linf")["gradient_on_contours"]
+        torch.testing.assert_close(on_contours, share.expand(6))
         # ∇ of cross-entropy: 2 (1 − p_y) w for logits ± ⟨w, x⟩
         missing = 1 - model(given.images).softmax(1).gather(1, given.labels[:, None])[:, 0]
         torch.testing.assert_close(found["first_order_rise"], 0.03 * 2 * missing * 0.1 * 3 * weight.sum())

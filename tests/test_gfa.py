@@ -348,6 +348,22 @@ def test_an_attack_in_a_cone_keeps_its_angle_and_ball_and_tries_both_sides() -> 
     free = attack(model, x, y, around="radial", angle=90)
     assert float(attacks.margin(model(free), y).sum()) > float(attacks.margin(model(x), y).sum())
 
+    unit = torch.rand(1, 3, 8, 8)
+    unit = unit / unit.norm()
+    across = torch.randn_like(unit)
+    across = across - (across * unit).sum() * unit
+    steep = 0.999 * unit + 0.0447 * across / across.norm()  # a loss nearly along the image: its tangential part is small
+
+    class Plane(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            score = (x * steep).flatten(1).sum(1)
+            return torch.stack([-score, score], 1)
+
+    turned = (
+        pgd_in_cone(Plane(), unit, LABELS[:1] * 0, eps=0.5, step_size=0.1, steps=20, around="tangential", angle=0) - unit
+    )
+    assert float((turned * across / across.norm()).sum()) > 0.95 * 0.5
+
     class Valley(nn.Module):
         """Fooled only by what is darker than the image; the gradient at the image points to brighter."""
 

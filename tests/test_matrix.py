@@ -150,12 +150,15 @@ def test_every_measure_of_every_image_is_a_number() -> None:
         attack=partial(pgd, eps=0.05, norm="linf", steps=2, step_size=0.03), attention=partial(activated, layer="6"),
         target=target(exact), eps=0.05, norm="linf",
     )  # fmt: skip
-    assert set(found) == set(matrix.MEASURES) - {"pag_score", "flatness"}
+    measured = matrix.by_model(pd.DataFrame([
+        {"method": "net", "seed": 0, "measure": name, "accuracy": float(each.mean())} for name, each in found.items()
+    ]))  # fmt: skip
+    assert set(measured) == set(matrix.MEASURES) - {"pag_score", "flatness"}
     assert all(values.shape == (12,) and values.isfinite().all() for values in found.values())
     assert all(not values.requires_grad for values in found.values())
     own = pag.alignment(model, data, matrix_study.toward_means(data, torch.device("cpu"))).mean(1)
     torch.testing.assert_close(found["pag_cosine"], own, rtol=1e-4, atol=1e-6)
-    assert float(found["robust_alignment"].max()) <= 0
+    assert float(found[matrix.DEFECT].min()) >= 0
 
 
 # Cost and front ----------------------------------------------------------------------
@@ -178,6 +181,18 @@ def test_the_front_holds_what_nothing_beats_in_all_three() -> None:
     found = matrix.front(pd.DataFrame(rows), "robust", pd.Series({"a": 1.0, "b": 6.0, "c": 7.0, "d": 2.0, "e": 1.0}))
     assert found["front"].to_dict() == {"a": True, "b": True, "c": False, "d": True}
     assert found.loc["a", "clean"] == 90
+
+
+def test_robust_alignment_is_a_ratio_of_means() -> None:
+    """So an image whose outputs hardly move, and bulge on the way, does not decide for a model."""
+    rows = [
+        {"method": "a", "seed": 0, "measure": name, "accuracy": value}
+        for name, value in {matrix.DEFECT: 0.3, matrix.MOVED: 0.6, "clean": 0.9}.items()
+    ]
+    still = [{**row, "method": "b", "accuracy": 0.0} for row in rows]
+    models_ = matrix.by_model(pd.DataFrame(rows + still))
+    assert list(models_["robust_alignment"].fillna(7)) == [-0.5, 7]
+    assert set(models_) == {"clean", "robust_alignment"}
 
 
 # The study -----------------------------------------------------------------------------

@@ -146,6 +146,11 @@ def stand_in(settings: DaatSettings) -> dict[str, Method]:
     return {"teacher": Standard()} if settings.teacher == "stand_in" else {}
 
 
+def judge() -> dict[str, Method]:
+    """A plainly trained model of another seed, whose adversarial images are transferred."""
+    return {"judge": Standard()}
+
+
 def teacher(settings: DaatSettings, size: int, trained: Mapping[str, Mapping[int, nn.Module]]) -> nn.Module | None:
     """The frozen network whose features are aligned with: the stand-in among the trained, or DINOv2; None for none."""
     if settings.teacher == "dinov2":
@@ -237,7 +242,7 @@ def strong_attacks(settings: DaatSettings) -> dict[str, Attack]:
 
 
 def sweep_attack(settings: DaatSettings) -> Attack:
-    """PGD-100 of Figure 3 (c), at steps of ε / 10."""
+    """PGD-100 of Figure 3 (c), at steps of ε / 10; it keeps the first iterate that fools, as the paper's may not."""
     return partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 10, best=True)
 
 

@@ -189,7 +189,7 @@ def selection_attack(settings: GfaSettings) -> Attack:
 
 
 def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
-    """What the paper reports, FGSM and PGD: as libraries run them, on cross-entropy; along the task loss; on the margin."""
+    """FGSM, which the paper reports, and PGD: on cross-entropy, as libraries run it; along the task loss; on the margin."""
     eps = settings.eps_linf
     strong = partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8)
     return {
@@ -457,5 +457,5 @@ def first_cosines(run: Run, groups: Mapping[str, Mapping[str, Mapping[int, nn.Mo
 
 def measured(summaries: Sequence[pd.DataFrame], aligned: pd.DataFrame) -> pd.DataFrame:
     """Everything that claims are held against, as an `evaluation.summary`; `aligned` is that of `cosine_rows`."""
-    aligned.loc[~aligned["method"].str.endswith("on test images"), "each"] = None  # other images: nothing to pair
-    return pd.concat([*summaries, aligned], ignore_index=True)
+    each = aligned["each"].where(aligned["method"].str.endswith("on test images"), None)  # other images: nothing to pair
+    return pd.concat([*summaries, aligned.assign(each=each)], ignore_index=True)

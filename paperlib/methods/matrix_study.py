@@ -81,7 +81,7 @@ class MatrixSettings(DepthSettings):
     ramp: Ramp  # of ε, in every attack in training
     equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
-    neighbors: Count  # PAG's sample size of Nearest Neighbor, per class
+    neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
     oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
     task: Literal["ce", "mse"]  # GFA's in training; mse: the paper

@@ -6,8 +6,11 @@ What the text leaves open, and what is done here, after the authors' code where 
 - The gradient is that of the log-softmax (their code); Equation 1 as printed, of the logit, is `of="logit"`.
 - The target r − x stays in the frame of the image as it is stored: the gradient is taken back through the augmentation.
 - Batch norm uses batch statistics in the forward pass that both loss terms share.
-- Not published, so chosen here: the images of One Image and of Nearest Neighbor (drawn by seed), the constant of Class Mean
-  and the sample size of Nearest Neighbor (settings), and that RIGD distils the same kind of gradient as it trains.
+- Crop and flip are drawn for each image; the authors' code draws one of each for a batch. Their L2 attack starts outside of
+  the ball; here the start is projected into it.
+- Not published, so chosen here: the images of One Image and of Nearest Neighbor (drawn once, by the first seed, for all
+  trainings), the constant of Class Mean and the sample size of Nearest Neighbor (settings), and that RIGD distils the same
+  kind of gradient as it trains.
 """
 
 import copy

@@ -42,7 +42,7 @@ class ToySettings(TrainingSettings):
 
     device: Literal["cpu"]  # too small for anything else
     weight: Radius  # λ; not published
-    neighbors: Count  # sample size of Nearest Neighbor, per class; not published
+    neighbors: Annotated[int, Field(ge=2)]  # sample size of Nearest Neighbor, per class; not published
     gradient: Literal["log_softmax", "logit"]
     eps: Radius  # of the L2 attack
     attack_steps: Count
@@ -59,7 +59,7 @@ class CifarSettings(ImageSettings):
     classes_per_step: Count | None  # None: all, as in the paper
     gradient: Literal["log_softmax", "logit"]
     class_mean_constant: Positive
-    neighbors: Count
+    neighbors: Annotated[int, Field(ge=2)]  # two at least: an image's own class must have another
     clusters: Count
     teacher_epochs: Count  # of the robust teachers that RIGD distils
     teacher_steps: Count  # of their PGD
@@ -102,7 +102,7 @@ def toy_methods(settings: ToySettings, train: ImageSet) -> dict[str, Method]:
 
 
 def toy_attacks(settings: ToySettings) -> dict[str, Attack]:
-    """Appendix C.1: L2 PGD from the sample itself (Algorithm 1)."""
+    """Appendix C.1: L2 PGD from the sample itself, in steps of one length; Algorithm 1 as printed has the bare gradient."""
     steps, size = settings.attack_steps, settings.attack_step_size
     attack = partial(pgd, eps=settings.eps, norm="l2", steps=steps, step_size=size, random_start=False, box=None)
     return {"pgd_l2": attack}
