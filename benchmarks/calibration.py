@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibration [DATA]
 
-DATA is a set of real images of ten classes for the held-out models, `cifar10` where it is left out. About two hours on two
-cores; what is trained and audited is kept under runs/calibration/ and not done again. Writes docs/results/audit/.
+DATA is a set of real images of ten classes for the held-out models, `cifar10` where it is left out. About three hours on
+two cores; what is trained and audited is kept under runs/calibration/ and not done again. Writes docs/results/audit/.
 """
 
 import inspect
@@ -146,7 +146,7 @@ def audits(real: str) -> Iterator[dict[str, object]]:
             yield {
                 "held out": case.held_out, "model": case.name, "defect": defect, "verdict": verdict(stored),
                 **{row["attack"]: row["accuracy"] for row in stored["accuracies"] if row["attack"] in ACCURACIES},
-                **{row["check"]: row["figure"] for row in stored["checks"]},
+                **{row["check"]: float(row["figure"]) for row in stored["checks"]},
             }  # fmt: skip
 
 
