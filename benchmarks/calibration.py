@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration [DATA]
 
-DATA is a set of real images of ten classes for the held-out models, `cifar10` where it is left out. About three hours on
+DATA is a set of real images of ten classes for the held-out models, `cifar10` where it is left out. It takes hours on
 two cores; what is trained and audited is kept under runs/calibration/ and not done again. Writes docs/results/audit/.
 """
 

@@ -127,7 +127,7 @@ source.show(combined.Combined.loss)
 
 # %%
 trained = study.train(run, methods, images, training.train_each)
-judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000]
+judge = training.judge(run, images)
 longer = study.train(run, methods, images, training.train_each, equal) if equal else {}
 everything = trained | longer
 

@@ -84,7 +84,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 # %%
 from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
 from paperlib.data import load, subset
-from paperlib.methods import baselines, pag
+from paperlib.methods import pag
 from paperlib.methods import pag_study as study
 
 run = runs.start("cifar_pag", globals())
@@ -155,8 +155,8 @@ figures.targeted(run, original, changed, classes)
 # the target class? A change that only the attacked model understands scores near zero.
 
 # %%
-judge = training.train_each(run, {"judge": baselines.Standard()}, images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1]
-scores = study.scores_each(run, trained | teachers, judge.to(run.device), subset(images.test, s.score_images, 0))
+judge = training.judge(run, images)
+scores = study.scores_each(run, trained | teachers, judge, subset(images.test, s.score_images, 0))
 
 # %% [markdown]
 # And how well the gradients are aligned: the mean cosine over all classes, of the model as it is attacked (evaluation mode) and

@@ -266,7 +266,7 @@ tables.save(run, proposition.drop(columns="each"), "proposition", "A linear clas
 # ## The audit
 
 # %%
-judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000].to(run.device)
+judge = training.judge(run, images)
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
 tables.save(run, checks, "audit", "Signs of masked gradients.")
 

@@ -113,8 +113,8 @@ figures.contact_sheet(run, images.train)
 #
 # with $\mathcal{L}$ the squared error against one-hot labels. FIRST has the first layer, DEEP the first three. The summary
 # prints "$\alpha \mathcal{L} - \beta\,$GFA"; with GFA the cosine that is the same, with GFA the penalty it would turn the
-# gradients away. Further down
-# it has "$1 - \cos$" itself, which is what is minimised here. What else had to be chosen stands at the head of the module.
+# gradients away. Further down it has "$1 - \cos$" itself, which is what is minimised here. What else had to be chosen stands at the
+# head of the module.
 
 # %%
 source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss)
@@ -152,7 +152,7 @@ tables.save(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)
 names = study.layers(s, images)
 attack = study.selection_attack(s)
 trained = training.train_each(run, study.methods(s, names), images, attack)
-judge = training.train_each(run, study.judge(s), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
+judge = training.judge(run, images, baselines.Standard(s.task))
 figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust_accuracy", "total"])
 
 # %% [markdown]

@@ -94,7 +94,7 @@ source.show(jacobian.squared_norm, jacobian.JacobianRegularisation.loss)
 
 # %%
 trained = training.train_each(run, jacobian.methods(s), images, jacobian.attacks(s)["pgd_20"])
-judge = training.train_each(run, jacobian.judge(), images, seeds=[s.seeds[0] + 1000])["judge"][s.seeds[0] + 1000]
+judge = training.judge(run, images)
 figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust_accuracy", "jacobian"])
 
 # %% [markdown]

@@ -216,8 +216,9 @@ tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) 
 figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
 
 # %% [markdown]
-# Table 2 (CIFAR-100) of the paper quotes other methods' numbers from their own papers or, some of them, from Liu et al., Table 3 the best
-# among their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run; what this run has of the same case stands below them, measured.
+# Table 2 (CIFAR-100) of the paper quotes other methods' numbers from their own papers or, some of them, from Liu et al., Table 3
+# the best among their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run; what this run has
+# of the same case stands below them, measured.
 
 # %%
 (second, own), (third, owned) = study.own_rows(s).items()
@@ -280,7 +281,7 @@ figures.gaussian(run, gaps, needed)
 # Signs that gradients are masked rather than the model robust, for the first model of each method.
 
 # %%
-judge = training.train_each(run, study.judge(), images, seeds=[s.seeds[0] + 1000])["judge"].popitem()[1].to(run.device)
+judge = training.judge(run, images)
 tables.save(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
               eps=s.eps, norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
 

@@ -3,8 +3,7 @@
 Each check has a figure, a threshold beyond which it is a sign, and a source. Some signs are evidence that attacks fail
 where adversarial images exist: with one of them the verdict is "masked". The others say that gradients are not to be
 trusted here: "suspicious". The thresholds were tried on honest models and planted defects (benchmarks/calibration.py,
-docs/results/audit.md).
-No sign is no proof: an attack made for the defence (Tramèr et al. 2020) may still break it.
+docs/results/audit.md). No sign is no proof: an attack made for the defence (Tramèr et al. 2020) may still break it.
 """
 
 import math

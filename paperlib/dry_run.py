@@ -44,10 +44,8 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     with torch.random.fork_rng(), Bar(len(work) * len(sizes), "rehearsing", "step") as progress:
         for name, method in sorted(work.items(), key=lambda one: one[0] != last):
             for number in sizes:
-                images, labels = (
-                    torch.rand(number, 3, size, size, device=device),
-                    torch.arange(number, device=device) % classes,
-                )
+                images = torch.rand(number, 3, size, size, device=device)
+                labels = torch.arange(number, device=device) % classes
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
                 begun = time.perf_counter()

@@ -339,9 +339,11 @@ def panels(
     room = WIDTHS[run.settings.venue][0] / (0.55 + 0.055 * max(map(len, found)))  # inches an entry takes at 7 points
     columns_of_legend = max(1, min(len(found), int(room)))
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns_of_legend, fontsize=7)
-    shown = ", ".join(str(value) for value in heights if value) or label
-    of = f", a panel each for {', '.join(map(str, columns))}" if len(columns) > 1 else ""
-    return save(run, figure, name, data, f"{shown} {'against ' + x if x != 'x' else ''} of {', '.join(found)}{of}.")
+    about = ", ".join(str(value) for value in heights if value) or label
+    about += f" against {x}" if x != "x" else ""
+    about += f" of {', '.join(found)}"
+    about += f", a panel each for {', '.join(map(str, columns))}" if len(columns) > 1 else ""
+    return save(run, figure, name, data, f"{about}.")
 
 
 def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:

@@ -201,8 +201,7 @@ def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, popula
     differential_evolution(
         confidence, [(0, height), (0, width), *[(0, 1)] * channels] * pixels, vectorized=True, updating="deferred",
         maxiter=generations, popsize=max(1, population // (genes * pixels)), strategy="rand1bin", recombination=1.0,
-        mutation=0.5,
-        init="latinhypercube", polish=False, tol=0, atol=-1, callback=stop,
+        mutation=0.5, init="latinhypercube", polish=False, tol=0, atol=-1, callback=stop,
         seed=int(torch.randint(2**31, ())),
     )  # fmt: skip
     return best

@@ -225,14 +225,18 @@ def release(folder: Path) -> None:
 
 def _leave(folder: Path) -> None:
     """Let go of a run that this process had begun; where it was not finished, it has stopped."""
-    if (about := read_json(folder / "status.json"))["state"] == "running":
-        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": time.time() - about["started"]})
+    if (about := status(folder))["state"] == "running":
+        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
     release(folder)
+
+
+def _since(moment: float) -> float:
+    return max(0.0, time.time() - moment)  # clocks may go backwards
 
 
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
-    seconds = max(0.0, time.time() - run.started)  # of this session; trainings keep their own; clocks may go backwards
+    seconds = _since(run.started)  # of this session; trainings keep their own
     place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 
@@ -265,8 +269,8 @@ def _watch(run: Run) -> None:
     """Note the error of a failed cell, and a kernel that ends before the run is finished."""
 
     def at_exit() -> None:
-        if run.folder in _locks and read_json(run.folder / "status.json")["state"] == "running":
-            _say(run, "stopped")
+        if run.folder in _locks:
+            _leave(run.folder)
 
     atexit.register(at_exit)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -33,6 +33,7 @@ from paperlib.files import (
     write_tensors,
 )  # fmt: skip
 from paperlib.methods import Batch, Measured, Method, Step
+from paperlib.methods.baselines import Standard
 from paperlib.progress import Bar, live
 from paperlib.runs import Run, environment, recall
 from paperlib.settings import ANY_RUN, TrainingSettings
@@ -69,6 +70,15 @@ def train_each(
             model = build(settings, data, seed)
             trained[name][seed] = fit(model, method, data, settings, folder, seed=seed, attack=attack, device=run.device)
     return trained
+
+
+def judge(run: Run, data: Splits, method: Method | None = None) -> nn.Module:
+    """A model of a seed that none of the run's has, trained plainly, or by `method`.
+
+    It says what targeted images look like to a stranger, and its own adversarial images are transferred.
+    """
+    seed = run.settings.seeds[0] + 1000
+    return train_each(run, {"judge": method or Standard()}, data, seeds=[seed])["judge"][seed].to(run.device)
 
 
 def build(settings: Any, data: Splits, seed: int) -> nn.Module:

@@ -43,9 +43,9 @@ def load(
     """The data set `name`, with a validation part held out of its training images by `seed`.
 
     `train_images` and `test_images` take a class-balanced part, all when None (scenes: 8,000 and 2,000); of
-    `validation_images` as many are held out as are the same number a class. `image_size`
-    resizes folders and imagenet100, and chooses the size of scenes (32 or 64). Raises InputError when there is no such set,
-    when it cannot be read, or when it has fewer images than asked for.
+    `validation_images` as many are held out as are the same number a class. `image_size` resizes folders and imagenet100,
+    and chooses the size of scenes (32 or 64). Raises InputError when there is no such set, when it cannot be read, or when
+    it has fewer images than asked for.
     """
     check_name(name)
     if name == "toy":
@@ -53,11 +53,8 @@ def load(
     if name == "scenes":
         count, tested = train_images or 8000, test_images or 2000
         size = image_size or 32
-        train, test = (
-            scenes.load(count + validation_images, size, seed),
-            scenes.load(tested, size, seed + SCENES_TEST_SEED),
-        )
-        splits = hold_out(train, test, validation_images, seed)
+        train = scenes.load(count + validation_images, size, seed)
+        splits = hold_out(train, scenes.load(tested, size, seed + SCENES_TEST_SEED), validation_images, seed)
         return Splits(subset(splits.train, count, seed), splits.validation, splits.test)
     if name.startswith("folder:"):
         place = folder.located(name.removeprefix("folder:"))

@@ -146,11 +146,6 @@ def stand_in(settings: DaatSettings) -> dict[str, Method]:
     return {"teacher": Standard()} if settings.teacher == "stand_in" else {}
 
 
-def judge() -> dict[str, Method]:
-    """A plainly trained model of another seed, whose adversarial images are transferred."""
-    return {"judge": Standard()}
-
-
 def teacher(settings: DaatSettings, size: int, trained: Mapping[str, Mapping[int, nn.Module]]) -> nn.Module | None:
     """The frozen network whose features are aligned with: the stand-in among the trained, or DINOv2; None for none."""
     if settings.teacher == "dinov2":

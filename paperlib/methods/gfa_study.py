@@ -175,11 +175,6 @@ def twins(members: Mapping[int, nn.Module], layer: str) -> dict[int, nn.Module]:
     return {seed: RadialTwin(model, layer) for seed, model in members.items()}
 
 
-def judge(settings: GfaSettings) -> dict[str, Method]:
-    """A plainly trained model of another seed, whose adversarial images are transferred."""
-    return {"judge": Standard(settings.task)}
-
-
 # Attacks -----------------------------------------------------------------------------------------------------------
 
 

@@ -75,11 +75,6 @@ def methods(settings: JacobianSettings) -> dict[str, Method]:
     }
 
 
-def judge() -> dict[str, Method]:
-    """A plainly trained model of another seed, whose adversarial images the audit transfers."""
-    return {"judge": Standard()}
-
-
 def attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """PGD-20 on cross-entropy and on the margin."""
     strong = partial(pgd, eps=settings.eps, norm=settings.norm, steps=20, step_size=settings.eps / 8)

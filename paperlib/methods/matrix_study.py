@@ -210,11 +210,6 @@ def _term_alone(method: Method) -> Method:
     return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
 
 
-def judge() -> dict[str, Method]:
-    """A plainly trained model of another seed: it says what targeted images look like, and its own are transferred."""
-    return {"judge": Standard()}
-
-
 def train(
     run: Run,
     named: Mapping[str, Method],

@@ -157,11 +157,6 @@ def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
     return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
 
 
-def judge() -> dict[str, Method]:
-    """A plainly trained model, whose adversarial images the audit transfers."""
-    return {"judge": Standard()}
-
-
 def study_methods(settings: RaatSettings) -> dict[str, Method]:
     """Figure 2: scales of the perturbation of boundary samples, of the others, and thresholds of the partition.
 
