@@ -134,7 +134,7 @@ CHECKS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """The verdict and what it stands on."""
 
@@ -143,6 +143,8 @@ class Audit:
     accuracies: pd.DataFrame  # index attack; accuracy with its 95 % interval low … high, n
     curve: pd.DataFrame  # eps and accuracy, of PGD-20 on cross-entropy
     flags: tuple[str, ...]  # AutoAttack's
+    eps: float
+    norm: Norm
 
     @property
     def meaning(self) -> str:
@@ -166,6 +168,8 @@ class Audit:
             lines += [f"    next: {row['next']}"]
         return "\n".join([*lines, *(f"  AutoAttack says: {flag}" for flag in self.flags)])
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def audit(
     model: nn.Module, data: ImageSet, *, eps: float, norm: Norm, transfer_from: nn.Module | None = None, seed: int = 0
@@ -183,11 +187,10 @@ def audit(
     accuracies = _accuracies(found)
     if "white" not in found:  # not attacked
         rows = {name: {"figure": math.nan, "n": 0, "sign": False, **check._asdict()} for name, check in CHECKS.items()}
-        return Audit(
-            "not told", pd.DataFrame.from_dict(rows, orient="index").rename_axis("check"), accuracies, curve, flags
-        )
+        checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+        return Audit("not told", checks, accuracies, curve, flags, eps, norm)
     checks = signs_of(figures(found, curve, flags, len(data.classes)))
-    return Audit(verdict_of(checks), checks, accuracies, curve, flags)
+    return Audit(verdict_of(checks), checks, accuracies, curve, flags, eps, norm)
 
 
 def check_radius(eps: float, norm: Norm) -> None:
@@ -357,7 +360,7 @@ def audit_each(
     norm: Norm,
     transfer_from: nn.Module,
 ) -> pd.DataFrame:
-    """The audit of each method's first model: verdicts and figures by check and method; a ! marks a sign of masking."""
+    """The audit of each method's first seed: verdicts and figures by check and method; a ! marks a sign of masking."""
     columns = {}
     for method, members in trained.items():
         file, model = run.folder / "audit" / f"{method}.json", next(iter(members.values())).to(run.device)

@@ -131,7 +131,7 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 @app.command()
 def audit(
     model: Annotated[str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]")],
-    data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH")],
+    data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH with test/<class>/* or val/<class>/* in it")],
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
@@ -142,7 +142,7 @@ def audit(
     import torch
 
     from paperlib import audit, external, report
-    from paperlib.data import load, subset
+    from paperlib.data import folder, load, subset
     from paperlib.files import digest
     from paperlib.settings import read_value
 
@@ -151,8 +151,11 @@ def audit(
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
     network = external.from_file(model, weights)
-    few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
-    test = subset(load(data, image_size=size, **few).test, images, 0)
+    if data.startswith("folder:"):
+        test = subset(folder.load_test(folder.located(data.removeprefix("folder:")), size), images, 0)
+    else:
+        few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
+        test = subset(load(data, image_size=size, **few).test, images, 0)
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {
@@ -161,7 +164,7 @@ def audit(
     }  # fmt: skip
     name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
     print(found, flush=True)
-    print(f"report: {_relative(report.audit_page(found, about, root() / 'runs' / 'audit' / name))}")
+    print(f"report: {_relative(report.audit_page(found, root() / 'runs' / 'audit' / name, about))}")
 
 
 @app.command()

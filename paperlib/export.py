@@ -11,8 +11,13 @@ import yaml
 
 from paperlib.claims import load, papers
 from paperlib.files import InputError, read_json, write_json, write_text
+from paperlib.names import title
+from paperlib.runs import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
+OURS = "this project"  # the venue of a ledger that is of no paper
+ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
@@ -29,14 +34,15 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
     """Write every export of the runs, whose folders are given by name, into `target`: in words what lies there, by file."""
     found: dict[str, str] = {}
     lines: list[str] = []
-    models: list[tuple[str, dict[str, Any]]] = []
+    models: dict[str, dict[str, Any]] = {}
     for name, folder in runs.items():
         with damaged_left_out(folder):
             own, entries = numbers(folder, name), leaderboard(folder)
-            lines, models = lines + own, models + [(name, entry) for entry in entries]
+            lines += own
+            models |= {f"robustbench/{name}-{model}.json": entry for model, entry in entries.items()}
     if lines:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
-        found["numbers.tex"] = "a LaTeX command for every claimed and measured number"
+        found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and every number in a table"
     if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
         for file, name in tables:
             write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
@@ -44,12 +50,12 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
         write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
         found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
     if models:
-        files = [f"robustbench/{name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', entry['name'])}.json" for name, entry in models]
-        for file_, (_, entry) in zip(files, models, strict=True):
+        for file_, entry in models.items():
             write_json(target / file_, entry)
-        write_json(target / "robustbench.json", files)
-        found["robustbench.json"] = "each method in RobustBench's format, in robustbench/"
-    write_text(target / "papers.bib", "\n".join(bibtex(load(paper)["paper"]) for paper in papers()))
+        write_json(target / "robustbench.json", list(models))
+        found["robustbench.json"] = "each model in RobustBench's format, in robustbench/"
+    known = [bibtex(about) for paper in papers() if (about := load(paper)["paper"])["venue"] != OURS]
+    write_text(target / "papers.bib", "\n".join(known))
     found["papers.bib"] = "the papers, for BibTeX"
     return found
 
@@ -62,85 +68,121 @@ def command(*parts: str) -> str:
 
 
 def numbers(folder: Path, run: str) -> list[str]:
-    r"""LaTeX commands of a run by its name, one a line.
+    r"""LaTeX commands of a run by its name, one a line, below a comment that says which run it is.
 
-    \RunClaimId, with Low, High, Paper and Verdict after it, in points (or times); \RunMethodMeasure, with Low,
-    High and Deviation, in percent (or times). What is no finite number has no command.
+    \RunClaimId, with Low, High, Paper, Verdict, N (test images) and Seeds after it, in points (or times);
+    \RunMethodMeasure, with Low, High and Deviation, in percent (or times); \RunTableNameRowColumn as the table shows it.
+    What is no finite number has no command, and no table's number whose name another of the run's has.
     """
-    lines = []
+    found: dict[str, str] = {}
     for claim in _stored(folder, "claims.json"):
         own = command(run, "claim", claim["id"])
         for name, suffix in (("measured", ""), ("low", "Low"), ("high", "High"), ("claimed", "Paper")):
             if isinstance(claim[name], float | int):  # what is no finite number is stored as a word
-                lines.append(_define(own + suffix, f"{claim[name]:.1f}"))
-        lines.append(_define(f"{own}Verdict", claim["outcome"]))
+                found[own + suffix] = f"{claim[name]:.1f}"
+        for name, suffix in (("n", "N"), ("seeds", "Seeds")):
+            if isinstance(claim.get(name), int):
+                found[own + suffix] = str(claim[name])
+        found[f"{own}Verdict"] = claim["outcome"]
     for row in _stored(folder, "measures.json"):
         own = command(run, row["method"], row["measure"])
         for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
             if isinstance(row[name], float | int):
                 scale = 1 if row["measure"].endswith("_ratio") else 100
-                lines.append(_define(own + suffix, f"{scale * row[name]:.1f}"))
-    return list(dict.fromkeys(lines))
+                found[own + suffix] = f"{scale * row[name]:.1f}"
+    shown: dict[str, set[str]] = {}
+    for file in sorted((folder / "tables").glob("*.json")):
+        table = read_json(file)
+        for row in table["rows"]:
+            for head, cell in zip(table["heads"][1:], row[1:], strict=True):
+                if NUMBER.fullmatch(cell):
+                    shown.setdefault(command(run, "table", file.stem, row[0], head), set()).add(cell)
+    found |= {name: next(iter(cells)) for name, cells in shown.items() if len(cells) == 1 and name not in found}
+    return [f"% {run}: {folder.parent.name}, {folder.name}", *(_define(*one) for one in found.items())]
 
 
 def _define(name: str, value: str) -> str:
     return rf"\newcommand{{\{name}}}{{{value}}}"
 
 
-def leaderboard(folder: Path) -> list[dict[str, Any]]:
-    """Each method that AutoAttack has seen, in the format of RobustBench's model_info.
+def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
+    """Each model that AutoAttack has seen, in the format of RobustBench's model_info, by method, norm and seed.
 
-    "name" is the method's; clean accuracy and AutoAttack's are means over seeds, in percent as text, as RobustBench has
-    them; "reported" is what the paper says, where it says something; "unreliable" is what the audit calls masked. Of how
-    many images and seeds stands in "footnote". Baselines have no authors here.
+    "name" is the paper's title and the method; clean accuracy and AutoAttack's are in percent as text, as RobustBench has
+    them; "reported" is what the paper says of this data set, network and norm, where it does; "unreliable" is what the
+    audit of the method's first seed calls masked. How many images were tried stands in "footnote". Baselines have no
+    authors here.
     """
     values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
     if "data" not in settings:  # nothing was measured, or only on the toy
-        return []
-    ledger = next((load(paper) for paper in papers() if folder.parent.name in load(paper)["scale"]), None)
-    own = {name for table in (ledger or {}).get("tables", {}).values() for name in table["rows"]} - BASELINES
+        return {}
     kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}
-    entries = []
+    entries, reported = {}, _reported(folder, settings["data"])
     for method in dict.fromkeys(method for method, _ in values):
+        about = _paper_of(method)
+        checked = folder / "audit" / f"{method}.json"
+        masked = checked.exists() and read_json(checked).get("verdict") == "masked"
         for measure, norm in kinds.items():
             if (method, measure) not in values or (method, "clean") not in values:
                 continue
             clean, robust = values[method, "clean"], values[method, measure]
-            about = ledger["paper"] if ledger and method in own else {"authors": [], "venue": ""}
-            checked = folder / "audit" / f"{method}.json"
-            masked = checked.exists() and read_json(checked).get("verdict") == "masked"
-            seen = f"AutoAttack ({norm}) on {robust['n']} images, {robust['seeds']} seeds, preset {settings['preset']}"
-            entries.append(
-                {
-                    "link": "", "name": method if measure == "autoattack" else f"{method}_{norm}",
-                    "authors": ", ".join(about["authors"]), "additional_data": False, "number_forward_passes": 1,
-                    "dataset": settings["data"].rstrip("/").rpartition("/")[2], "venue": about["venue"],
+            means = zip(clean.get("by_seed", [clean["mean"]]), robust.get("by_seed", [robust["mean"]]), strict=True)
+            called = method if measure == "autoattack" else f"{method}_{norm}"
+            seen = f"AutoAttack ({norm}) on {robust['n']} images, clean on {clean['n']}, preset {settings['preset']}"
+            for seed, (right, left) in zip(settings["seeds"], means, strict=False):  # some methods have the first alone
+                entries[re.sub(r"[^A-Za-z0-9_.-]", "_", f"{called}_seed{seed}")] = {
+                    **{name: about[name] for name in ("link", "name", "venue")}, "authors": ", ".join(about["authors"]),
+                    "dataset": settings["data"].rstrip("/").rpartition("/")[2],
+                    "additional_data": False, "number_forward_passes": 1,
                     "architecture": f"{settings['model']}, width {settings['width']}",
                     "eps": f"{255 * settings['eps_linf']:g}/255" if norm == "linf" else f"{settings['eps_l2']:g}",
-                    "clean_acc": f"{100 * clean['mean']:.2f}", "reported": _reported(ledger, method, measure),
-                    "autoattack_acc": f"{100 * robust['mean']:.2f}", "unreliable": masked, "footnote": seen,
-                }
-            )  # fmt: skip
+                    "clean_acc": f"{100 * right:.2f}", "reported": reported.get((method, measure)),
+                    "autoattack_acc": f"{100 * left:.2f}", "unreliable": masked, "footnote": seen,
+                }  # fmt: skip
     return entries
 
 
-def _reported(ledger: Mapping[str, Any] | None, method: str, measure: str) -> str | None:
-    for table in (ledger or {}).get("tables", {}).values():
-        if (value := table["rows"].get(method, {}).get(measure)) is not None:
-            return f"{value:.2f}"
-    return None
+def _paper_of(method: str) -> dict[str, Any]:
+    """Name, authors, venue and link of a method, of its paper where it has one: baselines and combinations have none."""
+    for paper in papers():
+        ledger = load(paper)
+        listed = {name for table in ledger["tables"].values() for name in table["rows"]}
+        own = (listed or {claim["method"] for claim in ledger["claims"]}) - BASELINES
+        if ledger["paper"]["venue"] != OURS and method.removesuffix("_equal") in own:
+            number = ARXIV.search(ledger["paper"]["venue"])
+            link = f"https://arxiv.org/abs/{number[1]}" if number else ""
+            return {**ledger["paper"], "name": f"{ledger['paper']['title']} ({title(method)})", "link": link}
+    return {"name": title(method), "authors": [], "venue": "", "link": ""}
+
+
+def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
+    """What the paper of the run's notebook has in the run's own case, by method and measure; empty where it has no such."""
+    notebook = folder.parent.name
+    paper = next((paper for paper in papers() if notebook in load(paper)["scale"]), None)
+    if paper is None:
+        return {}
+    case = next((claim["case"] for claim in _stored(folder, "claims.json") if "case" in claim), data)
+    named = [claim["claimed"] for claim in load(paper)["claims"] if claim["notebook"] == notebook and "claimed" in claim]
+    tables = {of.get(case) for of in named if isinstance(of, dict)}
+    if data == read_presets(notebook)["paper"]["data"]:
+        tables |= {of for of in named if isinstance(of, str)}
+    known = [load(paper)["tables"][table]["rows"] for table in load(paper)["tables"] if table in tables]
+    return {(method, name): f"{value:.2f}" for rows in known for method, row in rows.items() for name, value in row.items()}
 
 
 def bibtex(paper: Mapping[str, Any]) -> str:
-    """A BibTeX entry from a ledger's `paper`: key, title, authors (a list, empty where they are not known), venue."""
-    fields = {"title": f"{{{_escaped(paper['title'])}}}", "howpublished": _escaped(str(paper["venue"]))}
+    """A BibTeX entry from a ledger's `paper`: key, title, authors (a list, empty where they are not known), venue, year."""
+    venue, number = str(paper["venue"]), ARXIV.search(str(paper["venue"]))
+    fields = {"title": f"{{{_escaped(paper['title'])}}}", **({"year": str(paper["year"])} if "year" in paper else {})}
     if paper["authors"]:
         fields["author"] = " and ".join(map(_escaped, paper["authors"]))
-    if number := re.search(r"arXiv[: ](\d{4}\.\d{4,5})", str(paper["venue"])):
+    kind = "misc" if number or venue == "not published" else "inproceedings"
+    fields |= {"howpublished" if kind == "misc" else "booktitle": _escaped(venue)}
+    if number:
         fields |= {"eprint": number[1], "archiveprefix": "arXiv"}
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
-    return "\n".join([f"@misc{{{paper['key']},", *lines, "}", ""])
+    return "\n".join([f"@{kind}{{{paper['key']},", *lines, "}", ""])
 
 
 def _escaped(text: str) -> str:

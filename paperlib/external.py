@@ -3,10 +3,12 @@
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -47,8 +49,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     """The model that a function of a Python file returns, say "my_model.py:build", with weights read from a file.
 
-    The file is run, as `import` would. Raises InputError when there is no such file or function, when it returns no module
-    or needs arguments, or when the weights are not those of the model.
+    The file is run, as `import` would. Raises InputError when there is no such file or function, when either fails, when
+    the function returns no module or needs arguments, or when the weights are not those of the model.
     """
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
@@ -60,14 +62,20 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # as import would: dataclasses look themselves up there
     with _beside(path):
-        module_spec.loader.exec_module(module)
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:  # whatever the user's file raises
+            raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error)})") from error
         if not callable(build_it := getattr(module, name, None)):
             raise InputError(f"{spec}: {path.name} has no function {name!r}")
         try:
             inspect.signature(build_it).bind()
         except TypeError as error:
             raise InputError(f"{spec}: {name} should need no arguments ({error})") from error
-        model = build_it()
+        try:
+            model = build_it()
+        except Exception as error:  # likewise
+            raise InputError(f"{spec}: {name} failed ({_told(error)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: {name} returned {type(model).__name__}; it should be a torch.nn.Module")
     if weights is not None:
@@ -76,6 +84,12 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
         except RuntimeError as error:  # names what is missing, unexpected or of another shape
             raise InputError(f"{weights}: not the weights of {spec}: {' '.join(str(error).split())[:300]}") from error
     return model.eval()
+
+
+def _told(error: Exception) -> str:
+    """What a user's file raised, and where in it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}; {Path(place.filename).name}, line {place.lineno}"
 
 
 @contextmanager
@@ -95,7 +109,7 @@ def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
     """DINOv2 (Oquab et al. 2023) with patches of 14 for images in [0,1] of `size` px, from timm's weights in `path`.
 
     Its positions are interpolated from the 518 px of the published weights. Raises InputError where there is no DINOv2 of
-    the width, or the file has not its weights.
+    the width, or the file has not its weights; nothing in the file can run.
     """
     import timm
 
@@ -103,11 +117,13 @@ def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
         raise InputError(f"width = {width}: DINOv2 has {', '.join(map(str, DINOV2))}")
     if not path.exists():
         raise InputError(f"{path}: no such file; it should be timm's {DINOV2[width]}_patch14_dinov2.lvd142m")
+    weights = read_weights(path)
     try:
         body = timm.create_model(
             f"{DINOV2[width]}_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=size,
-            pretrained_cfg_overlay={"file": str(path)},
+            pretrained_cfg_overlay={"state_dict": weights},
         )  # fmt: skip
+        cast(dict[str, Any], body.pretrained_cfg).pop("state_dict", None)
     except Exception as error:  # of many kinds, all of the file's
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"{path}: not the weights of {DINOV2[width]}_patch14_dinov2.lvd142m ({reason})") from error

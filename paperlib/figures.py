@@ -106,8 +106,21 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None, 
         if isinstance(numbers.columns, pd.MultiIndex):
             numbers.columns = [" ".join(filter(None, map(str, column))) for column in numbers.columns]
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
+    figure.set_label(words)
+    _shown_with_words()
     plt.close(figure)
     return figure
+
+
+def _shown_with_words() -> None:
+    """Let a notebook keep a figure's label as the alternative text of its picture."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from IPython.core.pylabtools import print_figure
+
+        shell.display_formatter.formatters["image/png"].for_type(
+            Figure, lambda figure: (print_figure(figure, base64=True), {"alt": figure.get_label()})
+        )
 
 
 # Plots -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing in them is loaded from elsewhere: equations become MathML, and what they
 import base64
 import csv
 import io
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,16 +28,18 @@ from paperlib.names import title
 from paperlib.runs import status
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib"), autoescape=True, trim_blocks=True)
+NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
 MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 
 def notebook_page(executed: Path) -> Path:
-    """The executed notebook as one HTML file beside it, readable without network. Returns its path."""
+    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path."""
     notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = MATH.sub(_mathml, cell.source)
-    exporter = HTMLExporter(config=Config({"HTMLExporter": {"mathjax_url": "", "require_js_url": ""}}))
+    options = {"mathjax_url": "", "require_js_url": "", "extra_template_basedirs": [str(NOTEBOOK_TEMPLATES)]}
+    exporter = HTMLExporter(template_name="notebook", config=Config({"HTMLExporter": options}))
     page, _ = exporter.from_notebook_node(notebook)
     page = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", page)  # the template's loaders of scripts from afar
     target = executed.with_suffix(".html")
@@ -83,6 +86,8 @@ def _audits(folder: Path) -> list[dict[str, Any]]:
             "verdict": one.get("verdict", "–"),
             "signs": [row["check"] for row in one["checks"] if row["sign"]],
             "checks": [_check(row) for row in one["checks"]],
+            "accuracies": [_accuracy(row) for row in one.get("accuracies", [])],
+            "flags": list(map(str, one.get("flags", []))),
         }
         for name, one in stored.items()
     ]
@@ -92,6 +97,12 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
     """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
     words = {name: row.get(name, "") for name in ("threshold", "meaning", "source", "next")}
     return {"check": row["check"], "figure": float(row["figure"]), "sign": row["sign"], **words}
+
+
+def _accuracy(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a stored audit's accuracies, in percent. Raises KeyError or ValueError where it is damaged."""
+    numbers = {name: 100 * float(row[name]) for name in ("accuracy", "low", "high")}
+    return {"attack": str(row["attack"]), **numbers, "n": int(row["n"])}
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
@@ -123,8 +134,8 @@ def build(target: Path | None = None) -> Path:
         _write_page(page, target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
-    grids = [
-        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"]}
+    matrices = [
+        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"], "of": page}
         for page in chosen
         for figure in page["figures"]
         if page["notebook"] == "alignment_matrix" and figure["name"] == "grid"
@@ -135,7 +146,7 @@ def build(target: Path | None = None) -> Path:
         audits=[
             {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
         ] + _audits_of_models(target),
-        figure=next(iter(grids), None),
+        matrices=matrices,
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
@@ -158,11 +169,16 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each notebook and data set the judged run nearest to its paper: by preset, then by how many settings differ."""
+    """Of each notebook and data set the judged run nearest to its paper.
 
-    def distance(page: dict[str, Any]) -> tuple[int, int]:
+    By preset, then by how many settings differ; of runs alike in that a finished one, and the one with more seeds, more
+    images times epochs, more claims tested.
+    """
+
+    def distance(page: dict[str, Any]) -> tuple[float, ...]:
         preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
-        return preset, page["differences"]
+        seeds = max(int(claim["seeds"] or 0) for claim in page["claims"])
+        return preset, page["differences"], page["state"] != "finished", -seeds, -page["seen"], page["tally"][2]
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for page in sorted((page for page in pages if page["claims"]), key=distance):
@@ -181,7 +197,8 @@ def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
     folder, about = run["folder"], run["status"]
     name = f"{about['notebook']}-{folder.name}"
     executed, settings = folder / f"{about['notebook']}.html", folder / "settings.yaml"
-    data = yaml.safe_load(settings.read_text(encoding="utf-8")).get("data", "toy") if settings.exists() else "?"
+    chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {"data": "?"}
+    data = chosen.get("data", "toy")
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
         "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
@@ -191,6 +208,7 @@ def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
         "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
         "differences": run["claims"][0]["scale"].count(";") if run["claims"] else 0,
+        "seen": float(chosen.get("epochs") or 0) * float(chosen.get("train_images") or math.inf),  # images in training
     }  # fmt: skip
     page["claims"] = [_shown(claim, page, paper) for claim in run["claims"]]
     return page
@@ -204,10 +222,11 @@ def _write_page(page: dict[str, Any], target: Path) -> None:
     for file in shown:
         if file.exists():
             _copy(file, place / file.name)
+    figures_here = "#figures" if page["figures"] else None
     here = {
         **page,
         "claims": [
-            {**claim, "page": "#", "folder": "", "figures": "#figures" if page["figures"] else None}
+            {**claim, "page": "#", "folder": "", "figures": figures_here, "executed": page["executed"]}
             for claim in page["claims"]
         ],
     }
@@ -227,6 +246,7 @@ def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[s
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
     own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
     own["figures"] = f"{page['page']}#figures" if page["figures"] else None
+    own["executed"] = f"{page['name']}/{page['executed']}" if page["executed"] else None
     return {**claim, **own, "paper": paper, "shown": numbers}
 
 
@@ -262,10 +282,14 @@ def _write(file: Path, template: str, **given: Any) -> None:
     write_text(file, TEMPLATES.get_template(template).render(**given))
 
 
-def audit_page(found: Audit, about: Mapping[str, Any], folder: Path) -> Path:
-    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is."""
-    picture = io.BytesIO()
-    figures.sweep_curve(found.curve, about["norm"]).savefig(picture, format="png", metadata={"Software": None})
+def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
+    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is.
+
+    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
+    """
+    folder, picture = Path(folder), io.BytesIO()
+    about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}
+    figures.sweep_curve(found.curve, found.norm).savefig(picture, format="png", metadata={"Software": None})
     figure = base64.b64encode(picture.getvalue()).decode()
     page = TEMPLATES.get_template("audit.html").render(found=found, about=about, figure=figure)
     write_json(folder / "audit.json", {**about, **as_json(found)})

@@ -1,16 +1,18 @@
 import re
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from paperlib import audit, cli, external, planted, probes, runs
+from paperlib import audit, cli, data, external, planted, probes, report, runs
 from paperlib.attacks import Norm, lengths
 from paperlib.data import ImageSet
 from paperlib.files import InputError, read_json, write_json
@@ -226,6 +228,9 @@ def one(argument):
 
 def text():
     return "text"
+
+def failing():
+    return 1 / 0
 """
 
 BRIGHTNESS = """
@@ -244,6 +249,8 @@ build = Brightness
 def test_a_users_own_model_is_read_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "helper.py").write_text("classes = 2")
+    (tmp_path / "syntax.py").write_text("def build(")
+    (tmp_path / "missing.py").write_text("import no_such")
     built = external.from_file(f"{tmp_path / 'mine.py'}:build")
     save_file({name: torch.ones_like(weight) for name, weight in built.state_dict().items()}, tmp_path / "w.safetensors")
     filled = external.from_file(f"{tmp_path / 'mine.py'}:build", tmp_path / "w.safetensors")
@@ -263,19 +270,37 @@ def test_a_users_own_model_is_read_from_its_file(tmp_path: Path) -> None:
         ("mine.py:build", "absent.safetensors", "no such file"),
         ("mine.py:build", "other.safetensors", "not the weights of"),
         ("mine.py:build", "broken.safetensors", "not a readable safetensors"),
+        ("syntax.py:build", None, r"syntax.py cannot be imported \(SyntaxError"),
+        (
+            "missing.py:build",
+            None,
+            r"imported \(ModuleNotFoundError: No module named 'no_such'; missing.py, line 1",
+        ),
+        ("mine.py:failing", None, r"failing failed \(ZeroDivisionError: .*; mine.py, line"),
         ("mine.py:build", "list.pt", "no weights by name"),
     ):
         with pytest.raises(InputError, match=words):
             external.from_file(str(tmp_path / spec), None if weights is None else tmp_path / weights)
 
 
+def test_the_readmes_three_lines_give_a_verdict_and_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    readme = (REPOSITORY / "README.md").read_text()
+    (lines,) = re.findall(r"`from paperlib import audit, data, report`:\n\n((?:    .*\n)+)", readme)
+    given = {"audit": audit, "data": data, "report": report, "model": Honest(), "pixels": images(20).images,
+             "labels": images(20).labels, "classes": ("dark", "light")}  # fmt: skip
+    exec(textwrap.dedent(lines), given)
+    assert repr(given["found"]).startswith(f"{given['found'].verdict}: ")
+    assert given["found"].verdict in (home / "runs" / "audit" / "mine" / "index.html").read_text()
+    assert "audit-mine/index.html" in report.build().read_text()
+
+
 def test_the_command_line_audits_a_users_model_and_writes_a_report(home: Path, tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        for label, name in enumerate(("dark", "light")):
-            (tmp_path / "set" / part / name).mkdir(parents=True)
-            for number in range(6):
-                picture = Image.new("RGB", (8, 8), (40 + 120 * label + 5 * number,) * 3)
-                picture.save(tmp_path / "set" / part / name / f"{number}.png")
+    for label, name in enumerate(("dark", "light")):  # there is nothing to train on
+        (tmp_path / "set" / "test" / name).mkdir(parents=True)
+        for number in range(6):
+            picture = Image.new("RGB", (8, 8), (40 + 120 * label + 5 * number,) * 3)
+            picture.save(tmp_path / "set" / "test" / name / f"{number}.png")
     (tmp_path / "mine.py").write_text(BRIGHTNESS)
     place = f"folder:{tmp_path / 'set'}"
     given = ["audit", "--model", f"{tmp_path / 'mine.py'}:build", "--data", place, "--eps", "8/255", "--images", "12"]

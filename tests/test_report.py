@@ -1,12 +1,16 @@
 """The site over all runs: its links, its exports, and its pages in a real browser where there is one."""
 
+import base64
+import functools
+import io
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -18,40 +22,84 @@ from paperlib.files import write_json
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
 
 
-def summary_row(method: str, measure: str, mean: float) -> dict[str, object]:
-    return {"method": method, "measure": measure, "mean": mean, "deviation": float("nan"), "low": mean - 0.05,
-            "high": mean + 0.05, "seeds": 1, "n": 100, "sample_low": mean - 0.05, "sample_high": mean + 0.05, "each": None,
-            "by_seed": [mean]}  # fmt: skip
+def summary_row(method: str, measure: str, mean: float, seeds: int = 1) -> dict[str, object]:
+    return {"method": method, "measure": measure, "mean": mean, "deviation": float("nan") if seeds == 1 else 0.0,
+            "low": mean - 0.05, "high": mean + 0.05, "seeds": seeds, "n": 100, "sample_low": mean - 0.05,
+            "sample_high": mean + 0.05, "each": None, "by_seed": [mean] * seeds}  # fmt: skip
 
 
-def make_run(home: Path, notebook: str, preset: str, paper: str) -> runs.Run:
-    """A finished run with claims, measures, a figure, a table and an audit."""
-    settings = runs.resolve(notebook, preset, {})
-    run = runs.start(notebook, {"preset": preset})
-    rows = [summary_row(method, measure, 0.5 + 0.1 * place)
+def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[str, object] | None = None,
+             case: str | None = None) -> runs.Run:  # fmt: skip
+    """A finished run with claims, measures, figures, a table, an audit and its executed notebook."""
+    settings = runs.resolve(notebook, preset, dict(given or {}))
+    run = runs.start(notebook, {"preset": preset, **(given or {})})
+    rows = [summary_row(method, measure, 0.5 + 0.1 * place, len(getattr(settings, "seeds", [0])))
             for place, method in enumerate(("standard", "pgd_at", "raat", "vanilla"))
             for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
-    claims.judge(paper, run, pd.DataFrame(rows), classes=10, case="cifar10_resnet18_linf" if paper == "raat" else None)
+    case = case or ("cifar10_resnet18_linf" if (notebook, preset) == ("raat_boundary", "laptop") else None)
+    claims.judge(paper, run, pd.DataFrame(rows), classes=10, case=case)
     data = pd.DataFrame({"line": ["a", "b"], "x": [1.0, 2.0], "value": [3.0, 4.5], "panel": ["p", "p"]})
     figures.panels(run, data, "accuracy", x="x")
+    if notebook == "alignment_matrix":
+        figures.grid(run, pd.DataFrame(rows))
+        figures.correlations(run, predicted(), "autoattack")
+        figures.front(run, front(), "autoattack")
     columns = {("clean", "here"): [50.0, float("nan")], ("clean", "low"): [45.0, 40.0], ("ρ", "beside λ"): [1.0, 2.0]}
     table = pd.DataFrame(columns, index=["raat", "pgd_at"])
     tables.save(run, table, "accuracy", "Accuracy (%) & more.")
-    check = next(iter(audit.CHECKS))
-    write_json(run.folder / "audit" / "raat.json", {"recipe": "", "verdict": "suspicious", "checks": [
-        {"check": check, "figure": 1.0, "sign": True}], "accuracies": [], "curve": [], "flags": []})  # fmt: skip
-    (run.folder / f"{notebook}.html").write_text("<!doctype html><title>executed</title>")
+    write_json(run.folder / "audit" / "raat.json", {"recipe": "", **audit.as_json(an_audit())})
+    executed = run.folder / f"{notebook}.ipynb"
+    nbformat.write(a_notebook(), executed)
+    report.notebook_page(executed)
     assert settings == run.settings
     run.finish()
     return run
 
 
+def predicted() -> pd.DataFrame:
+    """Of `matrix.predictors`."""
+    columns = pd.MultiIndex.from_tuples(
+        [(part, end) for part in ("ρ", "beside the gradient") for end in ("value", "low", "high")] + [("models", "")]
+    )
+    return pd.DataFrame([[0.5, 0.1, 0.9, 0.2, -0.3, 0.6, 9]], index=["pag_cosine"], columns=columns)
+
+
+def front() -> pd.DataFrame:
+    """Of `matrix.front`."""
+    row = {f"{measure}{end}": 50.0 for measure in ("clean", "autoattack") for end in ("", " low", " high")}
+    return pd.DataFrame([{**row, "cost": 2.0, "front": True}], index=["raat"])
+
+
+def an_audit() -> audit.Audit:
+    """One sign, and a flag of AutoAttack's."""
+    rows = {name: {"figure": float(name == "saturated outputs"), "n": 100, "sign": name == "saturated outputs",
+                   **check._asdict()} for name, check in audit.CHECKS.items()}  # fmt: skip
+    checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+    accuracies = pd.DataFrame(
+        {"accuracy": [0.8, 0.3], "low": [0.7, 0.2], "high": [0.9, 0.4], "n": [100, 40]},
+        index=pd.Index(["no attack", "AutoAttack"], name="attack"),
+    )
+    curve = pd.DataFrame({"eps": [0.0, 8 / 255], "accuracy": [0.8, 0.3]})
+    return audit.Audit("suspicious", checks, accuracies, curve, ("a flag to read",), 8 / 255, "linf")
+
+
+@functools.cache
+def a_notebook() -> nbformat.NotebookNode:
+    """Words with an equation, and a figure with its words as a kernel leaves them."""
+    picture = io.BytesIO()
+    figures.sweep_curve(an_audit().curve, "linf").savefig(picture, format="png")
+    shown = nbformat.v4.new_output(
+        "display_data",
+        {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": "<Figure>"},
+        metadata={"image/png": {"alt": "Accuracy against the radius."}},
+    )
+    cells = [nbformat.v4.new_markdown_cell(r"The loss $\ell$."), nbformat.v4.new_code_cell("draw()", outputs=[shown])]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
 def audit_a_model(home: Path) -> None:
     """What `paperlib audit` leaves behind."""
-    folder = home / "runs" / "audit" / "mine-01234567"
-    write_json(folder / "audit.json", {"model": "mine.py:build", "verdict": "masked", "checks": [
-        {"check": "saturated outputs", "figure": 1.0, "sign": True}]})  # fmt: skip
-    (folder / "index.html").write_text("<!doctype html><title>an audit</title>")
+    report.audit_page(an_audit(), home / "runs" / "audit" / "mine-01234567", {"model": "mine.py:build"})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +114,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def built(home: Path) -> Path:
     for notebook, preset, paper in (
         ("raat_boundary", "quick", "raat"), ("raat_boundary", "laptop", "raat"), ("toy_pag", "quick", "pag"),
-        ("toy_pag", "paper", "pag"),
+        ("toy_pag", "paper", "pag"), ("alignment_matrix", "quick", "alignment"), ("alignment_matrix", "gpu", "alignment"),
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
     audit_a_model(home)
@@ -74,29 +122,48 @@ def built(home: Path) -> Path:
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
-    pages = sorted(site.parent.rglob("index.html"))
-    assert len(pages) == 6
+    pages = sorted(site.parent.rglob("*.html"))
+    assert len(pages) == 14  # the first, an audit's, and two of each run
     for page in pages:
-        text = page.read_text()
+        text = re.sub(r"<style.*?</style>", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
-            file = target.partition("#")[0]
+            file, _, place = target.partition("#")
+            if target.startswith("data:"):
+                continue
             assert not file or (page.parent / file).exists(), f"{page}: {target}"
-        assert not re.search(r"https?://", text)
+            if place and (page.parent / file).is_file():
+                assert f'id="{place}"' in (page.parent / file).read_text(), f"{page}: {target}"
+        if page.name == "index.html":
+            assert not re.search(r"https?://", text)
         for image in re.findall(r"<img [^>]*>", text):
             assert re.search(r'alt="[^"]{10,}"', image)
+            assert "No description" not in image
 
 
 def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
     text = site.read_text()
     shown = re.findall(r'<tr data-paper="(\w+)" data-outcome="([\w ]+)" data-preset="(\w+)"', text)
-    ids = {paper: claims.load(paper)["claims"] for paper in ("raat", "pag")}
-    assert len(shown) == 2 * len(ids["raat"]) + sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
+    ids = {paper: claims.load(paper)["claims"] for paper in ("raat", "pag", "alignment")}
+    of_the_toy = sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
+    assert len(shown) == 2 * len(ids["raat"]) + of_the_toy + 2 * len(ids["alignment"])
+    assert len(re.findall(r"Every defence under one protocol on (scenes|cifar10)", text)) == 2
     assert {preset for paper, _, preset in shown if paper == "raat"} == {"quick", "laptop"}  # on two data sets
     for outcome in OUTCOMES:
         count = sum(one == outcome for _, one, _ in shown)
         assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
     assert "suspicious" in text
-    assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>masked</td>", text)
+    assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>suspicious</td>", text)
+
+
+def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_counts(home: Path) -> None:
+    given: list[dict[str, object]] = [{}, {"seeds": [0, 1]}, {"epochs": 1}]
+    for values in given:
+        make_run(home, "alignment_matrix", "laptop", "alignment", values)
+    text = report.build().read_text()
+    chosen = re.search(r'nearest to its paper: <a href="alignment_matrix-(laptop-\w+)/', text)
+    assert chosen is not None
+    settings = yaml.safe_load((home / "runs" / "alignment_matrix" / chosen[1] / "settings.yaml").read_text())
+    assert (settings["seeds"], settings["epochs"]) == ([0, 1], 10)
 
 
 def test_the_site_can_be_moved_and_built_elsewhere(site: Path, tmp_path: Path) -> None:
@@ -117,14 +184,17 @@ def test_without_a_run_the_site_says_so(home: Path) -> None:
 
 
 def test_numbers_are_commands_that_latex_takes_and_say_what_was_measured(site: Path) -> None:
-    lines = (site.parent / "numbers.tex").read_text().splitlines()[1:]
+    lines = [line for line in (site.parent / "numbers.tex").read_text().splitlines() if not line.startswith("%")]
     found = dict(re.fullmatch(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", line).groups() for line in lines)  # type: ignore[union-attr]
     assert len(found) == len(lines)  # no name twice
     assert found["RaatBoundaryCifarOneZeroRaatAutoattack"] == "70.0"
     assert found["RaatBoundaryCifarOneZeroRaatAutoattackLow"] == "65.0"
     assert found["RaatBoundaryCifarOneZeroRaatPgdOneZero"] == "70.0"
     assert found["RaatBoundaryCifarOneZeroClaimRaatCleanVerdict"] in OUTCOMES
-    assert "RaatBoundaryCifarOneZeroRaatAutoattackDeviation" not in found  # of one seed there is none
+    assert found["RaatBoundaryCifarOneZeroRaatAutoattackDeviation"] == "0.0"
+    assert "RaatBoundaryScenesRaatAutoattackDeviation" not in found  # of one seed there is none
+    assert found["RaatBoundaryCifarOneZeroClaimRaatCleanSeeds"] == "2"
+    assert found["RaatBoundaryCifarOneZeroTableAccuracyRAATNoAttackHere"] == "50.0"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
@@ -140,27 +210,43 @@ def test_latex_takes_numbers_and_tables(site: Path) -> None:
     assert done.returncode == 0, done.stdout.decode()[-2000:]
 
 
-def test_methods_are_in_robustbenchs_format(site: Path) -> None:
+def test_models_are_in_robustbenchs_format(site: Path) -> None:
     names = json.loads((site.parent / "robustbench.json").read_text())
     entries = {name: json.loads((site.parent / name).read_text()) for name in names}
-    raat = next(entry for name, entry in entries.items() if name.endswith("raat_boundary-cifar10-raat.json"))
+    raat = entries["robustbench/raat_boundary-cifar10-raat_seed0.json"]
     # The keys of RobustBench's own files, model_info/cifar10/Linf/*.json.
     assert set(raat) - {"footnote"} == {
         "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
         "clean_acc", "reported", "autoattack_acc", "unreliable",
     }  # fmt: skip
     assert (raat["clean_acc"], raat["autoattack_acc"], raat["eps"]) == ("70.00", "70.00", "8/255")
-    table = claims.load("raat")["tables"]
-    known = next(one["rows"]["raat"]["autoattack"] for one in table.values() if "autoattack" in one["rows"].get("raat", {}))
-    assert raat["reported"] == f"{known:.2f}"
+    paper = claims.load("raat")
+    assert raat["reported"] == f"{paper['tables']['cifar10_resnet18_linf']['rows']['raat']['autoattack']:.2f}"
+    assert raat["name"] == f"{paper['paper']['title']} (RAAT)"
+    assert raat["link"] == "https://arxiv.org/abs/2604.26496"
     assert "100 images" in raat["footnote"]
+    assert entries["robustbench/raat_boundary-scenes-raat_seed0.json"]["reported"] is None  # the paper has no scenes
+    in_matrix = entries["robustbench/alignment_matrix-cifar10-raat_seed0.json"]
+    assert (in_matrix["authors"], in_matrix["reported"]) == (raat["authors"], None)  # of another protocol
+    assert entries["robustbench/alignment_matrix-cifar10-pgd_at_seed0.json"]["authors"] == ""
+
+
+def test_what_a_paper_reports_is_of_the_runs_own_case(home: Path) -> None:
+    """CIFAR-100, and L2."""
+    tables = claims.load("raat")["tables"]
+    for given, case in (({"data": "cifar100"}, "cifar100_resnet18_linf"), ({"norm": "l2"}, "cifar10_resnet18_l2")):
+        run = make_run(home, "raat_boundary", "laptop", "raat", given, case=case)
+        entry = export.leaderboard(run.folder)["raat_seed0"]
+        assert entry["reported"] == f"{tables[case]['rows']['raat']['autoattack']:.2f}"
 
 
 def test_every_paper_has_a_bibtex_entry(site: Path) -> None:
     text = (site.parent / "papers.bib").read_text()
-    assert re.findall(r"^@misc\{(\w+),$", text, re.MULTILINE) == [
-        claims.load(one)["paper"]["key"] for one in claims.papers()
+    assert re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE) == [
+        claims.load(one)["paper"]["key"] for one in claims.papers() if one != "alignment"
     ]
+    assert "@inproceedings{pag," in text
+    assert "year = {2023}" in text
     assert text.count("{") == text.count("}")
     assert "author = {Roy Ganz and Bahjat Kawar and Michael Elad}" in text
     assert "under review" not in text
@@ -170,7 +256,7 @@ def test_every_paper_has_a_bibtex_entry(site: Path) -> None:
 
 def test_settings_lie_beside_a_runs_page(site: Path) -> None:
     for file in site.parent.glob("*/settings.yaml"):
-        assert yaml.safe_load(file.read_text())["preset"] in ("quick", "laptop", "paper")
+        assert yaml.safe_load(file.read_text())["preset"] in ("quick", "laptop", "paper", "gpu")
 
 
 # In a browser -------------------------------------------------------------------------
@@ -195,16 +281,20 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
         page.goto(site.as_uri())
         rows = page.locator("#ledger tbody tr")
         everything = rows.count()
-        assert page.locator("form.filter output").inner_text() == f"{everything} of {everything}"
+        told = page.locator("form.filter[data-table=ledger] output")
+        assert told.inner_text() == f"{everything} of {everything}"
 
         page.select_option("select[name=paper]", "pag")
         left = page.locator("#ledger tbody tr:visible").count()
         assert 0 < left < everything
-        assert page.locator("form.filter output").inner_text() == f"{left} of {everything}"
-        page.fill("input[name=text]", "no such words")
+        assert told.inner_text() == f"{left} of {everything}"
+        page.fill("form[data-table=ledger] input[name=text]", "no such words")
         assert page.locator("#ledger tbody tr:visible").count() == 0
-        page.fill("input[name=text]", "")
+        page.fill("form[data-table=ledger] input[name=text]", "")
         page.select_option("select[name=paper]", "")
+
+        page.fill("form[data-table=runs] input[name=text]", "toy_pag")
+        assert page.locator("#runs tbody tr:visible").count() == 2
 
         head = page.locator("#ledger thead th", has_text="Paper says")
         for order, sign in (("ascending", 1), ("descending", -1)):
@@ -217,16 +307,21 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
             assert len(found) < len(values)
             assert len(set(found)) > 1
 
-        page.goto((site.parent / str(page.locator("#ledger tbody a").nth(0).get_attribute("href"))).as_uri())
-        widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
-        assert len(widths) == 1
-        assert widths[0] > 100
         narrow = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme="dark")
+        for file in sorted(site.parent.rglob("*.html")):
+            name = f"{file.parent.name}-{file.stem}"
+            page.goto(file.as_uri())
+            page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+            widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+            assert min(widths, default=200) > 100, file
+            page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+            narrow.goto(file.as_uri())
+            assert narrow.evaluate("document.documentElement.scrollWidth") <= 380, file  # nothing to scroll sideways for
+            assert "dark" in narrow.evaluate("getComputedStyle(document.documentElement).colorScheme"), file
+            narrow.screenshot(path=tmp_path / f"{name}-phone.png", full_page=True)
         narrow.goto(site.as_uri())
-        assert narrow.evaluate("document.documentElement.scrollWidth") <= 380  # nothing to scroll sideways for
-        assert narrow.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
         narrow.emulate_media(media="print")
-        assert not narrow.locator("form.filter").is_visible()
+        assert not narrow.locator("form.filter").first.is_visible()
         browser.close()
     assert not errors
     assert all(url.startswith(("file://", "data:")) for url in asked), asked

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import pandas as pd
 
 from paperlib import evaluation
@@ -74,8 +75,9 @@ def judge(
     they are added to the reason. `case` says which of the paper's tables the run is held against, its data set if not
     given. `excluded` are methods that nothing may be held against, with the reason. Columns: id, place, statement, kind,
     claimed and measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason,
-    `scale`: where the run is not as the paper, without which no verdict stands; n test images and seeds, of the side with
-    fewer; `spread`: the larger of their deviations over seeds, in points (of kind ratio, of the ratio); None of one seed.
+    `scale`: where the run is not as the paper, without which no verdict stands; case; n test images and seeds, of the side
+    with fewer; `spread`: the larger of their deviations over seeds, in points (of kind ratio, of the ratio); None of one
+    seed.
     """
     about = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -125,14 +127,19 @@ def judge(
             {
                 "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "kind": claim["kind"],
                 "claimed": claimed, "measured": difference, "low": low, "high": high, "outcome": outcome,
-                "reason": reason, "scale": scale,
+                "reason": reason, "scale": scale, "case": case,
                 **_sizes([values.get((side, claim["measure"])) for side in needed], 1 if ratio else 100),
             }
         )  # fmt: skip
     write_json(run.folder / "claims.json", judged)
     kept = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
-    write_json(run.folder / "measures.json", measured[kept].to_dict("records"))
+    rows_kept = [{name: row[name] for name in kept} | _by_seed(row.get("by_seed", math.nan)) for row in values.values()]
+    write_json(run.folder / "measures.json", rows_kept)
     return pd.DataFrame(judged)
+
+
+def _by_seed(means: Any) -> dict[str, list[float]]:
+    return {"by_seed": list(map(float, means))} if np.ndim(means) else {}  # a ratio is of all seeds at once
 
 
 def _sizes(sides: Sequence[Mapping[str, Any] | None], scale: int) -> dict[str, int | float | None]:

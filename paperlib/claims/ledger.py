@@ -22,6 +22,7 @@ class Paper(_Part):
     title: str
     authors: list[str]
     venue: str
+    year: int | None = None
 
 
 class Table(_Part):

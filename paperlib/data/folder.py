@@ -17,9 +17,15 @@ LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
 
 def located(path: str) -> Path:
-    """The folder that a user's `path` means: from home, from here, or from the project's folder."""
-    folder = Path(path).expanduser()
-    return folder if folder.is_absolute() or folder.exists() else root() / folder
+    """The folder that a user's `path` means: from home, from here, or from the project's folder.
+
+    Raises InputError where it can mean none: a user who is not here, a name too long for a file system.
+    """
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_absolute() or folder.exists() else root() / folder
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"folder {path[:200]}: {error}; it should be a folder's path") from error
 
 
 def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
@@ -41,26 +47,36 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
         odd = sorted(set(classes) ^ set(tested))[0]
         missing = other if odd in classes else "train"
         raise InputError(f"data folder {folder}: class {odd!r} is missing from {missing}; both need the same classes")
-    return decoded(folder, {split: _files(folder, split, classes) for split in ("train", other)}, classes, size)
+    train, test = decoded(folder, {split: _files(folder, split, classes) for split in ("train", other)}, classes, size)
+    return train, test
+
+
+def load_test(folder: Path, size: int | None = None) -> ImageSet:
+    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`."""
+    split = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if split is None:
+        raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold test/<class>/*")
+    if not (classes := subfolders(folder / split)):
+        raise InputError(f"data folder {folder}: there are no class folders in {split}; it should hold {split}/<class>/*")
+    (test,) = decoded(folder, {split: _files(folder, split, classes)}, classes, size)
+    return test
 
 
 Listing = list[tuple[int, str, int, int]]  # label, path within the folder, bytes, time of change
 
 
-def decoded(
-    folder: Path, listings: dict[str, Listing], classes: tuple[str, ...], size: int | None
-) -> tuple[ImageSet, ImageSet]:
-    """The images that two listings name, read once and then from a cache that knows every file's size and time."""
+def decoded(folder: Path, listings: dict[str, Listing], classes: tuple[str, ...], size: int | None) -> tuple[ImageSet, ...]:
+    """The images that the listings name, read once and then from a cache that knows every file's size and time."""
     digest = hashlib.sha256()  # any file added, removed, renamed, resized or touched changes it
     for split, members in listings.items():
         for label, file, bytes_, modified in members:
             digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode())
     source = {"tree": digest.hexdigest(), "size": size}
-    key = hashlib.sha256(f"{folder.resolve()}:{size}".encode()).hexdigest()[:10]
+    which = f"{folder.resolve()}:{size}{'' if 'train' in listings else ':test'}"
+    key = hashlib.sha256(which.encode()).hexdigest()[:10]
     cache = root() / "data" / "cache" / f"{folder.resolve().name}-{key}.safetensors"
     tensors, _ = cached(cache, source, lambda: _decode(folder, classes, listings, size))
-    train, test = (ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], classes) for split in listings)
-    return train, test
+    return tuple(ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], classes) for split in listings)
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:

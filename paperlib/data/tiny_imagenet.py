@@ -81,7 +81,8 @@ def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
                 f"data folder {folder}: class {odd[0]!r} is missing from {missing}; both need the same classes"
             )
         val = [row for number, label in labels.items() for row in listed(folder, _images(folder / "val" / number), label)]
-    return decoded(folder, {"train": train, "val": val}, _names(folder, numbers), size)
+    trained, tested = decoded(folder, {"train": train, "val": val}, _names(folder, numbers), size)
+    return trained, tested
 
 
 def _images(place: Path) -> Path:
