@@ -13,6 +13,8 @@
 # data, attacks and measures. Here their defences and baselines are trained on the same data with the same network, schedule and
 # attack, and, beside that, with the same *compute*. Every model meets every attack, and every alignment is measured on every model,
 # whoever it was trained for. DAAT is without its feature alignment, and a convolutional network's attention is the activations of one layer.
+# Left out: RIGD, whose teacher is one of the other models, and RAAT# with its baseline WA, whose framework is another protocol (both are in
+# the notebooks of their papers); of the attacks those that look for the smallest perturbation (DeepFool, C&W, DDN, EAD, one-pixel; in `gfa_landscape`).
 # Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves, and does any of
 # them tell more than the size of the gradient already does?**
 
