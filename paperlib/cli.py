@@ -45,13 +45,18 @@ def main() -> None:
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # while something else than our own files was written, or a folder made
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"paperlib: {place}{error.strerror}; what was computed is kept. Make room there, or the folder writable, and "
-              "give the same command again", file=sys.stderr)  # fmt: skip
+    except OSError as error:  # a path that cannot be, or while something else than our own files was written
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+        advice = "Make room there, or the folder writable, and" if full else "Repair that path, and"
+        place = f"{str(error.filename)[:300]}: " if error.filename else ""
+        told = f"{place}{error.strerror or error}; what was computed is kept. {advice} give the same command again"
+        print(f"paperlib: {told}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C
+            told = "interrupted; what was computed is kept, and the same command goes on from there"
+            print(f"paperlib: {told}", file=sys.stderr)
+        raise
 
 
 @app.command("list")
@@ -203,8 +208,10 @@ def grid(
             print(f"; of {len(left) - len(known)} there is no earlier run to tell by", end="")
     print("" if dry_run else f"; {duration(time.monotonic() - begun)}")
     if not dry_run:
+        if left:
+            print("what is finished is kept; the same command goes on with the rest")
         print(f"report: {_relative(report.build())}; logs: {_relative(grid.folder_of(file))}")
-    raise typer.Exit(code)
+    raise typer.Exit(code or int(bool(left) and not dry_run))
 
 
 @app.command("grid-job", hidden=True)
@@ -214,7 +221,10 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
     from paperlib.files import write_json
 
     job = grid.read(plan)[name]
-    done = runs.status(job.folder)["state"] == "finished"
+    until = time.monotonic() + runs.SILENT + runs.BEAT
+    while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
+        time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
+    done = runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
     if not done and (code := _execute(job.notebook, job.preset, job.given)):
         raise typer.Exit(code)
     write_json(mark, {"run": str(job.folder.relative_to(root()))})
@@ -363,7 +373,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     part, alone = launch.rank(), settings.devices == 1
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
-            raise InputError(f"{_relative(folder)}: another process is at work on this run; wait for it or end it")
+            raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
         print(f"{notebook}, preset {preset}, into {folder}", flush=True)
@@ -395,6 +405,9 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         code = 1
         if log:
             log.write(COLOURS.sub("", "\n".join(error.traceback)))
+        if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
+            temporary.unlink(missing_ok=True)
+            return code
         if not alone and launch.LOST.search(error.evalue):
             time.sleep(10)  # another process is gone; torchrun is about to notice which
     except CellTimeoutError:
@@ -412,9 +425,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         )
         code = 1
     except KeyboardInterrupt:
-        print(
-            f"paperlib: interrupted; {folder} keeps what was computed, the same command goes on from there", file=sys.stderr
-        )
+        print(f"paperlib: {folder} keeps what was computed", file=sys.stderr)
         temporary.unlink(missing_ok=True)
         raise
     finally:

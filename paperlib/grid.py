@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -167,7 +168,7 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
                 (place / "done" / f"{name}.json").unlink(missing_ok=True)
         environment = {**os.environ, "PAPERLIB_ROOT": str(root().resolve()), "PAPERLIB_GRID": str(plan.resolve())}
         if profile:
-            options = ["--profile", str(profile.resolve())]
+            options = ["--profile", str(profile.resolve()), *_marks_of_its_own(profile, place, jobs)]
         else:
             options = ["--cores", str(cores or os.cpu_count() or 1)]
             if torch.cuda.is_available():
@@ -185,6 +186,39 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
                 return engine.wait()
             except KeyboardInterrupt:  # the engine has had it too, and calls its jobs back
                 continue
+
+
+def results(file: Path) -> pd.DataFrame:
+    """What finished jobs measured, side by side: a row a job, method and measure, in percent; empty where none is finished.
+
+    Columns job, the parameters that differ between jobs, method, measure, mean, low, high, number of seeds, n.
+    """
+    jobs, rows = read(file), []
+    named = {name for job in jobs.values() for name in job.given}
+    varied = {name for name in named if len({repr(job.given.get(name)) for job in jobs.values()}) > 1}
+    for name, job in jobs.items():
+        stored = job.folder / "measures.json"
+        if runs.status(job.folder)["state"] != "finished" or not stored.exists():
+            continue
+        given = {key: str(job.given.get(key, "")) for key in job.given if key in varied}
+        for row in read_json(stored):
+            scale = 1 if str(row["measure"]).endswith("_ratio") else 100
+            numbers = {key: scale * float(row[key]) for key in ("mean", "low", "high")}
+            sizes = {"number of seeds": row["seeds"], "n": row["n"]}
+            rows.append({"job": name, **given, "method": row["method"], "measure": row["measure"], **numbers, **sizes})
+    return pd.DataFrame(rows)
+
+
+def _marks_of_its_own(profile: Path, place: Path, jobs: Mapping[str, Job]) -> list[str]:
+    """Options that keep the marks of a profile with a storage apart from other grids' marks; stale ones are removed."""
+    content = yaml.safe_load((profile / "config.yaml").read_text(encoding="utf-8")) or {}
+    if not (prefix := content.get("default-storage-prefix")):
+        return []
+    own = Path(prefix) / place.name
+    for name, job in jobs.items():
+        if runs.status(job.folder)["state"] != "finished":
+            (own / "done" / f"{name}.json").unlink(missing_ok=True)
+    return ["--default-storage-prefix", str(own)]
 
 
 def table(file: Path) -> list[dict[str, Any]]:

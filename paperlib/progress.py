@@ -18,6 +18,8 @@ LINE = 30.0  # seconds between two lines of a log
 NEWS = 5.0  # and between two writings of the file
 QUIET = 120.0  # seconds without news after which a run may have stalled …
 PATIENCE = 10  # … if they are so many times the longest that it took between two news before
+LONG = 600.0  # seconds after which that is so where there was no news before, and after which a stage is long over
+STALLED = "perhaps stalled: "
 NAME = "progress.json"
 
 _file: Path | None = None  # of the run at work in this process
@@ -115,16 +117,24 @@ def of_run(folder: Path, since: float, at_work: bool) -> str:
     """What the run in `folder` is doing, or did last, as a line; empty where nothing is known since that time.
 
     It says so where a stage of a run at work may have stalled: no news for QUIET seconds, and for PATIENCE times the
-    longest so far.
+    longest so far, or LONG where there was none. Of what comes after a stage it says for how long nothing was heard.
     """
     file = folder / NAME
     if not file.exists() or (about := read_json(file))["updated"] < since:
         return ""
     silence = max(0.0, time.time() - about["updated"])  # a clock may go backwards
-    if not at_work or silence < QUIET or about.get("ended"):
+    if not at_work or silence < (LONG if about.get("ended") else QUIET):
         return words(about)
-    stalled = 0 < PATIENCE * about["longest"] < silence
-    return f"{words(about)}; {'perhaps stalled: ' if stalled else ''}no news for {duration(silence)}"
+    if about.get("ended"):
+        return f"{words(about)}; no news for {duration(silence)} since"
+    stalled = silence > (PATIENCE * about["longest"] or LONG)
+    return f"{words(about)}; {STALLED if stalled else ''}no news for {duration(silence)}"
+
+
+def stalled(folder: Path) -> str:
+    """What `of_run` has of a run at work that may have stalled; empty of one that has not."""
+    told = of_run(folder, 0.0, at_work=True)
+    return told if STALLED in told else ""
 
 
 def duration(seconds: float) -> str:

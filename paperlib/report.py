@@ -20,7 +20,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib import export, figures
+from paperlib import export, figures, grid, tables
 from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, load, number, papers
 from paperlib.files import read_json, root, write_atomically, write_json, write_text
@@ -132,6 +132,7 @@ def build(target: Path | None = None) -> Path:
             pages.append(_page(run, known.get(run["status"]["notebook"], run["status"]["notebook"])))
     for page in pages:
         _write_page(page, target)
+    grids = _grids(target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
     matrices = [
@@ -146,7 +147,7 @@ def build(target: Path | None = None) -> Path:
         audits=[
             {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
         ] + _audits_of_models(target),
-        matrices=matrices,
+        matrices=matrices, grids=grids,
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
@@ -166,6 +167,29 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
         if one["source"].exists():
             _copy(one["source"], target / one["page"])
     return [one for one in found if one["source"].exists()]
+
+
+def _grids(target: Path) -> list[dict[str, Any]]:
+    """Each grid whose jobs measured something: its results side by side on a page, as CSV and as LaTeX."""
+    found = []
+    for plan in sorted((root() / "runs" / "grid").glob("*/plan.yaml")):
+        with export.damaged_left_out(plan.parent):
+            results, name = grid.results(plan), f"grid-{plan.parent.name}"
+            if results.empty:
+                continue
+            shown = results.assign(method=results["method"].map(title), measure=results["measure"].map(title))
+            rows = [["" if cell != cell else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row]
+                    for row in shown.to_numpy(object)]  # fmt: skip
+            table = {"words": f"{plan.parent.name}: percent, with 95 % intervals", "heads": list(shown), "rows": rows}
+            write_text(target / name / "results.csv", results.to_csv(index=False))
+            latex = shown.rename(columns=tables.latex)
+            for column in latex.select_dtypes(include=["object", "string"]):
+                latex[column] = latex[column].map(tables.latex)
+            write_text(target / name / "results.tex", latex.to_latex(index=False, float_format="%.1f", na_rep="--"))
+            jobs = f"{results['job'].nunique()} of {len(grid.read(plan))} jobs"
+            _write(target / name / "index.html", "grid.html", name=plan.parent.name, table=table, jobs=jobs)
+            found.append({"name": plan.parent.name, "page": f"{name}/index.html", "jobs": jobs})
+    return found
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:

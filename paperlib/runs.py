@@ -16,8 +16,10 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +32,9 @@ from paperlib import __version__, distributed, methods, progress
 from paperlib.files import InputError, read_about, read_json, root, write_json, write_text
 from paperlib.settings import ANY_RUN, Settings, check
 
-SILENT = 3600.0  # seconds without news after which a run on another machine counts as killed
+TAKEN = "another process is at work on this run"
+ALIVE = ".alive"  # in a run's folder: touched every BEAT seconds by the process at work in it
+BEAT, SILENT = 20.0, 180.0  # seconds without which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
 Found = TypeVar("Found")
 
@@ -213,8 +217,24 @@ def hold(folder: Path) -> None:
     try:
         lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
     except Timeout:
-        raise InputError(f"{_shown(folder)}: another process is at work on this run; wait for it or end it") from None
+        raise InputError(f"{_shown(folder)}: {TAKEN}; wait for it or end it") from None
     _locks[folder] = lock
+    threading.Thread(target=_beat, args=(folder, lock), daemon=True).start()
+
+
+def _beat(folder: Path, lock: FileLock) -> None:
+    """Show other machines that this process is at work, for as long as it holds the folder, and say so where it stalls."""
+    told = ""
+    time.sleep(BEAT)
+    while _locks.get(folder) is lock:
+        with suppress(OSError):
+            (folder / ALIVE).touch()
+        with suppress(InputError, OSError, LookupError, TypeError, ValueError):
+            stalled = progress.stalled(folder)
+            if stalled and not told:
+                print(stalled, flush=True)
+            told = stalled
+        time.sleep(BEAT)
 
 
 def release(folder: Path) -> None:
@@ -256,13 +276,13 @@ def _so_far(folder: Path) -> float:
     file = folder / "status.json"
     if not file.exists():
         return 0.0
-    about = read_json(file)
+    about = _read_status(file)
     return seconds_of(_until_killed(about, folder) if about["state"] == "running" else about)
 
 
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The status of a run that was killed: it took until its last news."""
-    return {**about, "state": "killed", "seconds": max(0.0, progress.latest(folder) - about["started"])}
+    return {**about, "state": "killed", "seconds": max(0.0, _heard(folder) - about["started"])}
 
 
 def _watch(run: Run) -> None:
@@ -295,21 +315,37 @@ def _watch(run: Run) -> None:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started."""
+    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started.
+
+    Raises InputError where its file is damaged.
+    """
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
-    if read_json(file)["state"] != "running" or _locked(folder):
-        return read_json(file)
-    content = read_json(file)  # it may have ended well between the two looks
+    if (content := _read_status(file))["state"] != "running" or _locked(folder):
+        return content if content["state"] != "running" else _read_status(file)
+    content = _read_status(file)  # it may have ended well between the two looks
     if content["state"] == "running" and not _at_work_elsewhere(content, folder):
         return _until_killed(content, folder)
     return content
 
 
+def _read_status(file: Path) -> dict[str, Any]:
+    about = read_json(file)
+    if not isinstance(about, dict) or not all(name in about for name in ("state", "started", "seconds")):
+        raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
+    return about
+
+
 def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
-    """Whether another machine may be at work: locks do not always reach across a network's file system, news do."""
-    return about.get("host", platform.node()) != platform.node() and time.time() - progress.latest(folder) < SILENT
+    """Whether another machine is at work: locks do not always reach across a network's file system, a file's time does."""
+    return about.get("host", platform.node()) != platform.node() and time.time() - _heard(folder) < SILENT
+
+
+def _heard(folder: Path) -> float:
+    """When the run in `folder` last gave a sign of itself: seconds since 1970."""
+    alive = folder / ALIVE
+    return max(progress.latest(folder), alive.stat().st_mtime if alive.exists() else 0.0)
 
 
 def _locked(folder: Path) -> bool:

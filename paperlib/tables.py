@@ -19,15 +19,15 @@ def save(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1)
     if data.empty:
         return f"{caption} Nothing of it was measured in this run."
     shown = data.rename(index=title, columns=title)
-    latex = shown.rename(columns=_latex, index=_latex).to_latex(
+    written = shown.rename(columns=latex, index=latex).to_latex(
         float_format=f"%.{digits}f",
         na_rep="--",
-        caption=_latex(caption),
+        caption=latex(caption),
         label=f"tab:{run.notebook}-{name}",
         multicolumn_format="c",
     )
     write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
-    write_text(run.folder / "tables" / f"{name}.tex", latex)
+    write_text(run.folder / "tables" / f"{name}.tex", written)
     write_text(run.folder / "tables" / f"{name}.json", json.dumps(_as_read(shown, caption, digits), indent=1))
     return shown.style.format(precision=digits, na_rep="–")
 
@@ -53,7 +53,8 @@ LATEX = {
 }  # fmt: skip
 
 
-def _latex(text: str) -> str:
+def latex(text: str) -> str:
+    """Text as LaTeX takes it, Greek and other signs in its mathematics."""
     for sign, code in LATEX.items():
         text = text.replace(sign, code)
     return text

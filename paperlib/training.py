@@ -141,9 +141,12 @@ def fit(
     about: dict[str, Any] = {"epoch": 0, "index": 0, "sums": {}, "history": [], "seconds": 0.0, "validation_seconds": 0.0,
                              "recipe": recipe}  # fmt: skip
     best: dict[str, Tensor] = {}
-    if distributed.agreed(checkpoint.exists() and read_about(checkpoint).get("recipe", recipe) == recipe):
+    begun_before = rank == 0 and checkpoint.exists()
+    if distributed.agreed(begun_before and read_about(checkpoint).get("recipe", recipe) == recipe):
         about, best = _restore(read_tensors(checkpoint), model, averaged, optimizer)
         distributed.agreed(None)  # nobody removes it before all have read it
+    elif begun_before:
+        print(f"{name}: its checkpoint is of another recipe (settings, data, version, devices); begun anew", flush=True)
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
     def save() -> None:

@@ -252,8 +252,14 @@ def everything(folder: Path) -> dict[str, Tensor]:
         shutil.copytree(folder / "half", folder / "again")
     distributed.agreed(None)
     again, rest = fitted(folder / "again")
+    taken_over = {}
+    if (folder / "of one").exists():  # begun by one process
+        model_of_one, steps_of_one = fitted(folder / "of one")
+        taken_over = {f"of one {name}": value for name, value in model_of_one.state_dict().items()}
+        taken_over["steps of one"] = torch.tensor(steps_of_one)
     return {
         "steps": torch.tensor([steps, rest]),
+        **taken_over,
         **every_gradient(),
         "streamed files": torch.tensor(streamed(folder)),
         **{f"one-sided together {name}": value for name, value in one_sided(True).items()},

@@ -357,6 +357,10 @@ def test_torchvision_sets_are_read_from_their_own_files(home: Path) -> None:
     assert train.images.shape == (2, 1, 28, 28)
     assert np.array_equal(test.images[:, 0].numpy(), pixels)
     assert train.labels.tolist() == [9, 0]
+    for content in (b"", header + pixels.tobytes()[:100]):  # unpacking it was interrupted
+        (folder / "train-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(InputError, match=r"fashion_mnist.* damaged there, .* remove what was unpacked of it"):
+            data.vision.load("fashion_mnist")
 
 
 def test_cifar_and_stl_are_read_from_their_own_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes computed."""
     place = tmp_path_factory.mktemp("parts")
+    parts.half(place / "of one")
     done = launched(str(place), "everything")
     assert "(0, '')" in done.stdout, done.stderr
     return place
@@ -104,6 +105,14 @@ def test_a_checkpoint_of_two_processes_is_gone_on_from_by_one(
     assert steps == 32 - 9
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, alone[f"fitted {key}"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_one_process_is_gone_on_from_by_two(alone: dict[str, Tensor], two: list[dict[str, Tensor]]) -> None:
+    for found in two:
+        assert int(found["steps of one"]) == 32 - 9
+        for key in (key for key in found if key.startswith("of one")):
+            torch.testing.assert_close(found[key], two[0][key], rtol=0, atol=0)
+            torch.testing.assert_close(found[key], alone[key.replace("of one", "fitted")], rtol=1e-3, atol=1e-4)
 
 
 def test_evaluation_and_audit_do_not_depend_on_the_number_of_devices(folder: Path, two: list[dict[str, Tensor]]) -> None:

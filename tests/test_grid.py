@@ -13,7 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 from paperlib import grid, runs
-from paperlib.files import InputError, read_json, write_json
+from paperlib.files import InputError, read_json, write_json, write_text
 
 
 def write(home: Path, content: object) -> Path:
@@ -70,7 +70,7 @@ def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
     file = write(home, {"a": {"notebook": "toy_pag", "over": {"epochs": [1, 2, 3, 4]}}})
     assert [row["seconds"] for row in grid.table(file)] == [None] * 4
     for (_, job), seconds in zip(grid.read(file).items(), (10.0, 30.0, 50.0), strict=False):
-        write_json(job.folder / "status.json", {"state": "finished", "seconds": seconds})
+        write_json(job.folder / "status.json", {"state": "finished", "started": 0.0, "seconds": seconds})
     assert [(row["state"], row["seconds"]) for row in grid.table(file)] == [
         ("finished", 10.0), ("finished", 30.0), ("finished", 50.0), ("not started", 30.0),
     ]  # fmt: skip
@@ -88,6 +88,19 @@ def test_the_engine_takes_the_plan(home: Path) -> None:
     assert f"grid-job {plan} b done/b.json" in said.replace("'", "") or re.search(
         r"input: done/a.json\s+output: done/b.json", said
     )
+
+
+def test_marks_in_a_storage_are_a_grids_own_and_stale_ones_go(home: Path) -> None:
+    plan = write(home, {"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag", "preset": "laptop"}})
+    jobs, place, profile = grid.read(plan), grid.folder_of(plan), home / "profile"
+    write_text(profile / "config.yaml", yaml.safe_dump({"default-storage-prefix": str(home / "marks")}))
+    own = home / "marks" / place.name
+    for name in jobs:
+        write_json(own / "done" / f"{name}.json", {})
+    write_json(jobs["b"].folder / "status.json", {"state": "finished", "started": 0.0, "seconds": 1.0})
+    assert grid._marks_of_its_own(profile, place, jobs) == ["--default-storage-prefix", str(own)]
+    assert [file.name for file in (own / "done").iterdir()] == ["b.json"]  # of the run that is finished
+    assert grid._marks_of_its_own(REPOSITORY / "grids" / "profiles" / "slurm", place, jobs) == []
 
 
 SMALL = {"epochs": 1, "neighbors": 2}

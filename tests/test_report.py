@@ -17,7 +17,7 @@ import yaml
 from conftest import REPOSITORY
 
 from paperlib import audit, claims, export, figures, report, runs, tables
-from paperlib.files import write_json
+from paperlib.files import write_json, write_text
 
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
 
@@ -118,12 +118,14 @@ def built(home: Path) -> Path:
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
     audit_a_model(home)
+    plan = {"settings": {"notebook": "toy_pag", "over": {"seeds": [list(range(10)), [0]]}}}
+    write_text(home / "runs" / "grid" / "toy-01234567" / "plan.yaml", yaml.safe_dump(plan))
     return report.build()
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     pages = sorted(site.parent.rglob("*.html"))
-    assert len(pages) == 14  # the first, an audit's, and two of each run
+    assert len(pages) == 15  # the first, an audit's, a grid's, and two of each run
     for page in pages:
         text = re.sub(r"<style.*?</style>", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -153,6 +155,18 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
         assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
     assert "suspicious" in text
     assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>suspicious</td>", text)
+
+
+def test_a_grids_results_stand_side_by_side(site: Path) -> None:
+    (folder,) = site.parent.glob("grid-*")
+    assert "1 of 2 jobs" in site.read_text()
+    results = pd.read_csv(folder / "results.csv")
+    assert set(results["job"]) == {"settings_0"}
+    assert list(results.columns) == ["job", "seeds", "method", "measure", "mean", "low", "high", "number of seeds", "n"]
+    row = results[(results["method"] == "vanilla") & (results["measure"] == "clean")].iloc[0]
+    assert [round(row[name], 6) for name in ("mean", "low", "high", "n")] == [80, 75, 85, 100]
+    assert r"\begin{tabular}" in (folder / "results.tex").read_text()
+    assert "PGD-AT" in (folder / "index.html").read_text()
 
 
 def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_counts(home: Path) -> None:

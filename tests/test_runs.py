@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from paperlib import files, runs
+from paperlib import files, progress, runs
 from paperlib.files import InputError, read_json, write_json
 from paperlib.settings import read_value
 
@@ -199,8 +199,10 @@ def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
     assert again.before == 10.0
     began = time.time() - 100
     write_json(file, {**read_json(file), "started": began, "seconds": 0.0})  # killed after 70 seconds
-    os.utime(file, (began + 70, began + 70))
     runs.release(run.folder)
+    os.utime(file, (began + 60, began + 60))
+    (run.folder / runs.ALIVE).touch()
+    os.utime(run.folder / runs.ALIVE, (began + 70, began + 70))
     assert runs.status(run.folder)["seconds"] == pytest.approx(70.0)
     assert runs.start("toy_pag", {"epochs": 3}).before == pytest.approx(80.0)
     runs.release(run.folder)
@@ -214,4 +216,34 @@ def test_a_run_on_another_machine_is_at_work_as_long_as_there_are_news(home: Pat
     assert runs.status(run.folder)["state"] == "running"
     old = time.time() - 2 * runs.SILENT
     os.utime(file, (old, old))
+    (run.folder / runs.ALIVE).touch()
+    assert runs.status(run.folder)["state"] == "running"
+    os.utime(run.folder / runs.ALIVE, (old, old))
     assert runs.status(run.folder)["state"] == "killed"
+
+
+def test_who_holds_a_run_shows_that_it_is_alive_and_says_that_it_stalls(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "BEAT", 0.02)
+    run = runs.start("toy_pag", {"epochs": 3})
+    about = {"stage": "attack", "done": 1, "total": 9, "unit": "img", "per_second": None, "left": None, "longest": 1.0}
+    write_json(run.folder / progress.NAME, {**about, "updated": time.time() - 300})
+    (run.folder / runs.ALIVE).unlink(missing_ok=True)
+    time.sleep(0.5)
+    assert (run.folder / runs.ALIVE).exists()
+    runs.release(run.folder)
+    assert capfd.readouterr().out.count("attack: 1/9 img; perhaps stalled: no news for 5 min 00 s") == 1
+    time.sleep(0.1)
+    (run.folder / runs.ALIVE).unlink()
+    time.sleep(0.2)
+    assert not (run.folder / runs.ALIVE).exists()  # released
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"state": "running"}'])
+def test_a_damaged_status_is_refused_by_name(home: Path, content: str) -> None:
+    run = runs.start("toy_pag", {"epochs": 3})
+    runs.release(run.folder)
+    (run.folder / "status.json").write_text(content)
+    with pytest.raises(InputError, match=r"status\.json: says nothing of the run's state; delete it"):
+        runs.status(run.folder)

@@ -1,5 +1,10 @@
-"""CIFAR-10, CIFAR-100, STL-10 and Fashion-MNIST through torchvision, downloaded when the network is there."""
+"""CIFAR-10, CIFAR-100, STL-10 and Fashion-MNIST through torchvision, downloaded when the network is there.
 
+CIFAR comes as pickles, the only ones that are read anywhere: torchvision unpickles a file whose MD5 is the published one.
+"""
+
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +35,12 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # of two processes one downloads it
             train, test = (_read(name, folder, training) for training in (True, False))
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError
+    # urllib's errors are OSErrors; torchvision raises RuntimeError, and anything where a file is half there.
+    except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         address, file = SOURCES[name]
         raise InputError(
-            f"data {name!r} is not in {folder} and cannot be downloaded ({error}). Put {file} there; it comes from "
-            f"{address}. Or use images of your own: data=folder:PATH"
+            f"data {name!r} is not in {folder}, or damaged there, and cannot be downloaded ({error}). Put {file} there, and "
+            f"remove what was unpacked of it; it comes from {address}. Or use images of your own: data=folder:PATH"
         ) from error
     return train, test
 
@@ -43,6 +49,10 @@ def _read(name: str, folder: Path, training: bool) -> ImageSet:
     if name == "stl10":
         stl = datasets.STL10(folder, "train" if training else "test", download=True)
         return ImageSet(torch.from_numpy(stl.data), torch.from_numpy(stl.labels).long(), tuple(stl.classes))
+    if name == "fashion_mnist" and not (folder / "FashionMNIST").exists():  # unpacked in place, it would count as whole
+        shutil.rmtree(fresh := folder / ".extracting", ignore_errors=True)
+        datasets.FashionMNIST(fresh, download=True)
+        os.replace(fresh / "FashionMNIST", folder / "FashionMNIST")
     kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion_mnist": datasets.FashionMNIST}
     data = kinds[name](folder, training, download=True)
     pixels = torch.as_tensor(np.asarray(data.data))
