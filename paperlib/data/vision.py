@@ -39,8 +39,8 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         address, file = SOURCES[name]
         raise InputError(
-            f"data {name!r} is not in {folder}, or damaged there, and cannot be downloaded ({error}). Put {file} there, and "
-            f"remove what was unpacked of it; it comes from {address}. Or use images of your own: data=folder:PATH"
+            f"data {name!r} is not in {folder}, or damaged there, and cannot be downloaded ({error}). Put {file} there "
+            f"and remove what was unpacked of it; it comes from {address}. Or use images of your own: data=folder:PATH"
         ) from error
     return train, test
 
