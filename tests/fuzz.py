@@ -2,23 +2,27 @@
 
     python tests/fuzz.py [--count 10000] [--seed 0]
 
-Settings, presets, grids, claims files, checkpoints, caches, images and their folders, weights, the files of runs: valid
-ones are damaged at random. An error of another kind is a fault; so is a file that appears outside of the project's folder.
+Settings, presets, grids, claims files, checkpoints, caches, images, their folders, lists and archives, weights, the files
+of runs, and whole commands: valid ones are damaged at random. An error of another kind is a fault; so is a file that
+appears anywhere but in the project's runs/ and data/, and an input that takes a minute.
 """
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,9 +34,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from paperlib import external, grid, report, runs, training
+from paperlib import cli, external, grid, report, runs, training
 from paperlib.claims import ledger
-from paperlib.data import Splits, folder, scenes, toy
+from paperlib.data import Splits, folder, imagenet100, scenes, tiny_imagenet, toy
 from paperlib.files import InputError, read_about, read_tensors, write_tensors
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import Standard
@@ -249,6 +253,96 @@ RUN = {
 }  # fmt: skip
 
 
+def annotations(chance: random.Random, home: Path) -> object:
+    """The lists of Tiny-ImageNet and ImageNet-100 that say which image is of which class."""
+    lines = [f"{name}.JPEG\tn{number:08}\t0\t0\t7\t7" for number, name in enumerate("ab")]
+    if chance.random() < 0.5:
+        place = home / "data" / "tiny_imagenet"
+        shutil.rmtree(place, ignore_errors=True)
+        for number, name in enumerate("ab"):
+            for file in (
+                place / "train" / f"n{number:08}" / "images" / "x.JPEG",
+                place / "val" / "images" / f"{name}.JPEG",
+            ):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(file, "jpeg")
+        write_text(place / "val" / "val_annotations.txt", damaged_text(chance, "\n".join(lines)))
+        write_text(place / "words.txt", damaged_text(chance, "n00000000\tcat\nn00000001\tdog"))
+        return tiny_imagenet.load()
+    place = home / "data" / "imagenet100"
+    if not (place / "train").exists():
+        for name in imagenet100.CLASSES:
+            (place / "train" / name).mkdir(parents=True)
+            (place / "train" / name / "x.JPEG").write_bytes(b"x")
+            (place / "val").mkdir(exist_ok=True)
+            (place / "val" / f"{name}.JPEG").write_bytes(b"x")
+    rows = [f"{name},{name} 1 2 3 4" for name in imagenet100.CLASSES]
+    write_text(place / imagenet100.SOLUTION, damaged_text(chance, "\n".join(["ImageId,PredictionString", *rows])))
+    return imagenet100.load()
+
+
+def archive(chance: random.Random, home: Path) -> object:
+    """Tiny-ImageNet's zip, taken for the published one, with members that would lie elsewhere, or damaged."""
+    place = home / "data" / "tiny_imagenet"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "jpeg")
+    file = place / f"{tiny_imagenet.NAME}.zip"
+    with zipfile.ZipFile(file, "w") as packed:
+        for split in ("train", "val"):
+            packed.writestr(f"{tiny_imagenet.NAME}/{split}/n00000000/images/x.JPEG", picture.getvalue())
+        for name in chance.sample(
+            ["../x", "../../../../x", "/x", f"{home.parent}/x", "a/../../x", "C:x", "x\x00y", "."], 3
+        ):
+            packed.writestr(name, b"x")
+        link = zipfile.ZipInfo(f"{tiny_imagenet.NAME}/link")
+        link.external_attr = 0o120777 << 16  # as Unix says that it is a link
+        packed.writestr(link, "/etc")
+    if chance.random() < 0.7:
+        file.write_bytes(damaged_bytes(chance, file.read_bytes()))
+    published, tiny_imagenet.MD5 = tiny_imagenet.MD5, hashlib.md5(file.read_bytes()).hexdigest()
+    try:
+        return tiny_imagenet.load()
+    finally:
+        tiny_imagenet.MD5 = published
+
+
+def command(chance: random.Random, home: Path) -> object:
+    """Whole commands, which end with a message and code 0 or 2; the last value makes sure that nothing is trained."""
+    word = partial(lambda text: damaged_text(chance, text).replace("\x00", "") or "x")
+    write_text(home / "plan.yaml", damaged_text(chance, GRID))
+    arguments = chance.choice(
+        [
+            ["run", word("toy_pag"), "-p", "epochs=-1"],
+            ["run", "cifar_pag", "-p", f"data={word('folder:data/x')}", "-p", "epochs=-1"],
+            ["run", "cifar_pag", "--preset", word("quick"), "-p", word("width=3"), "-p", "epochs=-1"],
+            ["data", word("folder:data/x")],
+            ["audit", "--model", word("x.py:y"), "--data", word("folder:data/x"), "--eps", word("8/255")],
+            ["grid", str(home / "plan.yaml"), "--dry-run"],
+            ["grid", word("plan.yaml"), "--dry-run"],
+            ["status"],
+        ]
+    )
+    if arguments[:1] == ["status"]:
+        write_text(home / "runs" / "toy_pag" / "quick-01234567" / "status.json", damaged_text(chance, json.dumps(STATUS)))
+    given, sys.argv = sys.argv, ["paperlib", *(part.encode("utf-8", "replace").decode() for part in arguments)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            cli.main()
+    except SystemExit as ended:
+        if ended.code in (0, None):
+            return None
+        if ended.code == 2 and said.getvalue().strip():
+            raise InputError(said.getvalue()) from None
+        raise RuntimeError(f"{arguments} ended with {ended.code}: {said.getvalue()[-200:]}") from None
+    finally:
+        sys.argv = given
+        shutil.rmtree(home / "runs" / "toy_pag" / "quick-01234567", ignore_errors=True)
+    return None
+
+
 def run_folder(chance: random.Random, home: Path) -> object:
     """The site over runs one of whose files is damaged: that run may be left out, nothing else."""
     place = home / "runs" / "toy_pag" / "quick-01234567"
@@ -264,8 +358,18 @@ def run_folder(chance: random.Random, home: Path) -> object:
 
 
 TARGETS: list[Target] = [
-    parameters, presets, grids, ledgers, tensors, checkpoint, cache, image, tree, weights, run_folder,
+    parameters, presets, grids, ledgers, tensors, checkpoint, cache, image, tree, annotations, archive, weights, command,
+    run_folder,
 ]  # fmt: skip
+
+
+LONGEST = 60.0  # seconds that one input may take
+OURS = {"notebooks", "runs", "data", "plan.yaml", "claims.yaml", "a.safetensors", "image", "tree", "w.safetensors", "w.pt"}
+
+
+def hangs(*_: object) -> None:
+    """What the alarm of an input does that takes too long."""
+    raise TimeoutError(f"took more than {LONGEST:.0f} s")
 
 
 def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> tuple[dict[str, list[int]], list[str]]:
@@ -280,13 +384,14 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
     before = os.environ.get("PAPERLIB_ROOT")
     os.environ["PAPERLIB_ROOT"] = str(home)
     seconds, training.CHECKPOINT_SECONDS = training.CHECKPOINT_SECONDS, -1  # a checkpoint after every step
-    here = Path.cwd()
+    here, alarm = Path.cwd(), signal.signal(signal.SIGALRM, hangs)
     os.chdir(outside)  # what is written without a folder shows there
     try:
         for number in range(count):
             target = targets[number % len(targets)]
             chance = random.Random(f"{seed} {number}")
             try:
+                signal.setitimer(signal.ITIMER_REAL, LONGEST)
                 target(chance, home)
                 counts[target.__name__][0] += 1
             except InputError:
@@ -295,7 +400,11 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 what = f"{type(error).__name__}: {str(error)[:200]!r} at {where.filename}:{where.lineno}"
                 faults.append(f"{target.__name__} {number}: {what}")
-            if strays := [*outside.iterdir(), *(one for one in home.parent.iterdir() if one not in (home, outside))]:
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            strays = [*outside.iterdir(), *(one for one in home.parent.iterdir() if one not in (home, outside))]
+            strays += [one for one in home.iterdir() if one.name not in OURS]
+            if strays:
                 faults.append(f"{target.__name__} {number}: wrote {strays}")
                 break
             if payload().exists():
@@ -303,6 +412,7 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
                 payload().rmdir()
     finally:
         os.chdir(here)
+        signal.signal(signal.SIGALRM, alarm)
         training.CHECKPOINT_SECONDS = seconds
         if before is None:
             del os.environ["PAPERLIB_ROOT"]

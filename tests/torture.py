@@ -3,10 +3,12 @@
     python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
 
 The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Each start of it ends
-with SIGKILL, of all its processes or of the notebook's kernel alone, after a time drawn at random; the next start goes on.
+with SIGKILL, of all its processes, of the notebook's kernel or of the command alone: after a time drawn at random, or
+within seconds of entering a stage drawn at random, so that the short ones have their share. The next start goes on.
 After each kill every file must be whole and the status true, and no training that is done may be done again; whenever a
-run ends, weights, outcomes, verdicts and tables must be bit for bit those of the undisturbed one, and the next begins in
-an empty folder. Ends with a summary, and exit code 1 where something was wrong. Linux only: processes are found in /proc.
+run ends, weights, outcomes, verdicts, tables, figures and exports must be bit for bit those of the undisturbed one, and the
+next begins in an empty folder. The last kill's run is brought to its end. Ends with a summary, how many kills met which
+stage, and exit code 1 where something was wrong. Linux only: processes are found in /proc.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from paperlib import runs
@@ -37,7 +40,13 @@ ENDS = {
     ".pdf": b"%%EOF",
     ".svg": b"</svg>",
     ".png": b"IEND\xaeB`\x82",
+    **dict.fromkeys([".csv", ".tex", ".bib", ".yaml"], b"\n"),
 }  # of whole files
+STAGES = ("data", "training", "attacks", "audit", "figures", "pages")
+# Of a bar's name, and the stage that it is part of; any other is a training.
+STARTS = {"audit": "audit", "test-": "attacks", "strong-": "attacks", "autoattack": "attacks", "rendering": "data"}
+WHOM = ("all processes", "the kernel alone", "the command alone")
+ORPHANED = 60  # seconds in which a kernel must have noticed that its command is gone
 
 
 def command() -> list[str]:
@@ -73,17 +82,50 @@ def descendants(process: int) -> list[int]:
     return found[1:]
 
 
-def kill(begun: "subprocess.Popen[str]", kernel_alone: bool) -> str:
-    """Whom it killed, in words. Raises TimeoutExpired where the command outlives its kernel."""
-    victims = descendants(begun.pid)
-    kernel_alone = kernel_alone and bool(victims)
-    for victim in victims if kernel_alone else [begun.pid, *victims]:
+def stage_of(home: Path) -> str:
+    """One of STAGES that the run is at, as far as its files tell; empty before it has begun."""
+    for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"):
+        if read_json(file)["state"] == "finished":
+            return "pages"
+    for file in (home / "runs").glob(f"{NOTEBOOK}/*/progress.json"):
+        about = read_json(file)
+        if about.get("ended"):
+            return "figures"
+        stage = str(about["stage"])
+        return next((name for start, name in STARTS.items() if stage.startswith(start)), "training")
+    return ""
+
+
+def wait_for(begun: "subprocess.Popen[str]", home: Path, stage: str, more: float, longest: float) -> bool:
+    """Until the run has been at a stage for so many seconds, and at most for the longest: whether it is still alive."""
+    until = time.monotonic() + longest
+    while begun.poll() is None and time.monotonic() < until:
+        if stage_of(home) == stage:
+            until = min(until, time.monotonic() + more)
+            stage = ""
+        time.sleep(0.02)
+    return begun.poll() is None
+
+
+def kill(begun: "subprocess.Popen[str]", whom: str) -> None:
+    """Kill one of WHOM. Raises TimeoutExpired where the command outlives its kernel, or the kernel its command."""
+    kernels = descendants(begun.pid)
+    if whom == "the kernel alone" and not kernels:
+        whom = "all processes"
+    victims = {"all processes": [begun.pid, *kernels], "the kernel alone": kernels, "the command alone": [begun.pid]}[whom]
+    for victim in victims:
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             continue
     begun.communicate(timeout=LONGEST)  # after its kernel alone was killed, the command says so and ends
-    return "of the kernel alone" if kernel_alone else "of all processes"
+    for _ in range(10 * ORPHANED):
+        if not any(Path(f"/proc/{kernel}").exists() for kernel in kernels):
+            return
+        time.sleep(0.1)
+    for kernel in kernels:
+        os.kill(kernel, signal.SIGKILL)
+    raise subprocess.TimeoutExpired("the kernel", ORPHANED)
 
 
 def trained(home: Path) -> dict[Path, int]:
@@ -102,13 +144,18 @@ def faults_of(home: Path) -> list[str]:
                 read_json(file)
             elif file.suffix == ".safetensors":
                 read_tensors(file)
-            elif not file.read_bytes().rstrip().endswith(ENDS.get(file.suffix, b"")):
-                found.append(f"{file}: cut short")
+            elif file.suffix in ENDS:
+                whole = ENDS[file.suffix]
+                content = file.read_bytes() if whole == b"\n" else file.read_bytes().rstrip()
+                if not content.endswith(whole):
+                    found.append(f"{file}: cut short")
         except (InputError, ValueError) as error:
             found.append(str(error))
     for file in (home / "runs").glob("*/*/status.json"):
         if (state := runs.status(file.parent)["state"]) == "running":
             found.append(f"{file.parent}: says {state}, and nobody is at work")
+        if state == "finished" and not all((file.parent / name).exists() for name in ("claims.json", "measures.json")):
+            found.append(f"{file.parent}: says {state}, and has no verdicts")
     return found
 
 
@@ -119,10 +166,12 @@ def outcome(home: Path) -> dict[str, bytes | str]:
     """
     (folder,) = (file.parent for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"))
     names = ["training/*/weights.safetensors", "evaluation/*.safetensors", "audit/*.json", "claims.json", "measures.json",
-             "tables/*.csv", "figures/*.csv", "figures/*.pdf"]  # fmt: skip
+             "tables/*", "figures/*"]  # fmt: skip
     files = [file for name in names for file in sorted(folder.glob(name))]
+    site = home / "runs" / "report"
+    files += [file for name in ("*.tex", "*.bib", "tables/*", "robustbench/*") for file in sorted(site.glob(name))]
     return {
-        str(file.relative_to(folder)): checksum(read_tensors(file)[0])
+        str(file.relative_to(home / "runs")): checksum(read_tensors(file)[0])
         if file.suffix == ".safetensors"
         else file.read_bytes()
         for file in files
@@ -156,29 +205,38 @@ def main() -> int:
     print(f"undisturbed: {whole:.0f} s, {len(wanted)} files to compare", flush=True)
 
     fresh(home)
-    kills, finished, faults = 0, 0, []
-    while kills < asked.kills or finished == 0:
-        last, before = kills == asked.kills, trained(home)
-        running, wait = start(home), LONGEST if last else chance.uniform(0.0, 1.1 * whole)
-        try:
-            said = running.communicate(timeout=wait)[0]
-        except subprocess.TimeoutExpired:
+    kills, finished, brought_to_its_end, faults = 0, 0, True, []
+    met: Counter[str] = Counter()
+    while kills < asked.kills or not brought_to_its_end:
+        last, before, whom, since = kills == asked.kills, trained(home), chance.choice(WHOM), time.monotonic()
+        running = start(home)
+        if last:
+            alive = wait_for(running, home, "never", 0.0, LONGEST)
+        elif chance.random() < 0.5:
+            alive = wait_for(running, home, "never", 0.0, chance.uniform(0.0, 1.1 * whole))
+        else:
+            alive = wait_for(running, home, chance.choice(STAGES), chance.uniform(0.0, 2.0), LONGEST)
+        if alive:
+            stage, hangs = stage_of(home) or "before anything", last
             try:
-                whom = kill(running, chance.random() < 0.5)
-            except subprocess.TimeoutExpired:
-                kill(running, False)
-                last, whom = True, "of the kernel alone, and the command did not end"
-            kills += 1
+                kill(running, whom)
+            except subprocess.TimeoutExpired as error:
+                hangs, whom = True, f"{whom}, and {error.cmd} did not end"
+                if running.poll() is None:
+                    kill(running, "all processes")
+            kills, brought_to_its_end = kills + 1, False
+            met[stage] += 1
             new = faults_of(home) + [
                 f"{file} was made again" for file, made in before.items() if trained(home)[file] != made
             ]
-            if last:
-                new.append(f"a start hangs: {whom}, {wait:.0f} s after it began")
-            print(f"kill {kills} after {wait:.1f} s, {whom}: {new or 'whole'}", flush=True)
+            if hangs:
+                new.append(f"a start hangs: {whom}, {time.monotonic() - since:.0f} s after it began")
+            print(f"kill {kills} after {time.monotonic() - since:.1f} s, at {stage}, {whom}: {new or 'whole'}", flush=True)
             faults += new
-            if last:
+            if hangs:
                 break
             continue
+        said, brought_to_its_end = running.communicate()[0], True
         if running.returncode:
             faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said[-500:]}")
             fresh(home)
@@ -191,6 +249,7 @@ def main() -> int:
         fresh(home)
     passed = time.monotonic() - begun
     print(f"\n{kills} kills, {finished} runs finished, {len(faults)} faults, {passed / 60:.0f} min, seed {asked.seed}")
+    print("kills at: " + ", ".join(f"{stage} {count}" for stage, count in met.most_common()))
     print("\n".join(faults))
     if asked.home is None and not faults:
         shutil.rmtree(home)

@@ -13,6 +13,7 @@ from paperlib.data.images import ImageSet
 from paperlib.files import InputError, root
 from paperlib.progress import Bar
 
+LONGEST = 255  # bytes of a file's name; of a longer one Linux does not even say that it is not there
 LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
 

@@ -13,7 +13,7 @@ whatever the layout:
 import csv
 from pathlib import Path
 
-from paperlib.data.folder import Listing, listed, read_lines, subfolders
+from paperlib.data.folder import LONGEST, Listing, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.data.streamed import Streamed
 from paperlib.files import InputError, root
@@ -94,8 +94,8 @@ def _validation(tree: Path, val: Path, place: Path) -> Listing:
             )
         if words[0] in labels:
             file = val / f"{name}.JPEG"
-            if not file.is_file():
-                raise InputError(f"{solution}, line {number}: there is no image {file.name} in {val}")
+            if len(file.name.encode()) > LONGEST or not file.is_file():
+                raise InputError(f"{solution}, line {number}: there is no image {file.name[:300]} in {val}")
             about = file.stat()
             listing.append((labels[words[0]], file.relative_to(tree).as_posix(), about.st_size, about.st_mtime_ns))
     if missing := sorted(set(CLASSES) - {CLASSES[label] for label, *_ in listing}):

@@ -7,12 +7,14 @@ folders: val/<class>/* or val/<class>/images/*. Both are read as they are, nothi
 
 import os
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 
 from filelock import FileLock
 from torchvision.datasets.utils import download_and_extract_archive
 
-from paperlib.data.folder import Listing, decoded, listed, read_lines, subfolders
+from paperlib.data.folder import LONGEST, Listing, decoded, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.files import InputError, root
 
@@ -39,7 +41,7 @@ def load() -> tuple[ImageSet, ImageSet]:
                 shutil.rmtree(half, ignore_errors=True)
                 download_and_extract_archive(URL, str(place), str(half), md5=MD5)
                 os.replace(half / NAME, place / NAME)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"data 'tiny_imagenet' is not in {place} and cannot be downloaded ({error}). Put {NAME}.zip or its extracted "
             f"folder there; it comes from {URL}. Or name the folder where you have it: data=folder:PATH"
@@ -99,7 +101,7 @@ def _annotated(folder: Path, annotations: Path, labels: dict[str, int]) -> Listi
             raise InputError(
                 f"{annotations}, line {number}: class {found!r} is not among the folders in {folder / 'train'}"
             )
-        if Path(name).name != name or not file.is_file():
+        if Path(name).name != name or len(name.encode()) > LONGEST or not file.is_file():
             raise InputError(f"{annotations}, line {number}: there is no image {name!r} in {folder / 'val' / 'images'}")
         listing.append((labels[found], f"val/images/{name}", file.stat().st_size, file.stat().st_mtime_ns))
     if not listing:
