@@ -1,5 +1,6 @@
 # Each target does its own set-up: a virtual environment in .venv, brought up to date when pyproject.toml changes.
-# `make reproduce LOCKED=1` has in it exactly the versions of requirements.lock, whose hashes are checked.
+# `make reproduce LOCKED=1` has in it exactly the versions of requirements.lock, whose hashes are checked, and `make test LOCKED=1`
+# those of requirements-all.lock, which has the extras as well.
 PYTHON ?= python3
 BIN = .venv/bin
 PRESET ?= quick
@@ -10,7 +11,7 @@ JOBS ?= 2
 reproduce: .venv/installed$(if $(LOCKED),-locked)
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
-test: .venv/installed-dev
+test: .venv/installed-dev$(if $(LOCKED),-locked)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 # Full disks, hanging cells and the like; ten thousand damaged inputs; a hundred kills at random moments.
@@ -37,6 +38,7 @@ bench: .venv/installed
 # What LOCKED=1 installs, from what pyproject.toml asks for today; needs uv.
 lock:
 	uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-annotate --quiet --output-file requirements-all.lock
 
 # Runs and builds; what was downloaded or rendered stays in data/.
 clean:
@@ -57,6 +59,11 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/installed-dev-locked: .venv/bin/pip pyproject.toml requirements-all.lock
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements-all.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/installed-lab: .venv/installed
