@@ -135,12 +135,14 @@ everything = trained | longer
 
 # %% [markdown]
 # ## The matrix
-# Accuracy under every attack. Square, transfer, noise and AutoAttack on fewer images.
+# Accuracy under every attack. Square, transfer, noise, AutoAttack, PGD-100 and the other norm on fewer images.
 
 # %%
 table = evaluation.evaluate_each(run, everything, images.test, study.attacks(s))
-strong = evaluation.evaluate_each(run, everything, subset(images.test, s.autoattack_images, 0), study.strong_attacks(s, judge), "strong")
-summary = evaluation.summary(evaluation.combine(table, strong))
+few = subset(images.test, s.autoattack_images, 0)
+strong = evaluation.evaluate_each(run, everything, few, study.strong_attacks(s, judge), "strong")
+others = evaluation.evaluate_each(run, everything, few, study.other_attacks(s), "others")
+summary = evaluation.summary(evaluation.combine(table, strong, others))
 rows = summary[summary["method"].isin(list(trained))]
 figures.grid(run, rows)
 
@@ -167,7 +169,7 @@ aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=stud
 # %%
 scores = pag_study.scores_each(run, everything, judge, sample)
 flat = landscape.flatness(run, everything, sample)
-measured = evaluation.combine(evaluation.combine(table, strong), aligned, scores, flat)
+measured = evaluation.combine(table, strong, others, aligned, scores, flat)
 models = matrix.by_model(measured)
 tables.save(run, models[[name for name in matrix.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
 
@@ -182,6 +184,18 @@ tables.save(run, tells, "predictors", "Rank correlation with accuracy under Auto
 
 # %%
 figures.correlations(run, tells, "autoattack")
+
+# %% [markdown]
+# A measure that only tells who trained on adversarial images from who did not has a high rank correlation over all of them. So the
+# same within each kind, and every model as a mark.
+
+# %%
+adversarial = study.on_adversarial(s)
+tables.save(run, matrix.within(models, "autoattack", adversarial), "within", "Rank correlation with AutoAttack within each kind.", 2)
+
+# %%
+kinds = {"trained on clean images": set(methods) - adversarial, "on adversarial images": adversarial}
+figures.against(run, models, [name for name in matrix.MEASURES if name in models], "autoattack", kinds)
 
 # %%
 tables.save(run, matrix.predictors(models, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
@@ -202,7 +216,7 @@ checks = audit.audit_each(run, everything, subset(images.test, s.audit_images, 0
 tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
-evaluation.flags(table, strong)
+evaluation.flags(table, strong, others)
 
 # %% [markdown]
 # ## Verdicts

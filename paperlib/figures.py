@@ -1,9 +1,10 @@
 """Figures in a venue's style, written with the data and settings behind them."""
 
+import itertools
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -558,6 +559,34 @@ def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
     axis.set(xlim=(-1.05, 1.05), xlabel=f"Spearman's ρ with accuracy under {title(robust)}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return save(run, figure, "correlations", found.rename_axis("measure").reset_index())
+
+
+def against(
+    run: Run, models: pd.DataFrame, measures: Sequence[str], robust: str, marked: Mapping[str, Collection[str]]
+) -> Figure:
+    """Every measure of each model against its robust accuracy: one panel a measure, one mark a model.
+
+    `models` is of `matrix.by_model`. `marked` has the methods of each kind, whose marks differ.
+    """
+    columns = min(5, len(measures))
+    rows = -(-len(measures) // columns)
+    figure, axes = new(run, rows, columns, height=0.4 + 1.45 * rows, sharey=True, squeeze=False)
+    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
+    for axis, name in itertools.zip_longest(axes.flat, measures):
+        if name is None:
+            axis.set_axis_off()
+            continue
+        for number, (kind, members) in enumerate(marked.items()):
+            part = models[methods.isin(members)]
+            axis.scatter(part[name], 100 * part[robust], s=9, linewidths=0.7, marker=MARKERS[number], label=kind,
+                         facecolor=COLOURS[1 + number] if number else "none", edgecolor=COLOURS[1 + number])  # fmt: skip
+        axis.set_title(textwrap.fill(title(name), 20), fontsize=7)
+        axis.tick_params(labelsize=6)
+        axis.locator_params(axis="x", nbins=3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{title(robust)} (%)", fontsize=7)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(marked), fontsize=7)
+    return save(run, figure, "measures", models[[*measures, robust]].reset_index())
 
 
 def front(run: Run, found: pd.DataFrame, robust: str) -> Figure:

@@ -1,7 +1,7 @@
 """Defences side by side: every measure of alignment of every model, and which of them tells how robust it is."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,21 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
         [(part, end) for part in ("ρ", "beside the gradient") for end in ("value", "low", "high")] + [("models", "")]
     )
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def within(models: pd.DataFrame, robust: str, adversarial: Collection[str]) -> pd.DataFrame:
+    """Spearman's ρ of each measure with `robust` among models that trained on adversarial images, and among the others.
+
+    Whatever tells the one kind from the other follows robustness over all models; within a kind it has more to tell.
+    Columns (kind, value | low | high | models), intervals as in `predictors`.
+    """
+    models = models.drop_duplicates()
+    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
+    members, parts = methods.isin(adversarial), {}
+    for kind, chosen in (("on adversarial images", members), ("on clean images", ~members)):
+        found = predictors(models[chosen], robust)
+        parts[kind] = found["ρ"].assign(models=found["models", ""])
+    return pd.concat(parts, axis=1)
 
 
 # What it costs -----------------------------------------------------------------------------------------------------

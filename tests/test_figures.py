@@ -80,6 +80,17 @@ def test_panels_draw_every_line_with_its_interval(run: runs.Run) -> None:
     assert [label.get_text() for label in axis.get_xticklabels()] == ["early", "late"]  # as they come
 
 
+def test_each_measure_has_a_panel_and_each_model_a_mark_of_its_kind(run: runs.Run) -> None:
+    index = pd.MultiIndex.from_product([["a", "a_equal", "b"], [0, 1]], names=["method", "seed"])
+    models = pd.DataFrame({"x": range(6), "y": range(6), "robust": [value / 10 for value in range(6)]}, index=index)
+    figure = figures.against(run, models, ["x", "y"], "robust", {"one": {"a"}, "other": {"b"}})
+    assert len(figure.axes) == 2
+    one, other = (part.get_offsets().tolist() for part in figure.axes[0].collections)
+    assert one == [[0, 0], [1, 10], [2, 20], [3, 30]]
+    assert other == [[4, 40], [5, 50]]
+    assert figure.legends[0].get_texts()[1].get_text() == "other"
+
+
 def test_outcomes_by_image_stay_out_of_the_files(run: runs.Run) -> None:
     table = pd.DataFrame({"method": ["a"], "mean": [0.5], "each": [[True, False]]})
     figure, _ = figures.new(run)

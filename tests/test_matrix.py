@@ -109,6 +109,37 @@ def test_predictors_find_what_tells_and_what_only_follows_the_gradient() -> None
     pd.testing.assert_frame_equal(both, found)  # the same models again
 
 
+def test_what_only_tells_the_kinds_apart_tells_nothing_within_one() -> None:
+    generator = np.random.default_rng(0)
+    names = [f"m{number}" for number in range(12)]
+    index = pd.MultiIndex.from_product([names, range(3)], names=["method", "seed"])
+    adversarial = np.repeat([0.0] * 6 + [1.0] * 6, 3)
+    own, noise = generator.normal(size=(2, 36))
+    robust = 5 * adversarial + own
+    models_ = pd.DataFrame(
+        {"autoattack": robust, "small_gradient": own, "flatness": adversarial + 0.1 * noise}, index=index
+    )
+    assert matrix.predictors(models_, "autoattack").loc["flatness", ("ρ", "low")] > 0
+    found = matrix.within(models_, "autoattack", set(names[6:]))
+    for kind in ("on adversarial images", "on clean images"):
+        assert found.loc["small_gradient", (kind, "low")] > 0.5
+        assert found.loc["flatness", (kind, "low")] < 0 < found.loc["flatness", (kind, "high")]
+        assert found.loc["flatness", (kind, "models")] == 18
+
+
+def test_who_trains_on_adversarial_images_is_known_of_combinations_too() -> None:
+    settings = runs.resolve("alignment_matrix", "quick", {**MIXED, "defences": ["standard", "first", "pgd_at", "daat"]})
+    assert matrix_study.on_adversarial(settings) == {"pgd_at", "daat", "mixed"}
+
+
+def test_the_other_norm_is_the_other() -> None:
+    for norm, other, radius in (("linf", "pgd_l2", 128 / 255), ("l2", "pgd_linf", 8 / 255)):
+        attacks = matrix_study.other_attacks(runs.resolve("alignment_matrix", "quick", {"norm": norm}))
+        assert list(attacks) == ["pgd_100", other]
+        assert attacks[other].keywords["eps"] == radius
+        assert attacks["pgd_100"].keywords["norm"] == norm
+
+
 # Measures --------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from paperlib import oracles
-from paperlib.attacks import Attack, Loss, autoattack, fgsm, pgd, square, training_pgd, transfer
+from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, training_pgd, transfer
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.files import InputError
 from paperlib.geometry import weighted_layers
@@ -52,6 +52,7 @@ TERMS: dict[Name, str] = {
     "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
 TWICE: set[Name] = {"gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep"}  # differentiated
+ON_ADVERSARIAL: set[Name] = {"pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "daat"}  # images in training
 GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
 DEEP = 3  # layers
 
@@ -205,6 +206,12 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
     return {**{name: defence(name) for name in settings.defences}, **mixed}
 
 
+def on_adversarial(settings: MatrixSettings) -> set[str]:
+    """The defences and combinations that train on adversarial images."""
+    mixed = {name for name, one in settings.combinations.items() if {one.base, *one.add} & ON_ADVERSARIAL}
+    return mixed | (set(settings.defences) & ON_ADVERSARIAL)
+
+
 def _term_alone(method: Method) -> Method:
     """A method whose own term is wanted and nothing else: RAAT without its partition and MART's terms."""
     return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
@@ -256,6 +263,16 @@ def strong_attacks(settings: MatrixSettings, source: nn.Module) -> dict[str, Att
         "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm=norm),
         "square": partial(square, eps=eps, norm=norm, queries=settings.queries),
         "autoattack": partial(autoattack, eps=eps, norm=norm),
+    }
+
+
+def other_attacks(settings: MatrixSettings) -> dict[str, Attack]:
+    """On fewer images as well: PGD-100, and PGD-20 on the margin in the other norm."""
+    other: Norm = "l2" if settings.norm == "linf" else "linf"
+    radius = settings.eps_l2 if other == "l2" else settings.eps_linf
+    return {
+        "pgd_100": partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 8),
+        f"pgd_{other}": partial(pgd, eps=radius, norm=other, steps=20, step_size=radius / 8, loss="margin"),
     }
 
 
