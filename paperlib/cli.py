@@ -26,6 +26,7 @@ COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
 Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, in place of the preset's")]
+CellTimeout = Annotated[int | None, typer.Option(min=1, help="seconds after which a cell counts as hanging")]
 VenueOption = Annotated[str | None, typer.Option(help="column width of the figures: neurips, iclr, icml, cvpr, aaai, wide")]
 
 
@@ -79,7 +80,7 @@ def run(
     preset: Preset = "quick",
     parameter: Parameters = None,
     venue: VenueOption = None,
-    cell_timeout: Annotated[int | None, typer.Option(min=1, help="seconds after which a cell counts as hanging")] = None,
+    cell_timeout: CellTimeout = None,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
@@ -94,6 +95,7 @@ def reproduce(
     preset: Preset = "quick",
     jobs: Annotated[int, typer.Option(min=1, help="notebooks at a time")] = 1,
     venue: VenueOption = None,
+    cell_timeout: CellTimeout = None,
 ) -> None:
     """Run every notebook at a preset and end with a table of what held."""
     from paperlib import report, runs
@@ -106,6 +108,7 @@ def reproduce(
     def one(name: str) -> tuple[int, float]:
         begun = time.monotonic()
         options = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
+        options += [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
         command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *options]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
         return subprocess.run(command, env=environment).returncode, time.monotonic() - begun
@@ -182,6 +185,7 @@ def grid(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the jobs, what is there, and how long the rest may take")
     ] = False,
+    cell_timeout: CellTimeout = None,
 ) -> None:
     """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
     from paperlib import grid, report
@@ -192,7 +196,7 @@ def grid(
     if profile and jobs:
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
     begun = time.monotonic()
-    code = 0 if dry_run else grid.run(file, jobs, profile)
+    code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
     rows = grid.table(file if dry_run else grid.folder_of(file) / "plan.yaml")  # it may have been edited meanwhile
     for row in rows:
         seconds = "?" if row["seconds"] is None else duration(row["seconds"])
@@ -225,7 +229,8 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
     while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
         time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
     done = runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
-    if not done and (code := _execute(job.notebook, job.preset, job.given)):
+    timeout = os.environ.get(grid.CELL_TIMEOUT)
+    if not done and (code := _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)):
         raise typer.Exit(code)
     write_json(mark, {"run": str(job.folder.relative_to(root()))})
 

@@ -28,6 +28,7 @@ from paperlib.files import InputError, read_json, root, write_text
 from paperlib.settings import Settings
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+CELL_TIMEOUT = "PAPERLIB_CELL_TIMEOUT"  # tells jobs after how many seconds a cell counts as hanging; empty for never
 GPU_PRESETS = ("gpu", "paper")  # for which device auto asks a cluster for a GPU
 
 
@@ -145,7 +146,7 @@ def folder_of(file: Path) -> Path:
     return root() / "runs" / "grid" / f"{file.stem}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
 
 
-def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
+def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout: int | None = None) -> int:
     """Run all jobs that are not done, as many at a time as there are cores, or as the profile says. Returns an exit code.
 
     A job that fails does not stop those that do not wait for it. Of those that would use a GPU, one at a time runs here.
@@ -166,7 +167,10 @@ def run(file: Path, cores: int | None, profile: Path | None = None) -> int:
         for name, job in jobs.items():  # a mark is worth what its run is
             if runs.status(job.folder)["state"] != "finished":
                 (place / "done" / f"{name}.json").unlink(missing_ok=True)
-        environment = {**os.environ, "PAPERLIB_ROOT": str(root().resolve()), "PAPERLIB_GRID": str(plan.resolve())}
+        environment = {
+            **os.environ, "PAPERLIB_ROOT": str(root().resolve()), "PAPERLIB_GRID": str(plan.resolve()),
+            CELL_TIMEOUT: str(cell_timeout or ""),
+        }  # fmt: skip
         if profile:
             options = ["--profile", str(profile.resolve()), *_marks_of_its_own(profile, place, jobs)]
         else:

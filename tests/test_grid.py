@@ -80,7 +80,8 @@ def test_the_engine_takes_the_plan(home: Path) -> None:
     plan = write(home, {"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag", "preset": "laptop", "after": ["a"]}})
     file = REPOSITORY / "paperlib" / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(file), "--directory", str(home), "--cores", "1", "-n"]
-    environment = {**os.environ, "PAPERLIB_GRID": str(plan), "PAPERLIB_ROOT": str(home)}
+    environment = {**os.environ, "PAPERLIB_GRID": str(plan), "PAPERLIB_ROOT": str(home),
+                   grid.CELL_TIMEOUT: ""}  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
