@@ -48,13 +48,16 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:  # a path that cannot be, or while something else than our own files was written
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+        wrong = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL)
+        if not full and error.errno not in wrong:
+            raise
         advice = "Make room there, or the folder writable, and" if full else "Repair that path, and"
         place = f"{str(error.filename)[:300]}: " if error.filename else ""
         told = f"{place}{error.strerror or error}; what was computed is kept. {advice} give the same command again"
         print(f"paperlib: {told}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of Ctrl-C
+        if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C, which is how `status --watch` ends
             told = "interrupted; what was computed is kept, and the same command goes on from there"
             print(f"paperlib: {told}", file=sys.stderr)
         raise
@@ -159,8 +162,9 @@ def audit(
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
     network = external.from_file(model, weights)
-    if data.startswith("folder:"):
-        test = subset(folder.load_test(folder.located(data.removeprefix("folder:")), size), images, 0)
+    place = folder.located(data.removeprefix("folder:")) if data.startswith("folder:") else None
+    if place is not None and not (place / "train").exists():
+        test = subset(folder.load_test(place, size), images, 0)
     else:
         few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
         test = subset(load(data, image_size=size, **few).test, images, 0)

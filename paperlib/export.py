@@ -42,7 +42,7 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
             models |= {f"robustbench/{name}-{model}.json": entry for model, entry in entries.items()}
     if lines:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
-        found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and every number in a table"
+        found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and those in tables"
     if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
         for file, name in tables:
             write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
@@ -127,7 +127,9 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
             if (method, measure) not in values or (method, "clean") not in values:
                 continue
             clean, robust = values[method, "clean"], values[method, measure]
-            means = zip(clean.get("by_seed", [clean["mean"]]), robust.get("by_seed", [robust["mean"]]), strict=True)
+            if "by_seed" not in clean or "by_seed" not in robust:  # of an older version: the mean of several models
+                continue
+            means = zip(clean["by_seed"], robust["by_seed"], strict=True)
             called = method if measure == "autoattack" else f"{method}_{norm}"
             seen = f"AutoAttack ({norm}) on {robust['n']} images, clean on {clean['n']}, preset {settings['preset']}"
             for seed, (right, left) in zip(settings["seeds"], means, strict=False):  # some methods have the first alone
@@ -157,12 +159,16 @@ def _paper_of(method: str) -> dict[str, Any]:
 
 
 def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
-    """What the paper of the run's notebook has in the run's own case, by method and measure; empty where it has no such."""
+    """What the paper of the run's notebook has on the run's data set, by method and measure; empty where it has it not.
+
+    Of a paper whose tables differ in network and norm, what it has for the run's own: the case that the claims were
+    judged in. How wide the network is and how large ε, the entry itself says.
+    """
     notebook = folder.parent.name
     paper = next((paper for paper in papers() if notebook in load(paper)["scale"]), None)
-    if paper is None:
+    case = next((str(claim["case"]) for claim in _stored(folder, "claims.json") if "case" in claim), data)
+    if paper is None or not f"{case}_".startswith(f"{data}_"):  # held against another data set's table, for want of one
         return {}
-    case = next((claim["case"] for claim in _stored(folder, "claims.json") if "case" in claim), data)
     named = [claim["claimed"] for claim in load(paper)["claims"] if claim["notebook"] == notebook and "claimed" in claim]
     tables = {of.get(case) for of in named if isinstance(of, dict)}
     if data == read_presets(notebook)["paper"]["data"]:

@@ -65,7 +65,7 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
         try:
             module_spec.loader.exec_module(module)
         except Exception as error:  # whatever the user's file raises
-            raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error)})") from error
+            raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error, path)})") from error
         if not callable(build_it := getattr(module, name, None)):
             raise InputError(f"{spec}: {path.name} has no function {name!r}")
         try:
@@ -75,7 +75,7 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
         try:
             model = build_it()
         except Exception as error:  # likewise
-            raise InputError(f"{spec}: {name} failed ({_told(error)})") from error
+            raise InputError(f"{spec}: {name} failed ({_told(error, path)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: {name} returned {type(model).__name__}; it should be a torch.nn.Module")
     if weights is not None:
@@ -86,10 +86,10 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, path: Path) -> str:
     """What a user's file raised, and where in it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}; {Path(place.filename).name}, line {place.lineno}"
+    own = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
+    return f"{type(error).__name__}: {error}" + (f"; {path.name}, line {own[-1]}" if own else "")
 
 
 @contextmanager

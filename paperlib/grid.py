@@ -195,21 +195,27 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
 def results(file: Path) -> pd.DataFrame:
     """What finished jobs measured, side by side: a row a job, method and measure, in percent; empty where none is finished.
 
-    Columns job, the parameters that differ between jobs, method, measure, mean, low, high, number of seeds, n.
+    Columns job, the settings that the grid names and that differ between jobs, method, measure, mean, low, high, number of
+    seeds, n.
     """
     jobs, rows = read(file), []
-    named = {name for job in jobs.values() for name in job.given}
-    varied = {name for name in named if len({repr(job.given.get(name)) for job in jobs.values()}) > 1}
+    named = dict.fromkeys(name for job in jobs.values() for name in job.given)
+    about = {
+        name: {"notebook": job.notebook, "preset": job.preset}
+        | {key: str(getattr(job.settings, key, "")) for key in named}
+        for name, job in jobs.items()
+    }  # fmt: skip
+    varied = [key for key in ("notebook", "preset", *named) if len({one[key] for one in about.values()}) > 1]
     for name, job in jobs.items():
         stored = job.folder / "measures.json"
         if runs.status(job.folder)["state"] != "finished" or not stored.exists():
             continue
-        given = {key: str(job.given.get(key, "")) for key in job.given if key in varied}
         for row in read_json(stored):
             scale = 1 if str(row["measure"]).endswith("_ratio") else 100
             numbers = {key: scale * float(row[key]) for key in ("mean", "low", "high")}
+            own = {key: about[name][key] for key in varied}
             sizes = {"number of seeds": row["seeds"], "n": row["n"]}
-            rows.append({"job": name, **given, "method": row["method"], "measure": row["measure"], **numbers, **sizes})
+            rows.append({"job": name, **own, "method": row["method"], "measure": row["measure"], **numbers, **sizes})
     return pd.DataFrame(rows)
 
 
@@ -218,11 +224,11 @@ def _marks_of_its_own(profile: Path, place: Path, jobs: Mapping[str, Job]) -> li
     content = yaml.safe_load((profile / "config.yaml").read_text(encoding="utf-8")) or {}
     if not (prefix := content.get("default-storage-prefix")):
         return []
-    own = Path(prefix) / place.name
+    own = f"{str(prefix).rstrip('/')}/{place.name}"
     for name, job in jobs.items():
-        if runs.status(job.folder)["state"] != "finished":
-            (own / "done" / f"{name}.json").unlink(missing_ok=True)
-    return ["--default-storage-prefix", str(own)]
+        if content.get("default-storage-provider") == "fs" and runs.status(job.folder)["state"] != "finished":
+            Path(own, "done", f"{name}.json").unlink(missing_ok=True)
+    return ["--default-storage-prefix", own]
 
 
 def table(file: Path) -> list[dict[str, Any]]:

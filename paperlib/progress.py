@@ -131,9 +131,9 @@ def of_run(folder: Path, since: float, at_work: bool) -> str:
     return f"{words(about)}; {STALLED if stalled else ''}no news for {duration(silence)}"
 
 
-def stalled(folder: Path) -> str:
+def stalled(folder: Path, since: float) -> str:
     """What `of_run` has of a run at work that may have stalled; empty of one that has not."""
-    told = of_run(folder, 0.0, at_work=True)
+    told = of_run(folder, since, at_work=True)
     return told if STALLED in told else ""
 
 

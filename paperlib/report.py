@@ -196,13 +196,13 @@ def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each notebook and data set the judged run nearest to its paper.
 
     By preset, then by how many settings differ; of runs alike in that a finished one, and the one with more seeds, more
-    images times epochs, more claims tested.
+    images, more epochs, more claims tested.
     """
 
     def distance(page: dict[str, Any]) -> tuple[float, ...]:
         preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
-        seeds = max(int(claim["seeds"] or 0) for claim in page["claims"])
-        return preset, page["differences"], page["state"] != "finished", -seeds, -page["seen"], page["tally"][2]
+        sizes = [-size for size in page["sizes"]]
+        return preset, page["differences"], page["state"] != "finished", *sizes, page["tally"][2]
 
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for page in sorted((page for page in pages if page["claims"]), key=distance):
@@ -232,7 +232,10 @@ def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
         "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
         "differences": run["claims"][0]["scale"].count(";") if run["claims"] else 0,
-        "seen": float(chosen.get("epochs") or 0) * float(chosen.get("train_images") or math.inf),  # images in training
+        "sizes": (
+            max((int(claim.get("seeds") or 0) for claim in run["claims"]), default=0),
+            float(chosen.get("train_images") or math.inf), float(chosen.get("epochs") or 0),
+        ),
     }  # fmt: skip
     page["claims"] = [_shown(claim, page, paper) for claim in run["claims"]]
     return page

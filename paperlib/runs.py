@@ -224,13 +224,13 @@ def hold(folder: Path) -> None:
 
 def _beat(folder: Path, lock: FileLock) -> None:
     """Show other machines that this process is at work, for as long as it holds the folder, and say so where it stalls."""
-    told = ""
+    told, since = "", time.time()
     time.sleep(BEAT)
     while _locks.get(folder) is lock:
         with suppress(OSError):
             (folder / ALIVE).touch()
         with suppress(InputError, OSError, LookupError, TypeError, ValueError):
-            stalled = progress.stalled(folder)
+            stalled = progress.stalled(folder, since)
             if stalled and not told:
                 print(stalled, flush=True)
             told = stalled
@@ -339,7 +339,20 @@ def _read_status(file: Path) -> dict[str, Any]:
 
 def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
     """Whether another machine is at work: locks do not always reach across a network's file system, a file's time does."""
-    return about.get("host", platform.node()) != platform.node() and time.time() - _heard(folder) < SILENT
+    return about.get("host", platform.node()) != platform.node() and _now_there(folder) - _heard(folder) < SILENT
+
+
+def _now_there(folder: Path) -> float:
+    """The time by the clock that gives the folder's files theirs, which may be another machine's."""
+    probe = folder / f".clock.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:  # a folder that we may only read
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _heard(folder: Path) -> float:

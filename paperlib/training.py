@@ -146,7 +146,7 @@ def fit(
         about, best = _restore(read_tensors(checkpoint), model, averaged, optimizer)
         distributed.agreed(None)  # nobody removes it before all have read it
     elif begun_before:
-        print(f"{name}: its checkpoint is of another recipe (settings, data, version, devices); begun anew", flush=True)
+        print(f"{name}: its checkpoint is of another recipe (settings, data, method or version); begun anew", flush=True)
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
     def save() -> None:

@@ -310,7 +310,10 @@ def archive(chance: random.Random, home: Path) -> object:
 
 def command(chance: random.Random, home: Path) -> object:
     """Whole commands, which end with a message and code 0 or 2; the last value makes sure that nothing is trained."""
-    word = partial(lambda text: damaged_text(chance, text).replace("\x00", "") or "x")
+
+    def word(text: str) -> str:
+        return damaged_text(chance, text).replace("\x00", "") or "x"
+
     write_text(home / "plan.yaml", damaged_text(chance, GRID))
     arguments = chance.choice(
         [
@@ -367,9 +370,13 @@ LONGEST = 60.0  # seconds that one input may take
 OURS = {"notebooks", "runs", "data", "plan.yaml", "claims.yaml", "a.safetensors", "image", "tree", "w.safetensors", "w.pt"}
 
 
+class Hang(BaseException):
+    """An input takes too long. No Exception, which what is tried would take for one of its own."""
+
+
 def hangs(*_: object) -> None:
-    """What the alarm of an input does that takes too long."""
-    raise TimeoutError(f"took more than {LONGEST:.0f} s")
+    """What the alarm does."""
+    raise Hang(f"took more than {LONGEST:.0f} s")
 
 
 def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> tuple[dict[str, list[int]], list[str]]:
@@ -396,7 +403,7 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
                 counts[target.__name__][0] += 1
             except InputError:
                 counts[target.__name__][1] += 1
-            except Exception as error:
+            except (Exception, Hang) as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 what = f"{type(error).__name__}: {str(error)[:200]!r} at {where.filename}:{where.lineno}"
                 faults.append(f"{target.__name__} {number}: {what}")

@@ -94,7 +94,8 @@ def test_the_engine_takes_the_plan(home: Path) -> None:
 def test_marks_in_a_storage_are_a_grids_own_and_stale_ones_go(home: Path) -> None:
     plan = write(home, {"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag", "preset": "laptop"}})
     jobs, place, profile = grid.read(plan), grid.folder_of(plan), home / "profile"
-    write_text(profile / "config.yaml", yaml.safe_dump({"default-storage-prefix": str(home / "marks")}))
+    storage = {"default-storage-provider": "fs", "default-storage-prefix": str(home / "marks")}
+    write_text(profile / "config.yaml", yaml.safe_dump(storage))
     own = home / "marks" / place.name
     for name in jobs:
         write_json(own / "done" / f"{name}.json", {})

@@ -72,11 +72,11 @@ def test_what_is_known_is_kept_beside_the_run_and_a_stall_is_told(clock: Clock, 
     write_json(tmp_path / progress.NAME, {**about, "longest": 60.0})  # one that takes its time anyway
     clock.now += 1000
     assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; no news for 2 min 05 s"
-    assert progress.stalled(tmp_path) == ""
+    assert progress.stalled(tmp_path, 0.0) == ""
     write_json(tmp_path / progress.NAME, {**about, "longest": 0.0})  # nothing came of it yet
     assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; no news for 2 min 05 s"
     clock.now += 500
-    assert progress.stalled(tmp_path) == f"{known}; perhaps stalled: no news for 10 min 25 s"
+    assert progress.stalled(tmp_path, 0.0) == f"{known}; perhaps stalled: no news for 10 min 25 s"
     clock.now -= 500
     write_json(tmp_path / progress.NAME, {**about, "ended": True})  # what came after it has no bar
     assert progress.of_run(tmp_path, 0.0, at_work=True) == known

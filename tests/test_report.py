@@ -9,15 +9,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
+from PIL import Image
 
 from paperlib import audit, claims, export, figures, report, runs, tables
 from paperlib.files import write_json, write_text
+from paperlib.methods import raat_study
 
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
 
@@ -28,15 +31,14 @@ def summary_row(method: str, measure: str, mean: float, seeds: int = 1) -> dict[
             "sample_high": mean + 0.05, "each": None, "by_seed": [mean] * seeds}  # fmt: skip
 
 
-def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[str, object] | None = None,
-             case: str | None = None) -> runs.Run:  # fmt: skip
+def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[str, object] | None = None) -> runs.Run:
     """A finished run with claims, measures, figures, a table, an audit and its executed notebook."""
     settings = runs.resolve(notebook, preset, dict(given or {}))
     run = runs.start(notebook, {"preset": preset, **(given or {})})
     rows = [summary_row(method, measure, 0.5 + 0.1 * place, len(getattr(settings, "seeds", [0])))
             for place, method in enumerate(("standard", "pgd_at", "raat", "vanilla"))
             for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
-    case = case or ("cifar10_resnet18_linf" if (notebook, preset) == ("raat_boundary", "laptop") else None)
+    case = raat_study.case(settings) if notebook == "raat_boundary" else None  # type: ignore[arg-type]
     claims.judge(paper, run, pd.DataFrame(rows), classes=10, case=case)
     data = pd.DataFrame({"line": ["a", "b"], "x": [1.0, 2.0], "value": [3.0, 4.5], "panel": ["p", "p"]})
     figures.panels(run, data, "accuracy", x="x")
@@ -118,7 +120,8 @@ def built(home: Path) -> Path:
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
     audit_a_model(home)
-    plan = {"settings": {"notebook": "toy_pag", "over": {"seeds": [list(range(10)), [0]]}}}
+    plan = {"settings": {"notebook": "toy_pag", "over": {"seeds": [list(range(10)), [0]]}},
+            "matrix": {"notebook": "alignment_matrix", "parameters": {"width": 8}}}  # fmt: skip
     write_text(home / "runs" / "grid" / "toy-01234567" / "plan.yaml", yaml.safe_dump(plan))
     return report.build()
 
@@ -148,7 +151,7 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
     ids = {paper: claims.load(paper)["claims"] for paper in ("raat", "pag", "alignment")}
     of_the_toy = sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
     assert len(shown) == 2 * len(ids["raat"]) + of_the_toy + 2 * len(ids["alignment"])
-    assert len(re.findall(r"Every defence under one protocol on (scenes|cifar10)", text)) == 2
+    assert len(re.findall(r"Defences under one protocol on (scenes|cifar10)", text)) == 2
     assert {preset for paper, _, preset in shown if paper == "raat"} == {"quick", "laptop"}  # on two data sets
     for outcome in OUTCOMES:
         count = sum(one == outcome for _, one, _ in shown)
@@ -159,10 +162,11 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
 
 def test_a_grids_results_stand_side_by_side(site: Path) -> None:
     (folder,) = site.parent.glob("grid-*")
-    assert "1 of 2 jobs" in site.read_text()
+    assert "2 of 3 jobs" in site.read_text()
     results = pd.read_csv(folder / "results.csv")
-    assert set(results["job"]) == {"settings_0"}
-    assert list(results.columns) == ["job", "seeds", "method", "measure", "mean", "low", "high", "number of seeds", "n"]
+    assert set(results["job"]) == {"settings_0", "matrix"}
+    numbers = ["mean", "low", "high", "number of seeds", "n"]
+    assert list(results.columns) == ["job", "notebook", "width", "seeds", "method", "measure", *numbers]
     row = results[(results["method"] == "vanilla") & (results["measure"] == "clean")].iloc[0]
     assert [round(row[name], 6) for name in ("mean", "low", "high", "n")] == [80, 75, 85, 100]
     assert r"\begin{tabular}" in (folder / "results.tex").read_text()
@@ -249,7 +253,8 @@ def test_what_a_paper_reports_is_of_the_runs_own_case(home: Path) -> None:
     """CIFAR-100, and L2."""
     tables = claims.load("raat")["tables"]
     for given, case in (({"data": "cifar100"}, "cifar100_resnet18_linf"), ({"norm": "l2"}, "cifar10_resnet18_l2")):
-        run = make_run(home, "raat_boundary", "laptop", "raat", given, case=case)
+        run = make_run(home, "raat_boundary", "laptop", "raat", given)
+        assert json.loads((run.folder / "claims.json").read_text())[0]["case"] == case
         entry = export.leaderboard(run.folder)["raat_seed0"]
         assert entry["reported"] == f"{tables[case]['rows']['raat']['autoattack']:.2f}"
 
@@ -276,6 +281,11 @@ def test_settings_lie_beside_a_runs_page(site: Path) -> None:
 # In a browser -------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def brightness(page: Any) -> int:
+    """Of the top left corner of what is shown, 0 to 255."""
+    return int(Image.open(io.BytesIO(page.screenshot())).convert("L").getpixel((1, 1)))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
@@ -331,7 +341,8 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
             page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
             narrow.goto(file.as_uri())
             assert narrow.evaluate("document.documentElement.scrollWidth") <= 380, file  # nothing to scroll sideways for
-            assert "dark" in narrow.evaluate("getComputedStyle(document.documentElement).colorScheme"), file
+            assert brightness(narrow) < 64, file
+            assert brightness(page) > 192, file
             narrow.screenshot(path=tmp_path / f"{name}-phone.png", full_page=True)
         narrow.goto(site.as_uri())
         narrow.emulate_media(media="print")

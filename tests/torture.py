@@ -33,6 +33,7 @@ PARAMETERS = {
     "sweep_images": 10, "audit_images": 20,
 }  # fmt: skip
 MINE = ".torture"  # in a folder that may be emptied
+SAID = "said.log"  # in the same, what the last start said
 LONGEST = 600  # seconds that one start may take
 ENDS = {
     ".html": b"</html>",
@@ -55,11 +56,12 @@ def command() -> list[str]:
 
 
 def start(home: Path) -> "subprocess.Popen[str]":
+    """The command, its words in a file: nobody reads them while it runs."""
     environment = {**os.environ, "PAPERLIB_ROOT": str(home), "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        command(), cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    with (home / SAID).open("w", encoding="utf-8") as said:
+        return subprocess.Popen(
+            command(), cwd=home, env=environment, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
 
 
 def fresh(home: Path) -> None:
@@ -82,12 +84,17 @@ def descendants(process: int) -> list[int]:
     return found[1:]
 
 
-def stage_of(home: Path) -> str:
-    """One of STAGES that the run is at, as far as its files tell; empty before it has begun."""
+def stage_of(home: Path, since: float) -> str:
+    """One of STAGES that a run begun then is at, as far as its files tell; empty before it has begun.
+
+    What lies between two stages that count is "figures": drawing, tables, and what is not counted.
+    """
     for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"):
-        if read_json(file)["state"] == "finished":
+        if file.stat().st_mtime > since and read_json(file)["state"] == "finished":
             return "pages"
     for file in (home / "runs").glob(f"{NOTEBOOK}/*/progress.json"):
+        if file.stat().st_mtime <= since:
+            continue
         about = read_json(file)
         if about.get("ended"):
             return "figures"
@@ -98,9 +105,9 @@ def stage_of(home: Path) -> str:
 
 def wait_for(begun: "subprocess.Popen[str]", home: Path, stage: str, more: float, longest: float) -> bool:
     """Until the run has been at a stage for so many seconds, and at most for the longest: whether it is still alive."""
-    until = time.monotonic() + longest
+    until, since = time.monotonic() + longest, time.time()
     while begun.poll() is None and time.monotonic() < until:
-        if stage_of(home) == stage:
+        if stage and stage_of(home, since) == stage:
             until = min(until, time.monotonic() + more)
             stage = ""
         time.sleep(0.02)
@@ -118,14 +125,22 @@ def kill(begun: "subprocess.Popen[str]", whom: str) -> None:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    begun.communicate(timeout=LONGEST)  # after its kernel alone was killed, the command says so and ends
+    begun.wait(timeout=LONGEST)  # after its kernel alone was killed, the command says so and ends
     for _ in range(10 * ORPHANED):
-        if not any(Path(f"/proc/{kernel}").exists() for kernel in kernels):
+        if not (left := [kernel for kernel in kernels if lives(kernel)]):
             return
         time.sleep(0.1)
-    for kernel in kernels:
+    for kernel in left:
         os.kill(kernel, signal.SIGKILL)
     raise subprocess.TimeoutExpired("the kernel", ORPHANED)
+
+
+def lives(process: int) -> bool:
+    """Whether it is there, and not only waiting for its parent to hear that it has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def trained(home: Path) -> dict[Path, int]:
@@ -197,9 +212,8 @@ def main() -> int:
     fresh(home)
     begun = time.monotonic()
     undisturbed = start(home)
-    said = undisturbed.communicate(timeout=LONGEST)[0]
-    if undisturbed.returncode:
-        print(said)
+    if undisturbed.wait(timeout=LONGEST):
+        print((home / SAID).read_text())
         return 1
     whole, wanted = time.monotonic() - begun, outcome(home)
     print(f"undisturbed: {whole:.0f} s, {len(wanted)} files to compare", flush=True)
@@ -208,16 +222,16 @@ def main() -> int:
     kills, finished, brought_to_its_end, faults = 0, 0, True, []
     met: Counter[str] = Counter()
     while kills < asked.kills or not brought_to_its_end:
-        last, before, whom, since = kills == asked.kills, trained(home), chance.choice(WHOM), time.monotonic()
+        last, before, whom, since = kills == asked.kills, trained(home), chance.choice(WHOM), time.time()
         running = start(home)
         if last:
-            alive = wait_for(running, home, "never", 0.0, LONGEST)
+            alive = wait_for(running, home, "", 0.0, LONGEST)
         elif chance.random() < 0.5:
-            alive = wait_for(running, home, "never", 0.0, chance.uniform(0.0, 1.1 * whole))
+            alive = wait_for(running, home, "", 0.0, chance.uniform(0.0, 1.1 * whole))
         else:
             alive = wait_for(running, home, chance.choice(STAGES), chance.uniform(0.0, 2.0), LONGEST)
         if alive:
-            stage, hangs = stage_of(home) or "before anything", last
+            stage, hangs = stage_of(home, since) or "before anything", last
             try:
                 kill(running, whom)
             except subprocess.TimeoutExpired as error:
@@ -230,13 +244,13 @@ def main() -> int:
                 f"{file} was made again" for file, made in before.items() if trained(home)[file] != made
             ]
             if hangs:
-                new.append(f"a start hangs: {whom}, {time.monotonic() - since:.0f} s after it began")
-            print(f"kill {kills} after {time.monotonic() - since:.1f} s, at {stage}, {whom}: {new or 'whole'}", flush=True)
+                new.append(f"a start hangs: {whom}, {time.time() - since:.0f} s after it began")
+            print(f"kill {kills} after {time.time() - since:.1f} s, at {stage}, {whom}: {new or 'whole'}", flush=True)
             faults += new
             if hangs:
                 break
             continue
-        said, brought_to_its_end = running.communicate()[0], True
+        said, brought_to_its_end = (home / SAID).read_text(), True
         if running.returncode:
             faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said[-500:]}")
             fresh(home)
