@@ -142,6 +142,8 @@ table = evaluation.evaluate_each(run, everything, images.test, study.attacks(s))
 few = subset(images.test, s.autoattack_images, 0)
 strong = evaluation.evaluate_each(run, everything, few, study.strong_attacks(s, judge), "strong")
 others = evaluation.evaluate_each(run, everything, few, study.other_attacks(s), "others")
+
+# %%
 summary = evaluation.summary(evaluation.combine(table, strong, others))
 rows = summary[summary["method"].isin(list(trained))]
 figures.grid(run, rows)
