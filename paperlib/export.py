@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from paperlib.claims import load, papers
+from paperlib.claims import load, paper_of, papers
 from paperlib.files import InputError, read_json, write_json, write_text
-from paperlib.names import title
+from paperlib.names import in_points, title
 from paperlib.runs import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
@@ -88,8 +88,7 @@ def numbers(folder: Path, run: str) -> list[str]:
         own = command(run, row["method"], row["measure"])
         for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
             if isinstance(row[name], float | int):
-                scale = 1 if row["measure"].endswith("_ratio") else 100
-                found[own + suffix] = f"{scale * row[name]:.1f}"
+                found[own + suffix] = f"{in_points(row['measure'], row[name]):.1f}"
     shown: dict[str, set[str]] = {}
     for file in sorted((folder / "tables").glob("*.json")):
         table = read_json(file)
@@ -165,7 +164,7 @@ def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
     judged in. How wide the network is and how large ε, the entry itself says.
     """
     notebook = folder.parent.name
-    paper = next((paper for paper in papers() if notebook in load(paper)["scale"]), None)
+    paper = paper_of(notebook)
     case = next((str(claim["case"]) for claim in _stored(folder, "claims.json") if "case" in claim), data)
     if paper is None or not f"{case}_".startswith(f"{data}_"):  # held against another data set's table, for want of one
         return {}

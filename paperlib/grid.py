@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from paperlib import runs
 from paperlib.files import InputError, read_json, root, write_text
+from paperlib.names import in_points
 from paperlib.settings import Settings
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -211,8 +212,7 @@ def results(file: Path) -> pd.DataFrame:
         if runs.status(job.folder)["state"] != "finished" or not stored.exists():
             continue
         for row in read_json(stored):
-            scale = 1 if str(row["measure"]).endswith("_ratio") else 100
-            numbers = {key: scale * float(row[key]) for key in ("mean", "low", "high")}
+            numbers = {key: in_points(str(row["measure"]), float(row[key])) for key in ("mean", "low", "high")}
             own = {key: about[name][key] for key in varied}
             sizes = {"number of seeds": row["seeds"], "n": row["n"]}
             rows.append({"job": name, **own, "method": row["method"], "measure": row["measure"], **numbers, **sizes})

@@ -107,3 +107,8 @@ def title(name: str | int) -> str:
         name,
         name.replace("daat_lambda_", "DAAT, λ = ").replace("lambda_", "λ = ").replace("beta_", "β = ").replace("_", " "),
     )
+
+
+def in_points(measure: str, value: float) -> float:
+    """A stored measure as readers see it: a share in percent, a ratio as it is."""
+    return value if measure.endswith("_ratio") else 100 * value

@@ -22,7 +22,7 @@ from traitlets.config import Config
 
 from paperlib import export, figures, grid, tables
 from paperlib.audit import Audit, as_json
-from paperlib.claims import HELD, load, number, papers
+from paperlib.claims import HELD, number, paper_of
 from paperlib.files import read_json, root, write_atomically, write_json, write_text
 from paperlib.names import title
 from paperlib.runs import status
@@ -79,24 +79,26 @@ def _status(folder: Path) -> dict[str, Any]:
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
     """What the audit says of each model of a run."""
-    stored = {file.stem: read_json(file) for file in sorted((folder / "audit").glob("*.json"))}
-    return [
-        {
-            "model": title(name),
-            "verdict": one.get("verdict", "–"),
-            "signs": [row["check"] for row in one["checks"] if row["sign"]],
-            "checks": [_check(row) for row in one["checks"]],
-            "accuracies": [_accuracy(row) for row in one.get("accuracies", [])],
-            "flags": list(map(str, one.get("flags", []))),
-        }
-        for name, one in stored.items()
-    ]
+    return [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))]
+
+
+def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """An audit as pages show it, from what `as_json` has of it. Raises KeyError or ValueError where it is damaged."""
+    return {
+        "model": model,
+        "verdict": stored.get("verdict", "–"),
+        "signs": [row["check"] for row in stored["checks"] if row["sign"]],
+        "checks": [_check(row) for row in stored["checks"]],
+        "accuracies": [_accuracy(row) for row in stored.get("accuracies", [])],
+        "flags": list(map(str, stored.get("flags", []))),
+    }
 
 
 def _check(row: Mapping[str, Any]) -> dict[str, Any]:
     """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
-    words = {name: row.get(name, "") for name in ("threshold", "meaning", "source", "next")}
-    return {"check": row["check"], "figure": float(row["figure"]), "sign": row["sign"], **words}
+    words = {name: row.get(name, "") for name in ("meaning", "source", "next", "n")}
+    numbers = {name: float(row[name]) for name in ("figure", "threshold")}
+    return {"check": row["check"], "sign": row["sign"], "evidence": row.get("evidence", False), **numbers, **words}
 
 
 def _accuracy(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,11 +127,10 @@ def build(target: Path | None = None) -> Path:
     or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
     """
     target = target or root() / "runs" / "report"
-    known = {notebook: paper for paper in papers() for notebook in load(paper)["scale"]}
     pages = []
     for run in runs():
         with export.damaged_left_out(run["folder"]):
-            pages.append(_page(run, known.get(run["status"]["notebook"], run["status"]["notebook"])))
+            pages.append(_page(run, paper_of(run["status"]["notebook"]) or run["status"]["notebook"]))
     for page in pages:
         _write_page(page, target)
     grids = _grids(target)
@@ -160,9 +161,8 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
         page = f"audit-{file.parent.name}/index.html"
         with export.damaged_left_out(file.parent):
             stored = read_json(file)
-            signs = [row["check"] for row in stored["checks"] if row["sign"]]
-            about = {"model": stored["model"], "verdict": stored["verdict"], "signs": signs}
-            found.append({**about, "run": "paperlib audit", "page": page, "source": file.with_name("index.html")})
+            about = {"run": "paperlib audit", "page": page, "source": file.with_name("index.html")}
+            found.append({**_audit(stored["model"], stored), **about})
     for one in found:
         if one["source"].exists():
             _copy(one["source"], target / one["page"])
@@ -178,14 +178,10 @@ def _grids(target: Path) -> list[dict[str, Any]]:
             if results.empty:
                 continue
             shown = results.assign(method=results["method"].map(title), measure=results["measure"].map(title))
-            rows = [["" if cell != cell else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row]
-                    for row in shown.to_numpy(object)]  # fmt: skip
-            table = {"words": f"{plan.parent.name}: percent, with 95 % intervals", "heads": list(shown), "rows": rows}
+            words = f"{plan.parent.name}: percent, with 95 % intervals"
+            table = _table(tables.as_read(shown.set_index("job"), words, 1))
             write_text(target / name / "results.csv", results.to_csv(index=False))
-            latex = shown.rename(columns=tables.latex)
-            for column in latex.select_dtypes(include=["object", "string"]):
-                latex[column] = latex[column].map(tables.latex)
-            write_text(target / name / "results.tex", latex.to_latex(index=False, float_format="%.1f", na_rep="--"))
+            write_text(target / name / "results.tex", tables.as_latex(shown, 1, index=False))
             jobs = f"{results['job'].nunique()} of {len(grid.read(plan))} jobs"
             _write(target / name / "index.html", "grid.html", name=plan.parent.name, table=table, jobs=jobs)
             found.append({"name": plan.parent.name, "page": f"{name}/index.html", "jobs": jobs})
@@ -318,7 +314,8 @@ def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None
     about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}
     figures.sweep_curve(found.curve, found.norm).savefig(picture, format="png", metadata={"Software": None})
     figure = base64.b64encode(picture.getvalue()).decode()
-    page = TEMPLATES.get_template("audit.html").render(found=found, about=about, figure=figure)
-    write_json(folder / "audit.json", {**about, **as_json(found)})
-    write_text(folder / "index.html", page)
+    stored = as_json(found)
+    write_json(folder / "audit.json", {**about, **stored})
+    audit = _audit(str(about["model"]), stored)
+    _write(folder / "index.html", "audit.html", found=found, audit=audit, about=about, figure=figure)
     return folder / "index.html"

@@ -322,8 +322,8 @@ def status(folder: Path) -> dict[str, Any]:
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
-    if (content := _read_status(file))["state"] != "running" or _locked(folder):
-        return content if content["state"] != "running" else _read_status(file)
+    if _read_status(file)["state"] != "running" or _locked(folder):
+        return _read_status(file)
     content = _read_status(file)  # it may have ended well between the two looks
     if content["state"] == "running" and not _at_work_elsewhere(content, folder):
         return _until_killed(content, folder)

@@ -19,20 +19,14 @@ def save(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1)
     if data.empty:
         return f"{caption} Nothing of it was measured in this run."
     shown = data.rename(index=title, columns=title)
-    written = shown.rename(columns=latex, index=latex).to_latex(
-        float_format=f"%.{digits}f",
-        na_rep="--",
-        caption=latex(caption),
-        label=f"tab:{run.notebook}-{name}",
-        multicolumn_format="c",
-    )
+    written = as_latex(shown, digits, caption=latex(caption), label=f"tab:{run.notebook}-{name}", multicolumn_format="c")
     write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
     write_text(run.folder / "tables" / f"{name}.tex", written)
-    write_text(run.folder / "tables" / f"{name}.json", json.dumps(_as_read(shown, caption, digits), indent=1))
+    write_text(run.folder / "tables" / f"{name}.json", json.dumps(as_read(shown, caption, digits), indent=1))
     return shown.style.format(precision=digits, na_rep="–")
 
 
-def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
+def as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
     """A table as a page shows it: its caption, heads and rows of words, the index first."""
 
     def words(value: Any) -> str:
@@ -43,6 +37,16 @@ def _as_read(shown: pd.DataFrame, caption: str, digits: int) -> dict[str, Any]:
     rows = [[words(index), *map(words, row)] for index, row in zip(shown.index, shown.to_numpy(object), strict=True)]
     names = ", ".join(title(str(name)) for name in shown.index.names if name) or "name"
     return {"caption": caption, "heads": [names, *map(words, shown.columns)], "rows": rows}
+
+
+def as_latex(shown: pd.DataFrame, digits: int, **options: Any) -> str:
+    """A table as LaTeX (booktabs), its words escaped; `options` are of pandas' to_latex."""
+
+    def words(value: Any) -> Any:
+        return latex(value) if isinstance(value, str) else value
+
+    escaped = shown.rename(columns=words, index=words).map(words)
+    return escaped.to_latex(float_format=f"%.{digits}f", na_rep="--", **options)
 
 
 LATEX = {

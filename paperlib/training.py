@@ -78,7 +78,7 @@ def judge(run: Run, data: Splits, method: Method | None = None) -> nn.Module:
     It says what targeted images look like to a stranger, and its own adversarial images are transferred.
     """
     seed = run.settings.seeds[0] + 1000
-    return train_each(run, {"judge": method or Standard()}, data, seeds=[seed])["judge"][seed].to(run.device)
+    return train_each(run, {"judge": method or Standard()}, data, seeds=[seed])["judge"][seed]
 
 
 def build(settings: Any, data: Splits, seed: int) -> nn.Module:

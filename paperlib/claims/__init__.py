@@ -38,6 +38,11 @@ def papers() -> list[str]:
     return sorted(file.stem for file in Path(__file__).parent.glob("*.yaml"))
 
 
+def paper_of(notebook: str) -> str | None:
+    """The paper whose claims the notebook judges; None of a notebook that judges none."""
+    return next((paper for paper in papers() if notebook in load(paper)["scale"]), None)
+
+
 def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
     """The difference in points that the paper reports for a claim in this case, None where it gives none.
 

@@ -37,9 +37,7 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     """
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it; it should hold {LAYOUT}")
-    other = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if other is None:
-        raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold {LAYOUT}")
+    other = _test_split(folder, LAYOUT)
     classes = subfolders(folder / "train")
     tested = subfolders(folder / other)
     if not classes:
@@ -54,9 +52,7 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
 
 def load_test(folder: Path, size: int | None = None) -> ImageSet:
     """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`."""
-    split = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if split is None:
-        raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold test/<class>/*")
+    split = _test_split(folder, "test/<class>/*")
     if not (classes := subfolders(folder / split)):
         raise InputError(f"data folder {folder}: there are no class folders in {split}; it should hold {split}/<class>/*")
     (test,) = decoded(folder, {split: _files(folder, split, classes)}, classes, size)
@@ -108,6 +104,12 @@ def read_lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as UTF-8 text ({error}); repair or remove it") from error
+
+
+def _test_split(folder: Path, layout: str) -> str:
+    if (split := next((name for name in ("test", "val") if (folder / name).is_dir()), None)) is None:
+        raise InputError(f"data folder {folder}: there is no folder test or val in it; it should hold {layout}")
+    return split
 
 
 def _files(folder: Path, split: str, classes: tuple[str, ...]) -> Listing:
