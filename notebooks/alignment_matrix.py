@@ -204,7 +204,7 @@ tables.save(run, matrix.predictors(models, "pgd_margin"), "predictors_margin", "
 
 # %% [markdown]
 # ## Accuracy, robustness, cost
-# A filled mark: no other is at least as good in all three, and better in one. The area grows with the root of the cost.
+# The most robust first. A filled mark: no other is at least as good in all three, and better in one.
 
 # %%
 found = matrix.front(summary, "autoattack", cost)

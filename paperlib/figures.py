@@ -590,15 +590,24 @@ def against(
 
 
 def front(run: Run, found: pd.DataFrame, robust: str) -> Figure:
-    """Clean against robust accuracy, the area of each mark its cost; filled where nothing is better in all three."""
-    figure, axis = new(run, height=3.4)
-    for place, (name, row) in enumerate(found.iterrows()):
-        colour = COLOURS[1 + place % (len(COLOURS) - 1)]
-        arms = [[[row[name] - row[f"{name} low"]], [row[f"{name} high"] - row[name]]] for name in ("clean", robust)]
-        axis.errorbar(row["clean"], row[robust], xerr=arms[0], yerr=arms[1], color="#bbbbbb", linewidth=0.6)
-        face = colour if row["front"] else "white"
-        axis.scatter(row["clean"], row[robust], s=12 * row["cost"] ** 0.5 + 8, color=face, edgecolor=colour, zorder=3)
-        offset = (4, 4 if place % 2 else -9)
-        axis.annotate(title(str(name)), (row["clean"], row[robust]), offset, textcoords="offset points", fontsize=7)
-    axis.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {title(robust)} (%)")
+    """Clean and robust accuracy and cost side by side, the most robust method first; filled where nothing is better in all.
+
+    `found` is of `matrix.front`.
+    """
+    rows = found.sort_values(robust, ascending=False)
+    places = np.arange(len(rows))[::-1]
+    labels = {"clean": "no attack (%)", robust: f"{title(robust)} (%)", "cost": "cost of a step (plain steps)"}
+    figure, axes = new(run, 1, len(labels), height=0.8 + 0.17 * len(rows), sharey=True)
+    for axis, (name, label), colour in zip(axes, labels.items(), COLOURS[1:], strict=False):
+        if name != "cost":
+            axis.hlines(places, rows[f"{name} low"], rows[f"{name} high"], color=colour, linewidth=1)
+        faces = np.where(rows["front"], colour, "white")
+        axis.scatter(rows[name], places, s=18, color=faces, edgecolor=colour, linewidths=0.8, zorder=3)
+        axis.set_xlabel(label)
+        axis.grid(axis="y", linewidth=0.3)
+    axes[0].set_yticks(places, [title(str(name)) for name in rows.index])
+    for axis in axes[:2]:
+        axis.set_xlim(-3, 103)
+    axes[2].set_xscale("log", base=2)
+    axes[2].xaxis.set_major_formatter("{x:g}")
     return save(run, figure, "front", found.rename_axis("method").reset_index())

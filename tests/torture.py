@@ -136,9 +136,13 @@ def kill(begun: "subprocess.Popen[str]", whom: str) -> None:
 
 
 def lives(process: int) -> bool:
-    """Whether it is there, and not only waiting for its parent to hear that it has ended."""
+    """Whether any thread of it is there: what is left of one that ended is its first thread, which waits for its parent.
+
+    That thread ends first when a process is killed, and another that is still giving back memory holds its locks.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{process}/task")) > 1
     except OSError:
         return False
 
