@@ -11,8 +11,9 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -30,6 +31,7 @@ from paperlib.settings import Settings
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 CELL_TIMEOUT = "PAPERLIB_CELL_TIMEOUT"  # tells jobs after how many seconds a cell counts as hanging; empty for never
+GPUS = "PAPERLIB_GPUS"  # tells jobs which GPUs those on this machine share; not set where a cluster gives them out
 GPU_PRESETS = ("gpu", "paper")  # for which device auto asks a cluster for a GPU
 
 
@@ -66,6 +68,11 @@ class Job:
         """How many it is given by a cluster, one a device: where its settings ask for one, or leave it to the preset."""
         asks = self.settings.device == "cuda" or (self.settings.device == "auto" and self.preset in GPU_PRESETS)
         return self.settings.devices * int(asks)
+
+    @property
+    def local_gpus(self) -> int:
+        """How many it takes of a machine that has some."""
+        return self.settings.devices * int(self.settings.device != "cpu")
 
 
 def read(file: Path) -> dict[str, Job]:
@@ -150,12 +157,17 @@ def folder_of(file: Path) -> Path:
 def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout: int | None = None) -> int:
     """Run all jobs that are not done, as many at a time as there are cores, or as the profile says. Returns an exit code.
 
-    A job that fails does not stop those that do not wait for it. Of those that would use a GPU, one at a time runs here.
-    Raises InputError when Snakemake is not installed, or a process is at work on the grid.
+    A job that fails does not stop those that do not wait for it. Without a profile a job has GPUs of this machine to
+    itself. Raises InputError when Snakemake is not installed, a process is at work on the grid, or a job needs more GPUs
+    than there are.
     """
     jobs, place = read(file), folder_of(file)
     if importlib.util.find_spec("snakemake") is None:
         raise InputError("Snakemake is not installed; pip install -e '.[grid]'")
+    gpus = [] if profile else _gpus()
+    for name, job in jobs.items():
+        if gpus and job.local_gpus > len(gpus):
+            raise InputError(f"{file}: {name}: devices = {job.local_gpus}, and this machine has {len(gpus)}")
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock")
     try:
@@ -176,8 +188,9 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
             options = ["--profile", str(profile.resolve()), *_marks_of_its_own(profile, place, jobs)]
         else:
             options = ["--cores", str(cores or os.cpu_count() or 1)]
-            if torch.cuda.is_available():
-                options += ["--resources", "alone=1"]  # of jobs that would meet on a GPU
+            if gpus:
+                options += ["--resources", f"local_gpu={len(gpus)}"]
+                environment[GPUS] = ",".join(gpus)
             environment.setdefault("OMP_NUM_THREADS", "1")
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")),
@@ -217,6 +230,33 @@ def results(file: Path) -> pd.DataFrame:
             sizes = {"number of seeds": row["seeds"], "n": row["n"]}
             rows.append({"job": name, **own, "method": row["method"], "measure": row["measure"], **numbers, **sizes})
     return pd.DataFrame(rows)
+
+
+def _gpus() -> list[str]:
+    """This machine's GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else list(map(str, range(count)))
+
+
+@contextmanager
+def gpus_of_its_own(count: int) -> Iterator[list[str]]:
+    """Hold so many of the GPUs that jobs here share, once no other job of the project's grids holds them; [] of none.
+
+    All of them or none, so that two jobs never wait for each other.
+    """
+    shared = [name for name in os.environ.get(GPUS, "").split(",") if name]
+    while shared and count:
+        with ExitStack() as held:
+            mine: list[str] = []
+            for name in shared:
+                with suppress(Timeout):
+                    held.enter_context(FileLock(root() / "runs" / "grid" / f".gpu-{name}.lock", timeout=0))
+                    mine.append(name)
+                if len(mine) == count:
+                    yield mine
+                    return
+        time.sleep(1)
+    yield []
 
 
 def _marks_of_its_own(profile: Path, place: Path, jobs: Mapping[str, Job]) -> list[str]:

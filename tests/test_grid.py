@@ -5,10 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY
 
@@ -89,6 +91,35 @@ def test_the_engine_takes_the_plan(home: Path) -> None:
     assert f"grid-job {plan} b done/b.json" in said.replace("'", "") or re.search(
         r"input: done/a.json\s+output: done/b.json", said
     )
+
+
+def test_jobs_on_one_machine_have_gpus_of_their_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(grid.GPUS, "3,7")
+    taken: list[list[str]] = []
+
+    def waits() -> None:
+        with grid.gpus_of_its_own(2) as both:
+            taken.append(both)
+
+    with grid.gpus_of_its_own(1) as first:
+        assert first == ["3"]
+        third = threading.Thread(target=waits)
+        third.start()
+        time.sleep(0.5)
+        with grid.gpus_of_its_own(1) as second, grid.gpus_of_its_own(0) as none:
+            assert (second, none, taken) == (["7"], [], [])
+    third.join(timeout=30)
+    assert taken == [["3", "7"]]
+    monkeypatch.delenv(grid.GPUS)
+    with grid.gpus_of_its_own(1) as given_by_a_cluster:
+        assert given_by_a_cluster == []
+
+
+def test_a_job_of_more_gpus_than_there_are_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    file = write(home, {"a": {"notebook": "raat_boundary", "parameters": {"devices": 3, "device": "auto"}}})
+    with pytest.raises(InputError, match=r"a: devices = 3, and this machine has 2"):
+        grid.run(file, cores=1)
 
 
 def test_marks_in_a_storage_are_a_grids_own_and_stale_ones_go(home: Path) -> None:
