@@ -201,10 +201,11 @@ def grid(
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
     begun = time.monotonic()
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
-    rows = grid.table(file if dry_run else grid.folder_of(file) / "plan.yaml")  # it may have been edited meanwhile
+    place = grid.folder_of(file)
+    rows = grid.table(file if dry_run else place / "plan.yaml", place / "log")  # the file may have been edited meanwhile
     for row in rows:
         seconds = "?" if row["seconds"] is None else duration(row["seconds"])
-        took = seconds if row["state"] == "finished" else f"about {seconds}"
+        took = seconds if row["state"] == "finished" or row["seconds"] is None else f"about {seconds}"
         print(f"{row['job']:24} {row['run']:36} {row['state']:12} {took:>18}  {row['error']}")
     left = [row["seconds"] for row in rows if row["state"] != "finished"]
     print(f"{len(rows) - len(left)} of {len(rows)} jobs are done", end="")
@@ -218,7 +219,7 @@ def grid(
     if not dry_run:
         if left:
             print("what is finished is kept; the same command goes on with the rest")
-        print(f"report: {_relative(report.build())}; logs: {_relative(grid.folder_of(file))}")
+        print(f"report: {_relative(report.build())}; logs: {_relative(place)}")
     raise typer.Exit(code or int(bool(left) and not dry_run))
 
 

@@ -271,19 +271,29 @@ def _marks_of_its_own(profile: Path, place: Path, jobs: Mapping[str, Job]) -> li
     return ["--default-storage-prefix", own]
 
 
-def table(file: Path) -> list[dict[str, Any]]:
-    """One row a job: its name, its run, how it stands, seconds it took or is expected to take (None: unknown), error."""
+def table(file: Path, logs: Path) -> list[dict[str, Any]]:
+    """One row a job: its name, its run, how it stands, seconds it took or is expected to take (None: unknown), error.
+
+    The error is the run's own, else the last words of its job in `logs`: of a run that did not come so far.
+    """
     rows = []
     for name, job in read(file).items():
         about = runs.status(job.folder)
         done = about["state"] == "finished"
+        error = "" if done else about.get("error") or _last_words(logs / f"{name}.log")
         rows.append(
             {
                 "job": name, "run": f"{job.notebook}/{job.folder.name}", "state": about["state"],
-                "seconds": runs.seconds_of(about) if done else expected(job), "error": about.get("error", ""),
+                "seconds": runs.seconds_of(about) if done else expected(job), "error": error,
             }
         )  # fmt: skip
     return rows
+
+
+def _last_words(log: Path) -> str:
+    """The last thing that the command said of itself, as it says why it ends; empty where it said nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line.removeprefix("paperlib: ") for line in reversed(lines) if line.startswith("paperlib: ")), "")
 
 
 def expected(job: Job) -> float | None:

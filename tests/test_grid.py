@@ -70,11 +70,12 @@ def test_what_could_not_run_is_refused_by_name(content: object, message: str, ho
 
 def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
     file = write(home, {"a": {"notebook": "toy_pag", "over": {"epochs": [1, 2, 3, 4]}}})
-    assert [row["seconds"] for row in grid.table(file)] == [None] * 4
+    assert [row["seconds"] for row in grid.table(file, home / "log")] == [None] * 4
     for (_, job), seconds in zip(grid.read(file).items(), (10.0, 30.0, 50.0), strict=False):
         write_json(job.folder / "status.json", {"state": "finished", "started": 0.0, "seconds": seconds})
-    assert [(row["state"], row["seconds"]) for row in grid.table(file)] == [
-        ("finished", 10.0), ("finished", 30.0), ("finished", 50.0), ("not started", 30.0),
+    write_text(home / "log" / "a_3.log", "Traceback\npaperlib: an earlier word\npaperlib: too long\nmore\n")
+    assert [(row["state"], row["seconds"], row["error"]) for row in grid.table(file, home / "log")] == [
+        ("finished", 10.0, ""), ("finished", 30.0, ""), ("finished", 50.0, ""), ("not started", 30.0, "too long"),
     ]  # fmt: skip
 
 
@@ -165,7 +166,11 @@ def test_a_grid_goes_on_after_a_kill_and_past_a_job_that_fails(home: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 of 3 jobs are done" in done.stdout
-    states = {row["job"]: row["state"] for row in grid.table(file)}
-    assert states == {"good": "finished", "bad": "failed", "never": "not started"}
+    rows = {row["job"]: row for row in grid.table(file, grid.folder_of(file) / "log")}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "good": "finished",
+        "bad": "failed",
+        "never": "not started",
+    }
     assert read_json(grid.folder_of(file) / "done" / "good.json")["run"].startswith("runs/toy_pag/quick-")
-    assert "DivergenceError" in next(row["error"] for row in grid.table(file) if row["job"] == "bad")
+    assert "DivergenceError" in rows["bad"]["error"]
