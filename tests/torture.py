@@ -189,6 +189,7 @@ def outcome(home: Path) -> dict[str, bytes | str]:
     files = [file for name in names for file in sorted(folder.glob(name))]
     site = home / "runs" / "report"
     files += [file for name in ("*.tex", "*.bib", "tables/*", "robustbench/*") for file in sorted(site.glob(name))]
+    files = [file for file in files if not file.name.startswith(".")]  # what a killed process had begun to write
     return {
         str(file.relative_to(home / "runs")): checksum(read_tensors(file)[0])
         if file.suffix == ".safetensors"
