@@ -230,18 +230,22 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
     from paperlib.files import write_json
 
     job = grid.read(plan)[name]
-    until = time.monotonic() + runs.SILENT + runs.BEAT
-    while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
-        time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
-    done = runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
+
+    def done() -> bool:
+        until = time.monotonic() + runs.SILENT + runs.BEAT
+        while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
+            time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
+        return runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
+
     timeout = os.environ.get(grid.CELL_TIMEOUT)
-    if not done:
+    if not done():
         with grid.gpus_of_its_own(job.local_gpus) as mine:
             if mine:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            code = _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
-        if code:
-            raise typer.Exit(code)
+            if not done() and (  # another grid may have run it meanwhile
+                code := _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
+            ):
+                raise typer.Exit(code)
     write_json(mark, {"run": str(job.folder.relative_to(root()))})
 
 

@@ -166,7 +166,7 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
         raise InputError("Snakemake is not installed; pip install -e '.[grid]'")
     gpus = [] if profile else _gpus()
     for name, job in jobs.items():
-        if gpus and job.local_gpus > len(gpus):
+        if gpus and job.local_gpus > len(gpus) and runs.status(job.folder)["state"] != "finished":
             raise InputError(f"{file}: {name}: devices = {job.local_gpus}, and this machine has {len(gpus)}")
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock")
@@ -235,22 +235,25 @@ def results(file: Path) -> pd.DataFrame:
 def _gpus() -> list[str]:
     """This machine's GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else list(map(str, range(count)))
+    return [name.strip() for name in named.split(",")][:count] if named else list(map(str, range(count)))
 
 
 @contextmanager
 def gpus_of_its_own(count: int) -> Iterator[list[str]]:
     """Hold so many of the GPUs that jobs here share, once no other job of the project's grids holds them; [] of none.
 
-    All of them or none, so that two jobs never wait for each other.
+    All of them or none, so that two jobs never wait for each other. Raises InputError where there are not so many.
     """
     shared = [name for name in os.environ.get(GPUS, "").split(",") if name]
+    if shared and count > len(shared):
+        raise InputError(f"devices = {count}, and this machine has {len(shared)}")
+    place = root() / "runs" / "grid"
     while shared and count:
         with ExitStack() as held:
             mine: list[str] = []
             for name in shared:
                 with suppress(Timeout):
-                    held.enter_context(FileLock(root() / "runs" / "grid" / f".gpu-{name}.lock", timeout=0))
+                    held.enter_context(FileLock(place / f".gpu-{name.replace('/', '-')}.lock", timeout=0))
                     mine.append(name)
                 if len(mine) == count:
                     yield mine
@@ -280,7 +283,8 @@ def table(file: Path, logs: Path) -> list[dict[str, Any]]:
     for name, job in read(file).items():
         about = runs.status(job.folder)
         done = about["state"] == "finished"
-        error = "" if done else about.get("error") or _last_words(logs / f"{name}.log")
+        ended = about["state"] not in ("finished", "running")
+        error = about.get("error") or _last_words(logs / f"{name}.log", job.folder) if ended else ""
         rows.append(
             {
                 "job": name, "run": f"{job.notebook}/{job.folder.name}", "state": about["state"],
@@ -290,9 +294,10 @@ def table(file: Path, logs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _last_words(log: Path) -> str:
-    """The last thing that the command said of itself, as it says why it ends; empty where it said nothing."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+def _last_words(log: Path, folder: Path) -> str:
+    """What a job on this run said last, as it says why it ends; empty where the log is of another, or says nothing."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = text.splitlines() if folder.name in text else []
     return next((line.removeprefix("paperlib: ") for line in reversed(lines) if line.startswith("paperlib: ")), "")
 
 

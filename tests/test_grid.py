@@ -73,10 +73,13 @@ def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
     assert [row["seconds"] for row in grid.table(file, home / "log")] == [None] * 4
     for (_, job), seconds in zip(grid.read(file).items(), (10.0, 30.0, 50.0), strict=False):
         write_json(job.folder / "status.json", {"state": "finished", "started": 0.0, "seconds": seconds})
-    write_text(home / "log" / "a_3.log", "Traceback\npaperlib: an earlier word\npaperlib: too long\nmore\n")
+    last = grid.read(file)["a_3"].folder.name
+    write_text(home / "log" / "a_3.log", f"into {last}\npaperlib: an earlier word\npaperlib: too long\nmore\n")
     assert [(row["state"], row["seconds"], row["error"]) for row in grid.table(file, home / "log")] == [
         ("finished", 10.0, ""), ("finished", 30.0, ""), ("finished", 50.0, ""), ("not started", 30.0, "too long"),
     ]  # fmt: skip
+    write_text(home / "log" / "a_3.log", "into another-run\npaperlib: too long\n")  # of the job before the file was edited
+    assert [row["error"] for row in grid.table(file, home / "log")] == [""] * 4
 
 
 def test_the_engine_takes_the_plan(home: Path) -> None:
@@ -111,6 +114,8 @@ def test_jobs_on_one_machine_have_gpus_of_their_own(home: Path, monkeypatch: pyt
             assert (second, none, taken) == (["7"], [], [])
     third.join(timeout=30)
     assert taken == [["3", "7"]]
+    with pytest.raises(InputError, match="devices = 3, and this machine has 2"), grid.gpus_of_its_own(3):
+        pass
     monkeypatch.delenv(grid.GPUS)
     with grid.gpus_of_its_own(1) as given_by_a_cluster:
         assert given_by_a_cluster == []

@@ -3,8 +3,9 @@
     python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
 
 The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Each start of it ends
-with SIGKILL, of all its processes, of the notebook's kernel or of the command alone: after a time drawn at random, or
-within seconds of entering a stage drawn at random, so that the short ones have their share. The next start goes on.
+with SIGKILL, of all its processes, of the notebook's kernel or of the command alone: at a random time, of ten one from its
+start and four from when it is at work, or within seconds of entering a stage drawn at random, so that the short ones have
+their share. The next start goes on.
 After each kill every file must be whole and the status true, and no training that is done may be done again; whenever a
 run ends, weights, outcomes, verdicts, tables, figures and exports must be bit for bit those of the undisturbed one, and the
 next begins in an empty folder. The last kill's run is brought to its end. Ends with a summary, how many kills met which
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from paperlib import runs
@@ -103,13 +105,15 @@ def stage_of(home: Path, since: float) -> str:
     return ""
 
 
-def wait_for(begun: "subprocess.Popen[str]", home: Path, stage: str, more: float, longest: float) -> bool:
-    """Until the run has been at a stage for so many seconds, and at most for the longest: whether it is still alive."""
+def wait_for(
+    begun: "subprocess.Popen[str]", home: Path, stages: Collection[str], more: float, longest: float = LONGEST
+) -> bool:
+    """Until so many seconds after the run came to one of the stages, and at most for the longest: whether it is alive."""
     until, since = time.monotonic() + longest, time.time()
     while begun.poll() is None and time.monotonic() < until:
-        if stage and stage_of(home, since) == stage:
+        if stages and stage_of(home, since) in stages:
             until = min(until, time.monotonic() + more)
-            stage = ""
+            stages = ()
         time.sleep(0.02)
     return begun.poll() is None
 
@@ -230,11 +234,13 @@ def main() -> int:
         last, before, whom, since = kills == asked.kills, trained(home), chance.choice(WHOM), time.time()
         running = start(home)
         if last:
-            alive = wait_for(running, home, "", 0.0, LONGEST)
-        elif chance.random() < 0.5:
-            alive = wait_for(running, home, "", 0.0, chance.uniform(0.0, 1.1 * whole))
+            alive = wait_for(running, home, (), 0.0)
+        elif (drawn := chance.random()) < 0.1:
+            alive = wait_for(running, home, (), 0.0, chance.uniform(0.0, whole))
+        elif drawn < 0.5:
+            alive = wait_for(running, home, STAGES, chance.uniform(0.0, whole))
         else:
-            alive = wait_for(running, home, chance.choice(STAGES), chance.uniform(0.0, 2.0), LONGEST)
+            alive = wait_for(running, home, [chance.choice(STAGES)], chance.uniform(0.0, 2.0))
         if alive:
             stage, hangs = stage_of(home, since) or "before anything", last
             try:
