@@ -371,10 +371,16 @@ def audit_each(
                 write_json(file, {"recipe": recipe, **as_json(found)})
             distributed.agreed(None)
         stored = read_json(file)
-        figures = {row["check"]: f"{float(row['figure']):.3g}{' !' if row['sign'] else ''}" for row in stored["checks"]}
+        figures = {row["check"]: _in_words(row) for row in stored["checks"]}
         columns[method] = [stored["verdict"], *(figures[name] for name in CHECKS)]
     thresholds = ["", *(str(check.threshold) for check in CHECKS.values())]
     return pd.DataFrame({"threshold": thresholds, **columns}, index=pd.Index(["verdict", *CHECKS], name="check"))
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    """A stored check's figure, marked where it is a sign; – where the check could not be made."""
+    figure = float(row["figure"])
+    return "–" if math.isnan(figure) else f"{figure:.3g}{' !' if row['sign'] else ''}"
 
 
 def as_json(found: Audit) -> dict[str, Any]:

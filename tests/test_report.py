@@ -85,6 +85,15 @@ def an_audit() -> audit.Audit:
     return audit.Audit("suspicious", checks, accuracies, curve, ("a flag to read",), 8 / 255, "linf")
 
 
+def test_a_check_that_could_not_be_made_has_neither_figure_nor_answer(tmp_path: Path) -> None:
+    found = an_audit()
+    found.checks.loc["saturated outputs", ["figure", "n", "sign"]] = [float("nan"), 0, False]
+    text = report.audit_page(found, tmp_path).read_text()
+    (row,) = re.findall(r"<tr><td>saturated outputs</td>.*?</tr>", text, re.DOTALL)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row)[1:5] == ["–", "0.5", "0", "–"]
+    assert ">nan<" not in text
+
+
 @functools.cache
 def a_notebook() -> nbformat.NotebookNode:
     """Words with an equation, and a figure with its words as a kernel leaves them."""
