@@ -32,6 +32,7 @@ from paperlib import __version__, distributed, methods, progress
 from paperlib.files import InputError, read_about, read_json, root, write_json, write_text
 from paperlib.settings import ANY_RUN, Settings, check
 
+AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
 ALIVE = ".alive"  # in a run's folder: touched every BEAT seconds by the process at work in it
 BEAT, SILENT = 20.0, 180.0  # seconds without which a run on another machine counts as killed
@@ -332,7 +333,9 @@ def status(folder: Path) -> dict[str, Any]:
 
 def _read_status(file: Path) -> dict[str, Any]:
     about = read_json(file)
-    if not isinstance(about, dict) or not all(name in about for name in ("state", "started", "seconds")):
+    whole = isinstance(about, dict) and "state" in about
+    times = [about.get("started"), about.get("seconds"), about.get("before", 0.0)] if whole else [None]
+    if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
         raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
     return about
 

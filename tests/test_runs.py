@@ -249,7 +249,11 @@ def test_who_holds_a_run_shows_that_it_is_alive_and_says_that_it_stalls(
     assert not (run.folder / runs.ALIVE).exists()  # released
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"state": "running"}'])
+@pytest.mark.parametrize("content", [
+    "{}", "[]", '{"state": "running"}', '{"state": "finished", "started": 0, "seconds": 1e999}',
+    '{"state": "finished", "started": 0, "seconds": 1, "before": "1"}',
+    f'{{"state": "killed", "started": 0, "seconds": {10**400}}}',
+])  # fmt: skip
 def test_a_damaged_status_is_refused_by_name(home: Path, content: str) -> None:
     run = runs.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
