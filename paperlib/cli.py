@@ -242,10 +242,10 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
         with grid.gpus_of_its_own(job.local_gpus) as mine:
             if mine:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            if not done() and (  # another grid may have run it meanwhile
-                code := _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
-            ):
-                raise typer.Exit(code)
+            if not done():  # nor has another grid run it meanwhile
+                code = _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
+                if code:
+                    raise typer.Exit(code)
     write_json(mark, {"run": str(job.folder.relative_to(root()))})
 
 

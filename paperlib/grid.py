@@ -305,7 +305,7 @@ def expected(job: Job) -> float | None:
     """Seconds that finished runs of the same notebook and preset took, the median; None where there are none."""
     found = []
     for file in (root() / "runs" / job.notebook).glob(f"{job.preset}-*/status.json"):
-        with suppress(InputError, KeyError, TypeError, ValueError):  # a damaged run tells nothing
-            if (about := read_json(file))["state"] == "finished":
+        with suppress(InputError):  # a damaged run tells nothing
+            if (about := runs.status(file.parent))["state"] == "finished":
                 found.append(runs.seconds_of(about))
     return statistics.median(found) if found else None

@@ -71,10 +71,9 @@ def runs() -> list[dict[str, Any]]:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    """As `status` has it, of the notebook that the folder is of. Raises ValueError or KeyError where it is damaged."""
+    """As `status` has it, of the notebook that the folder is of. Raises InputError or KeyError where it is damaged."""
     about = status(folder)
-    times = {name: float(about[name]) for name in ("started", "seconds")}
-    return {**about, **times, "preset": str(about["preset"]), "notebook": folder.parent.name}
+    return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:

@@ -268,7 +268,7 @@ def note_failure(folder: Path, error: str) -> None:
 
 
 def seconds_of(about: Mapping[str, Any]) -> float:
-    """What a run took until its last word, all sessions together."""
+    """What a run took until its last word, all sessions together. `about` is of `status`."""
     return float(about["seconds"]) + float(about.get("before", 0.0))
 
 

@@ -73,6 +73,8 @@ def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
     assert [row["seconds"] for row in grid.table(file, home / "log")] == [None] * 4
     for (_, job), seconds in zip(grid.read(file).items(), (10.0, 30.0, 50.0), strict=False):
         write_json(job.folder / "status.json", {"state": "finished", "started": 0.0, "seconds": seconds})
+    damaged = home / "runs" / "toy_pag" / "quick-01234567" / "status.json"
+    write_text(damaged, '{"state": "finished", "started": 0, "seconds": 1e999}')  # tells nothing
     last = grid.read(file)["a_3"].folder.name
     write_text(home / "log" / "a_3.log", f"into {last}\npaperlib: an earlier word\npaperlib: too long\nmore\n")
     assert [(row["state"], row["seconds"], row["error"]) for row in grid.table(file, home / "log")] == [
