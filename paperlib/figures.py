@@ -4,7 +4,7 @@ import itertools
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -561,32 +561,29 @@ def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
     return save(run, figure, "correlations", found.rename_axis("measure").reset_index())
 
 
-def against(
-    run: Run, models: pd.DataFrame, measures: Sequence[str], robust: str, marked: Mapping[str, Collection[str]]
-) -> Figure:
+def against(run: Run, parts: Mapping[str, pd.DataFrame], measures: Sequence[str], robust: str) -> Figure:
     """Every measure of each model against its robust accuracy: one panel a measure, one mark a model.
 
-    `models` is of `matrix.by_model`. `marked` has the methods of each kind, whose marks differ.
+    `parts` has the rows of `matrix.by_model` of each kind of model, whose marks differ; the first are filled.
     """
     columns = min(5, len(measures))
     rows = -(-len(measures) // columns)
     figure, axes = new(run, rows, columns, height=0.4 + 1.45 * rows, sharey=True, squeeze=False)
-    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
     for axis, name in itertools.zip_longest(axes.flat, measures):
         if name is None:
             axis.set_axis_off()
             continue
-        for number, (kind, members) in enumerate(marked.items()):
-            part = models[methods.isin(members)]
+        for number, (kind, part) in enumerate(parts.items()):
             axis.scatter(part[name], 100 * part[robust], s=9, linewidths=0.7, marker=MARKERS[number], label=kind,
-                         facecolor=COLOURS[1 + number] if number else "none", edgecolor=COLOURS[1 + number])  # fmt: skip
+                         facecolor="none" if number else COLOURS[1], edgecolor=COLOURS[1 + number])  # fmt: skip
         axis.set_title(textwrap.fill(title(name), 20), fontsize=7)
         axis.tick_params(labelsize=6)
         axis.locator_params(axis="x", nbins=3)
     for axis in axes[:, 0]:
         axis.set_ylabel(f"{title(robust)} (%)", fontsize=7)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(marked), fontsize=7)
-    return save(run, figure, "measures", models[[*measures, robust]].reset_index())
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), fontsize=7)
+    drawn = pd.concat(parts, names=["kind"])[[*measures, robust]]
+    return save(run, figure, "measures", drawn.reset_index())
 
 
 def front(run: Run, found: pd.DataFrame, robust: str) -> Figure:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from paperlib import cost
 from paperlib.attacks import Attack, Norm, ascent, evaluating, margin, project
 from paperlib.data import ImageSet, Splits, as_float
+from paperlib.evaluation import at_chance
 from paperlib.geometry import alignment_defect, class_gradients, cosine
 from paperlib.methods import Batch, Method
 from paperlib.methods.gfa import aligned
@@ -117,6 +118,23 @@ def by_model(table: pd.DataFrame) -> pd.DataFrame:
     return models
 
 
+def learnt(models: pd.DataFrame, table: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """Those of `models` whose own clean accuracy, in `table` of `evaluate_each`, is well above chance; see `at_chance`.
+
+    One that has hardly learnt keeps most of what it has under any attack, whatever its gradients are like.
+    """
+    clean = table[table["measure"] == "clean"].to_dict("records")
+    known = {(row["method"], row["seed"]) for row in clean if not at_chance(row, classes)}
+    return models[[model in known for model in models.index]]
+
+
+def kinds(models: pd.DataFrame, adversarial: Collection[str]) -> dict[str, pd.DataFrame]:
+    """The models that trained on adversarial images, whose methods `adversarial` names, and the others."""
+    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
+    members = methods.isin(adversarial)
+    return {"trained on adversarial images": models[members], "trained on clean images": models[~members]}
+
+
 def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
     """Spearman's ρ of each measure with the accuracy `robust` over models, and what is left of it beside CONTROL.
 
@@ -137,19 +155,14 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def within(models: pd.DataFrame, robust: str, adversarial: Collection[str]) -> pd.DataFrame:
-    """Spearman's ρ of each measure with `robust` among models that trained on adversarial images, and among the others.
+def within(parts: Mapping[str, pd.DataFrame], robust: str) -> pd.DataFrame:
+    """Spearman's ρ of each measure with `robust` among the models of each part, as `kinds` makes them.
 
     Whatever tells the one kind from the other follows robustness over all models; within a kind it has more to tell.
     Columns (kind, value | low | high | models), intervals as in `predictors`.
     """
-    models = models.drop_duplicates()
-    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
-    members, parts = methods.isin(adversarial), {}
-    for kind, chosen in (("on adversarial images", members), ("on clean images", ~members)):
-        found = predictors(models[chosen], robust)
-        parts[kind] = found["ρ"].assign(models=found["models", ""])
-    return pd.concat(parts, axis=1)
+    rows = {kind: predictors(models, robust) for kind, models in parts.items()}
+    return pd.concat({kind: found["ρ"].assign(models=found["models", ""]) for kind, found in rows.items()}, axis=1)
 
 
 # What it costs -----------------------------------------------------------------------------------------------------

@@ -91,8 +91,7 @@ def rank_correlation(
         left = (1 - found[0, 2] ** 2) * (1 - found[1, 2] ** 2)  # what the control's ranks leave of x times of y
         return float((found[0, 1] - found[0, 2] * found[1, 2]) / math.sqrt(left)) if left > 1e-9 else math.nan
 
-    value, count = of(np.arange(len(x))), len(names)
-    if math.isnan(value) or count < 5:
+    if (count := len(names)) < 5 or math.isnan(value := of(np.arange(len(x)))):
         return math.nan, math.nan, math.nan
     generator = np.random.default_rng(seed)
     places = [np.flatnonzero(members == index) for index in range(count)]

@@ -83,9 +83,10 @@ def test_panels_draw_every_line_with_its_interval(run: runs.Run) -> None:
 def test_each_measure_has_a_panel_and_each_model_a_mark_of_its_kind(run: runs.Run) -> None:
     index = pd.MultiIndex.from_product([["a", "a_equal", "b"], [0, 1]], names=["method", "seed"])
     models = pd.DataFrame({"x": range(6), "y": range(6), "robust": [value / 10 for value in range(6)]}, index=index)
-    figure = figures.against(run, models, ["x", "y"], "robust", {"one": {"a"}, "other": {"b"}})
+    parts = {"one": models[:4], "other": models[4:], "none": models[:0]}
+    figure = figures.against(run, parts, ["x", "y"], "robust")
     assert len(figure.axes) == 2
-    one, other = (part.get_offsets().tolist() for part in figure.axes[0].collections)
+    one, other, _ = (part.get_offsets().tolist() for part in figure.axes[0].collections)
     assert one == [[0, 0], [1, 10], [2, 20], [3, 30]]
     assert other == [[4, 40], [5, 50]]
     assert figure.legends[0].get_texts()[1].get_text() == "other"

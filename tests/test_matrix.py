@@ -120,11 +120,29 @@ def test_what_only_tells_the_kinds_apart_tells_nothing_within_one() -> None:
         {"autoattack": robust, "small_gradient": own, "flatness": adversarial + 0.1 * noise}, index=index
     )
     assert matrix.predictors(models_, "autoattack").loc["flatness", ("ρ", "low")] > 0
-    found = matrix.within(models_, "autoattack", set(names[6:]))
-    for kind in ("on adversarial images", "on clean images"):
+    found = matrix.within(matrix.kinds(models_, set(names[6:])), "autoattack")
+    for kind in ("trained on adversarial images", "trained on clean images"):
         assert found.loc["small_gradient", (kind, "low")] > 0.5
         assert found.loc["flatness", (kind, "low")] < 0 < found.loc["flatness", (kind, "high")]
         assert found.loc["flatness", (kind, "models")] == 18
+
+
+def test_a_model_that_has_hardly_learnt_tells_nothing() -> None:
+    """By its own clean accuracy, not its method's; without any model there is no correlation, and no error."""
+    index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("b", 0), ("b_equal", 0)], names=["method", "seed"])
+    models_ = pd.DataFrame({"autoattack": 0.1, "flatness": range(4), "small_gradient": 0.0}, index=index)
+    rows = [(*key, "clean", low) for key, low in zip(index, (0.18, 0.2, 0.9, 0.19), strict=True)]
+    rows += [(*key, "fgsm", 0.0) for key in index]
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "low"])
+    found = matrix.learnt(models_, table, 10)  # of ten classes a tenth is chance, and a tenth of the way up 0.19
+    assert list(found.index) == [("a", 1), ("b", 0)]
+    assert [list(part.index) for part in matrix.kinds(found, {"b"}).values()] == [[("b", 0)], [("a", 1)]]
+    nobody = matrix.learnt(models_, table.assign(low=0.0), 10)
+    assert nobody.empty
+    none = matrix.predictors(nobody, "autoattack")
+    assert list(none.index) == ["flatness", "small_gradient"]
+    assert none[["ρ", "beside the gradient"]].isna().all(axis=None)
+    assert matrix.within(matrix.kinds(nobody, {"b"}), "autoattack").xs("value", axis=1, level=1).isna().all(axis=None)
 
 
 def test_who_trains_on_adversarial_images_is_known_of_combinations_too() -> None:
