@@ -13,8 +13,7 @@
 # data, attacks and measures. Here their defences and baselines are trained on the same data with the same network, schedule and
 # attack, and, beside that, with the same *compute*. Every model meets every attack, and every alignment is measured on every model,
 # whoever it was trained for. DAAT is without its feature alignment, and a convolutional network's attention is the activations of one layer.
-# Left out: RIGD, whose teacher is one of the other models, and RAAT# with its baseline WA, whose framework is another protocol (both are in
-# the notebooks of their papers); of the attacks those that look for the smallest perturbation (DeepFool, C&W, DDN, EAD, one-pixel; in `gfa_landscape`).
+# RIGD distils the gradients of this run's own PGD-AT; of RAAT# and its baseline WA the framework is here the moving average of the weights alone.
 # Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves, and does any of
 # them tell more than the size of the gradient already does?**
 
@@ -39,6 +38,8 @@ equal_compute: str = None  # the defence whose multiplications all others get on
 classes_per_step: int = None  # K of PAG
 neighbors: int = None
 eta: float = None  # η of RAAT
+average: float = None  # decay per step of the weights' moving average in WA and RAAT#
+average_start: float = None  # share of the training before which it is a copy
 oracle: str = None  # exact · learned
 depth_images: int = None
 depth_epochs: int = None
@@ -47,6 +48,10 @@ task: str = None  # of GFA: ce · mse
 landscape_reach: float = None
 measure_images: int = None
 queries: int = None  # of Square
+minimum_images: int = None  # of DeepFool, EAD, C&W and DDN
+minimum_steps: int = None
+pixel_images: int = None
+pixel_generations: int = None
 score_eps: float = None
 score_steps: int = None
 train_images: int = None
@@ -90,6 +95,7 @@ from paperlib import audit, claims, evaluation, figures, focus, landscape, matri
 from paperlib.data import load, subset
 from paperlib.methods import combined, pag_study
 from paperlib.methods import matrix_study as study
+from paperlib.minimum_norm import distance_table, l2_attacks, pixel_attacks
 
 run = runs.start("alignment_matrix", globals())
 run
@@ -97,7 +103,8 @@ run
 # %% [markdown]
 # ## Data, and what each defence costs
 # Multiplications of a training step over those of plain training, counted and not timed: convolutions and matrix products of all
-# passes, the attack's and second derivatives' among them. Of DICAR, which takes only images that are right, the most that it can be.
+# passes, the attack's and second derivatives' among them. Of DICAR, which takes only images that are right, the most that it can be;
+# of RIGD without the training of its teacher.
 # "equal" is the number of epochs in which each takes as many as the reference, rounded; beside it what that comes to.
 
 # %%
@@ -110,7 +117,7 @@ figures.contact_sheet(run, images.train)
 # %%
 network = training.build(s, images, 0)
 study.check(s, network, sample)
-methods = study.methods(s, images.train, network, run.device)
+methods = study.methods(s, images.train, network, run.device, teacher=network)  # which costs as much as a trained one
 cost = matrix.costs(methods, network, images, s.epochs, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
 tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
@@ -121,13 +128,14 @@ tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a st
 #
 # $$\mathcal{L} = \mathcal{L}_{base} + \sum_i w_i \, \mathcal{L}_i.$$
 #
-# What another notebook trained by the same recipe is
-# taken from there.
+# What another notebook trained by the same recipe is taken from there. PGD-AT comes first: its first seed is RIGD's teacher.
 
 # %%
 source.show(combined.Combined.loss)
 
 # %%
+first = study.train(run, {"pgd_at": methods["pgd_at"]}, images, training.train_each)
+methods = study.methods(s, images.train, network, run.device, teacher=first["pgd_at"][s.seeds[0]])
 trained = study.train(run, methods, images, training.train_each)
 judge = training.judge(run, images)
 longer = study.train(run, methods, images, training.train_each, equal) if equal else {}
@@ -135,21 +143,31 @@ everything = trained | longer
 
 # %% [markdown]
 # ## The matrix
-# Accuracy under every attack. Square, transfer, noise, AutoAttack, PGD-100 and the other norm on fewer images.
+# Accuracy under every attack. Square, transfer, noise, AutoAttack, PGD-100, the other norm and one pixel on fewer images.
 
 # %%
 table = evaluation.evaluate_each(run, everything, images.test, study.attacks(s))
 few = subset(images.test, s.autoattack_images, 0)
 strong = evaluation.evaluate_each(run, everything, few, study.strong_attacks(s, judge), "strong")
 others = evaluation.evaluate_each(run, everything, few, study.other_attacks(s), "others")
+pixel = evaluation.evaluate_each(run, everything, subset(images.test, s.pixel_images, 0), pixel_attacks(s.pixel_generations), "pixel")
 
 # %%
-summary = evaluation.summary(evaluation.combine(table, strong, others))
+summary = evaluation.summary(evaluation.combine(table, strong, others, pixel))
 rows = summary[summary["method"].isin(list(trained))]
 figures.grid(run, rows)
 
 # %%
 tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
+
+# %% [markdown]
+# How far the nearest image is that fools a model, by the attacks that look for it: the median L2 distance of the images that it has
+# right, and the ratio to PGD-AT's over those that both have right.
+
+# %%
+nearest = subset(images.test, s.minimum_images, 0)
+distances = evaluation.distances_each(run, everything, nearest, l2_attacks(s.minimum_steps))
+tables.save(run, distance_table(distances, "pgd_at"), "distances", "L2 distance to the boundary.", 2)
 
 # %% [markdown]
 # Each against PGD-AT, image by image and over seeds.
@@ -225,7 +243,7 @@ checks = audit.audit_each(run, everything, subset(images.test, s.audit_images, 0
 tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %%
-evaluation.flags(table, strong, others)
+evaluation.flags(table, strong, others, pixel)
 
 # %% [markdown]
 # ## Verdicts

@@ -91,6 +91,7 @@ from paperlib import audit, claims, evaluation, figures, landscape, runs, source
 from paperlib.data import load, subset
 from paperlib.methods import baselines, gfa
 from paperlib.methods import gfa_study as study
+from paperlib.minimum_norm import distance_table, l2_attacks, pixel_attacks
 
 run = runs.start("gfa_landscape", globals())
 run
@@ -206,8 +207,8 @@ figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones", x="ang
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))
 some = subset(images.test, s.autoattack_images or s.audit_images, 0)
 strong = evaluation.evaluate_each(run, trained, some, study.strong_attacks(s, judge), "strong")
-distances = evaluation.distances_each(run, trained, subset(images.test, s.minimum_images, 0), study.minimum_attacks(s))
-pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_images, 0), study.pixel_attacks(s), "pixel")
+distances = evaluation.distances_each(run, trained, subset(images.test, s.minimum_images, 0), l2_attacks(s.minimum_steps))
+pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_images, 0), pixel_attacks(s.pixel_generations), "pixel")
 
 # %%
 summary = evaluation.summary(evaluation.combine(table, strong, study.distance_rows(distances, s.eps_l2), pixel))
@@ -223,7 +224,7 @@ figures.attack_bars(run, summary)
 # of robust models; DDN is the stronger attack.
 
 # %%
-tables.save(run, study.distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3)
+tables.save(run, distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3)
 
 # %%
 figures.distance_curves(run, distances)

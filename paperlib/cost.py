@@ -23,7 +23,9 @@ def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) 
     counted on this model's: give it the model's own answers as labels for the most that it can take. The model is not
     changed.
     """
-    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, int(share * epochs))) for share in SHARES)
+    total = sum(
+        flops(method, model, batch, Step(round(share * 1000), 1000, int(share * epochs), model)) for share in SHARES
+    )
     return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))
 
 

@@ -9,15 +9,18 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from paperlib.attacks import Norm, each_image, lengths, margin
+from paperlib.attacks import Attack, Norm, each_image, lengths, margin
 from paperlib.files import InputError
+from paperlib.statistics import median_ratio
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
 
@@ -31,6 +34,24 @@ def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Ten
         wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
     found = lengths(adversarial - images, norm).where(fooled, torch.inf)
     return found.masked_fill(wrong, 0)
+
+
+def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
+    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
+
+    The ratio is of medians over the images that both have right, with its 95 % interval (see `median_ratio`).
+    """
+    rows = []
+    for (attack, method), part in found.groupby(["attack", "method"], sort=False):
+        own = np.stack(list(part["each"]))
+        correct = np.sort(own[own > 0])
+        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((own > 0).mean())}
+        row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
+        row["failed (%)"] = 100 * float(np.isinf(own).mean())
+        theirs = np.stack(list(found[(found["attack"] == attack) & (found["method"] == against)]["each"]))
+        row["ratio"], row["low"], row["high"] = median_ratio(own, theirs)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["attack", "method"])
 
 
 # Foolbox -----------------------------------------------------------------------------------------------------------
@@ -143,6 +164,16 @@ def ddn(
     return _nearest(DDNAttack(steps=steps), _Scaled(model, images, labels, SHARPNESS), images, labels, eps, norm)
 
 
+def l2_attacks(steps: int) -> dict[str, Attack]:
+    """DeepFool, EAD, C&W, and DDN, which is stronger than DeepFool, all in L2, by name; `steps` of the last three."""
+    return {
+        "deepfool": partial(deepfool, norm="l2"),
+        "ead": partial(elastic_net, norm="l2", steps=steps),
+        "cw": partial(carlini_wagner, norm="l2", steps=steps),
+        "ddn": partial(ddn, norm="l2", steps=steps),
+    }
+
+
 def _only_l2(name: str, norm: Norm) -> None:
     if norm != "l2":
         raise InputError(f"{name} with norm = {norm!r}: it is an L2 attack; deepfool has both norms")
@@ -166,6 +197,11 @@ def one_pixel(
         _evolved(model, image, label, pixels, population, generations) for image, label in zip(images, labels, strict=True)
     ]
     return torch.stack(results)
+
+
+def pixel_attacks(generations: int) -> dict[str, Attack]:
+    """The one-pixel attack by its name, for `evaluation.evaluate_each`."""
+    return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=generations)}
 
 
 def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, population: int, generations: int) -> Tensor:

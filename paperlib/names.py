@@ -9,6 +9,7 @@ NAMES = {
     "class_mean": "Class Mean",
     "nearest_neighbor": "Nearest Neighbor",
     "kmeans": "k-means centroid",
+    "rigd": "RIGD",
     "rigd_linf": "RIGD ℓ∞",
     "rigd_l2": "RIGD ℓ2",
     "teacher_linf": "PGD-AT ℓ∞ (teacher)",

@@ -18,6 +18,7 @@ from paperlib.files import InputError
 from paperlib.methods import Batch, Step, baselines, gfa
 from paperlib.methods import gfa_study as study
 from paperlib.methods.gfa import GFA
+from paperlib.minimum_norm import distance_table
 from paperlib.radial import into_cone, pgd_in_cone, radial
 
 STEP = Step(0, 10, 0)
@@ -519,7 +520,7 @@ def test_distances_become_medians_ratios_and_accuracies() -> None:
     each = {"standard": [0.0, 1, 1, 2, 2], "deep": [4.0, 4, np.inf, 8, 0]}
     found = pd.DataFrame([(m, s, "ddn", np.array(v)) for m, v in each.items() for s in (0, 1)],
                          columns=["method", "seed", "attack", "each"])  # fmt: skip
-    table = study.distance_table(found, "standard")
+    table = distance_table(found, "standard")
     assert table.loc[("ddn", "deep"), "ratio"] == 8 / 1  # of images 1 to 3: 4, ∞, 8 against 1, 1, 2
     assert table.loc[("ddn", "deep"), "failed (%)"] == 20
     assert table.loc[("ddn", "standard"), "ratio"] == 1

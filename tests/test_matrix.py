@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -255,11 +256,12 @@ def test_every_defence_and_combination_of_every_preset_takes_a_step() -> None:
         settings = runs.resolve("alignment_matrix", preset, given)
         model = models.of_settings(settings, classes=3, channels=3, size=8, seed=0)
         matrix_study.check(settings, model, data)
-        methods = matrix_study.methods(settings, data, model, torch.device("cpu"))
+        teacher = models.of_settings(settings, classes=3, channels=3, size=8, seed=1)
+        methods = matrix_study.methods(settings, data, model, torch.device("cpu"), teacher)
         assert list(methods) == [*settings.defences, "all"]
         batch = Batch(data.images.float() / 255, data.labels, lambda x: x.clone(), data.depth)
         for name, method in methods.items():
-            terms = method.loss(model, batch, Step(500, 1000, 5))
+            terms = method.loss(model, batch, Step(500, 1000, 5, model))
             assert terms["total"].isfinite(), name
             if name in matrix_study.TERMS:
                 assert matrix_study.TERMS[name] in terms
@@ -290,6 +292,8 @@ def test_wrong_settings_are_refused_with_the_right_ones() -> None:
         ({"one_seed": "[x]"}, "one_seed has x"),
         ({"equal_compute": "trades"}, "equal_compute = trades"),
         ({"data": "cifar10"}, "oracle exact"),
+        ({"defences": "[standard, pgd_at, wa]", "average": 0}, "average = 0"),
+        ({"defences": "[standard, pgd_at, raat_sharp]", "weights": "{}", "combinations": "{}"}, "none for raat_sharp"),
         ({"layer": "null"}, "a convolutional network needs one"),
         ({"crop_fill": "0.5"}, "crop_fill must be reflect"),
     ):
@@ -304,6 +308,37 @@ def test_what_does_not_fit_is_refused_before_training() -> None:
     settings = runs.resolve("alignment_matrix", "quick", {})
     with pytest.raises(InputError, match="DEEP needs 3"):
         matrix_study.check(settings, nn.Sequential(*[nn.Identity()] * 12, nn.Conv2d(3, 3, 1)), images())
+
+
+def test_rigd_distils_its_teacher() -> None:
+    """Where the trained network is the teacher, nothing is misaligned; cost knows the teacher's passes."""
+    data = images()
+    settings = runs.resolve("alignment_matrix", "quick", {"defences": "[standard, class_mean, rigd, pgd_at]", "width": 4})
+    model, other = (models.of_settings(settings, classes=3, channels=3, size=8, seed=seed).eval() for seed in (0, 1))
+    batch = Batch(data.images.float() / 255, data.labels, lambda x: x.clone(), data.depth)
+    for teacher, aligned in ((copy.deepcopy(model), True), (other, False)):
+        methods = matrix_study.methods(settings, data, model, torch.device("cpu"), teacher)
+        assert (float(methods["rigd"].loss(model, batch, Step(0, 1, 0))["misalignment"].detach()) < 1e-5) == aligned
+    cost = matrix.costs(methods, model, Splits(data, data, data), 1, torch.device("cpu"))
+    assert cost["rigd"] > cost["class_mean"] + 0.3  # a plain step is three passes, the teacher's gradient two
+
+
+def test_the_weights_are_averaged_where_the_defence_asks() -> None:
+    asked: dict[str, dict[str, object]] = {}
+
+    def train_each(run: object, methods: dict[str, object], *_: object, **changes: object) -> dict[str, object]:
+        asked.update(dict.fromkeys(methods, changes))
+        return {name: {0: None} for name in methods}
+
+    given = {"average": 0.7, "average_start": 0.2, "combinations": "{mixed: {base: wa, add: {first: 0.1}}}"}
+    settings = runs.resolve("alignment_matrix", "quick", given)
+    run, data = runs.Run("alignment_matrix", "quick", settings, None), Splits(images(), images(), images())  # type: ignore[arg-type]
+    methods = {"raat": None, "wa": None, "raat_sharp": None, "mixed": None}
+    matrix_study.train(run, methods, data, train_each)  # type: ignore[arg-type]
+    matrix_study.train(run, methods, data, train_each, dict.fromkeys(methods, 3))  # type: ignore[arg-type]
+    averaged = {name: (changes.get("ema"), changes.get("ema_start")) for name, changes in asked.items()}
+    for name in methods:
+        assert averaged[name] == averaged[f"{name}_equal"] == ((None, None) if name == "raat" else (0.7, 0.2))
 
 
 def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
@@ -343,7 +378,8 @@ def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
         model = training.build(settings, data, 0)
         return {name: training._recipe(model, one, data, settings, 0, attack, "cpu") for name, one in methods.items()}
 
-    methods = matrix_study.methods(own, data.train, training.build(own, data, 0), torch.device("cpu"))
+    network = training.build(own, data, 0)
+    methods = matrix_study.methods(own, data.train, network, torch.device("cpu"), network)
     ours = recipes(own, methods, matrix_study.selection_attack(own))
     theirs = recipes(others, raat_study.methods(others, True), raat_study.attacks(others)["pgd_10"])
     assert None not in (*ours.values(), *theirs.values())
@@ -353,7 +389,8 @@ def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
 
 def test_the_ramp_is_in_every_attack_in_training() -> None:
     settings = runs.resolve("alignment_matrix", "quick", {"ramp": "[0.25, 0.75]", **MIXED})
-    methods = matrix_study.methods(settings, images(), models.small_cnn(3, width=4), torch.device("cpu"))
+    network = models.small_cnn(3, width=4)
+    methods = matrix_study.methods(settings, images(), network, torch.device("cpu"), network)
     ramped = {name for name, method in methods.items() if isinstance(method, Ramped)}
     assert ramped == {"pgd_at", "raat", "daat"}
     mixed = methods["mixed"]

@@ -400,11 +400,11 @@ def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_lat
         labels = averaged(IMAGES).argmax(1)
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight))
-    method = RAATSharp(ATTACK, dicar_from=3)
-    early = method.loss(model, Batch(IMAGES, labels, Views()), Step(0, 10, 2, averaged))
+    method = RAATSharp(ATTACK, dicar_from=0.3)
+    early = method.loss(model, Batch(IMAGES, labels, Views()), Step(2, 10, 0, averaged))
     assert float(early["dicar"]) == 0
     views = Views()
-    late = method.loss(model, Batch(IMAGES, labels, views), Step(0, 10, 3, averaged))
+    late = method.loss(model, Batch(IMAGES, labels, views), Step(3, 10, 0, averaged))
     assert views.calls == 2
     assert float(late["dicar"]) > 0
     right = averaged(IMAGES).argmax(1) == labels
@@ -549,7 +549,7 @@ def test_the_paper_preset_is_appendix_d1() -> None:
     sharp = chosen.model_copy(update=chosen.sharp)
     rates = [training.learning_rate(sharp, Step(0, 1, epoch)) for epoch in range(sharp.epochs)]
     assert [rates[epoch] for epoch in (99, 100, 150)] == pytest.approx([0.1, 0.1 / 1.5, 0.1 / 1.5**2])
-    assert study.sharp_methods(chosen)["raat_sharp"].dicar_from == 105
+    assert study.sharp_methods(chosen)["raat_sharp"].dicar_from * sharp.epochs == 105
     assert round(sharp.ema_start * sharp.epochs) == 105
     fixed = {
         "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128, "epochs": 110, "crop_padding": 4,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from test_notebooks import TINY
+from test_notebooks import PAPERS, tiny
 from torture import descendants
 
 from paperlib import runs
@@ -140,10 +140,10 @@ def test_on_two_devices_the_death_of_one_ends_the_run_in_seconds_and_one_goes_on
     assert runs.status(folder)["state"] == "finished"
 
 
-@pytest.mark.parametrize("notebook", sorted(set(TINY) - {"toy_pag"}))
+@pytest.mark.parametrize("notebook", sorted(PAPERS))
 def test_every_notebook_runs_on_two_devices(notebook: str, home: Path) -> None:
     """Each process takes the same way through it, so that none waits for the other; its books are kept once."""
-    options = [part for name, value in {**TINY[notebook], "devices": "2"}.items() for part in ("-p", f"{name}={value}")]
+    options = [part for name, value in {**tiny(notebook), "devices": "2"}.items() for part in ("-p", f"{name}={value}")]
     whole = [sys.executable, "-m", "paperlib.cli", "run", notebook, *options]
     done = subprocess.run(whole, env=environment(home), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -30,11 +30,10 @@ from paperlib.geometry import weighted_layers
 from paperlib.methods import Method, outputs
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
-from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, elastic_net, one_pixel
+from paperlib.minimum_norm import distance_table
 from paperlib.radial import pgd_in_cone, radial
 from paperlib.runs import Run, method_of
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
-from paperlib.statistics import median_ratio
 
 ARMS = {"first": 1, "deep": 3}  # layers that are aligned
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
@@ -214,11 +213,6 @@ def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack
     }
 
 
-def pixel_attacks(settings: GfaSettings) -> dict[str, Attack]:
-    """The one-pixel attack."""
-    return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=settings.pixel_generations)}
-
-
 def adaptive(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Literal["linf"], steps: int, restarts: int
 ) -> Tensor:
@@ -255,41 +249,12 @@ def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return margin(outputs(model, images), labels)
 
 
-def minimum_attacks(settings: GfaSettings) -> dict[str, Attack]:
-    """DeepFool and EAD, which the paper reports, C&W, and DDN, which is stronger than DeepFool; all in L2."""
-    steps = settings.minimum_steps
-    return {
-        "deepfool": partial(deepfool, norm="l2"),
-        "ead": partial(elastic_net, norm="l2", steps=steps),
-        "cw": partial(carlini_wagner, norm="l2", steps=steps),
-        "ddn": partial(ddn, norm="l2", steps=steps),
-    }
-
-
 def sweep_attack() -> Attack:
     """PGD on the margin within ε = 1, which `evaluation.sweep` brings to every ε of the settings."""
     return partial(pgd, eps=1.0, norm="linf", steps=40, step_size=1 / 8, loss="margin", best=True)
 
 
 # What is measured --------------------------------------------------------------------------------------------------
-
-
-def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
-    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
-
-    The ratio is of medians over the images that both have right, with its 95 % interval (see `median_ratio`).
-    """
-    rows = []
-    for (attack, method), part in found.groupby(["attack", "method"], sort=False):
-        own = np.stack(list(part["each"]))
-        correct = np.sort(own[own > 0])
-        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((own > 0).mean())}
-        row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
-        row["failed (%)"] = 100 * float(np.isinf(own).mean())
-        theirs = np.stack(list(found[(found["attack"] == attack) & (found["method"] == against)]["each"]))
-        row["ratio"], row["low"], row["high"] = median_ratio(own, theirs)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(["attack", "method"])
 
 
 def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:

@@ -2,8 +2,9 @@
 
 Same data, network, optimiser and epochs for all in place of each paper's own, and in training the same ε, steps and step
 size, with loss and start as each defence asks; weights are settings. What a defence needs besides, it gets: PAG its
-targets, DAAT depth, and as attention the activations of a layer where the network is convolutional. DAAT is without the
-feature alignment, whose teacher must have tokens.
+targets, RIGD a network trained by PGD-AT, RAAT# and its baseline WA a moving average of the weights, DAAT depth, and as
+attention the activations of a layer where the network is convolutional. DAAT is without the feature alignment, whose
+teacher must have tokens.
 """
 
 import re
@@ -33,26 +34,31 @@ from paperlib.methods.baselines import (
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.daat import DAAT
 from paperlib.methods.gfa import GFA, check_differentiable_twice
-from paperlib.methods.pag import PAG, Targets, class_mean, one_image, sample, toward
-from paperlib.methods.raat import RAAT
+from paperlib.methods.pag import PAG, Targets, class_mean, distilled, one_image, sample, toward
+from paperlib.methods.raat import RAAT, RAATSharp
 from paperlib.methods.ramped import ramped
 from paperlib.oracles import Oracle, Target
 from paperlib.runs import Run
 from paperlib.saliency import Attention, activated, attended
-from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp
+from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp, Share
 
 Name = Literal[
-    "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep",
-    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "daat",
+    "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
+    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
 ]  # fmt: skip
 # The term of each defence's loss that is its own, by the name that the loss gives it: what a combination can add.
 TERMS: dict[Name, str] = {
     "gradient_penalty": "penalty", "one_image": "misalignment", "class_mean": "misalignment",
-    "nearest_neighbor": "misalignment", "first": "misalignment", "deep": "misalignment", "trades": "kl", "mart": "kl",
-    "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
+    "nearest_neighbor": "misalignment", "rigd": "misalignment", "first": "misalignment", "deep": "misalignment",
+    "trades": "kl", "mart": "kl", "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
-TWICE: set[Name] = {"gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "first", "deep"}  # differentiated
-ON_ADVERSARIAL: set[Name] = {"pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "daat"}  # images in training
+TWICE: set[Name] = {  # differentiated
+    "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
+}  # fmt: skip
+AVERAGED: set[Name] = {"wa", "raat_sharp"}  # of which a moving average of the weights is what is kept
+ON_ADVERSARIAL: set[Name] = {  # images in training
+    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
+}  # fmt: skip
 GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
 DEEP = 3  # layers
 
@@ -84,11 +90,17 @@ class MatrixSettings(DepthSettings):
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
     neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
+    average: Share  # decay per step of the weights' moving average in WA and RAAT#
+    average_start: Share  # share of the training before which the average is a copy, and RAAT# has no DICAR
     oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
     task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
     landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
     measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
     queries: Count  # of Square
+    minimum_images: Count  # of the minimum-norm attacks
+    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
+    pixel_images: Count  # of the one-pixel attack
+    pixel_generations: Count
     score_eps: Positive  # of the PAG score's targeted L2 attack
     score_steps: Count
 
@@ -113,9 +125,11 @@ class MatrixSettings(DepthSettings):
                     f"{', '.join(sorted({'judge', *GROUPS}))}"
                 )
         used = {*self.defences, *(one.base for one in self.combinations.values())}
-        needed = {name for name in used if name in TERMS}
+        needed = {name for name in used if name in TERMS or name == "raat_sharp"}
         if bare := needed - set(self.weights):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
+        if used & AVERAGED and not self.average:
+            raise ValueError("average = 0: wa and raat_sharp need the moving average of the weights (paper: 0.999)")
         if self.oracle == "exact" and self.data != "scenes":
             raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
         return self
@@ -161,14 +175,23 @@ def toward_means(train: ImageSet, device: torch.device) -> Targets:
     return partial(toward, class_mean(train, 1.0).to(device))
 
 
-def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device: torch.device) -> dict[str, Method]:
-    """The defences and the combinations; `model` is the network that they train, for the names of its layers."""
+def methods(
+    settings: MatrixSettings, train: ImageSet, model: nn.Module, device: torch.device, teacher: nn.Module
+) -> dict[str, Method]:
+    """The defences and the combinations; `model` is the network that they train, for the names of its layers.
+
+    The gradients of `teacher` are what RIGD distils.
+    """
     seed, uniform = settings.seeds[0], training_attack(settings)
     normal = training_attack(settings, start_deviation=START)
+    sharp = partial(RAATSharp, uniform, settings.average_start, settings.eta)
     names = layers(model, train)
 
     def pag(pool: Callable[[], torch.Tensor]) -> Callable[[float], Method]:
         return lambda weight: PAG(partial(toward, pool().to(device)), weight, settings.classes_per_step)
+
+    def rigd(weight: float) -> Method:
+        return PAG(partial(distilled, teacher.to(device), PAG.of), weight, settings.classes_per_step)
 
     def gfa(count: int) -> Callable[[float], Method]:
         return lambda weight: GFA(names[:count], (weight,) * count, task=settings.task)
@@ -182,6 +205,7 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
         "one_image": pag(partial(one_image, train, seed)),
         "class_mean": pag(partial(class_mean, train, 1.0)),
         "nearest_neighbor": pag(partial(sample, train, settings.neighbors, seed)),
+        "rigd": rigd,
         "first": gfa(1),
         "deep": gfa(DEEP),
         "pgd_at": lambda weight: AdversarialTraining(uniform),
@@ -190,6 +214,8 @@ def methods(settings: MatrixSettings, train: ImageSet, model: nn.Module, device:
         "cons_at": lambda weight: ConsistencyAT(uniform, weight),
         "raat": lambda weight: RAAT(uniform, settings.eta, weight),
         "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, weight, boosted=True),
+        "wa": lambda weight: sharp(bound=False, dicar=False),
+        "raat_sharp": sharp,
         "daat": daat,
     }
 
@@ -226,13 +252,17 @@ def train(
 ) -> dict[str, dict[int, nn.Module]]:
     """The methods by name and seed, by `training.train_each`; those that `one_seed` names with the first seed alone.
 
-    With `epochs`, of each by name, they are the trainings of equal compute, as "<name>_equal".
+    Of WA and RAAT# the average of the weights is kept. With `epochs`, of each by name, they are the trainings of equal
+    compute, as "<name>_equal".
     """
     settings = run.settings
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
         called, changes = (name, {}) if epochs is None else (f"{name}_equal", {"epochs": epochs[name]})
-        groups = {"combinations"} if name in settings.combinations else set()
+        mixed = settings.combinations.get(name)
+        if (mixed.base if mixed else name) in AVERAGED:
+            changes |= {"ema": settings.average, "ema_start": settings.average_start}
+        groups = {"combinations"} if mixed else set()
         alone = {name, *groups, *(["equal"] if epochs else [])} & set(settings.one_seed)
         seeds = list(settings.seeds[:1] if alone else settings.seeds)
         trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)

@@ -194,11 +194,11 @@ class RAATSharp:
 
     Always in the form of its code: `form` of the settings does not reach it, the paper has no equations of its own for it.
     The attack meets batch norm in training mode, each augmentation on its own; the averaged model says what
-    is right; the cross-entropy sees the first augmentation alone; DICAR begins with epoch `dicar_from` (from 0).
+    is right; the cross-entropy sees the first augmentation alone; DICAR begins at the share `dicar_from` of the steps.
     """
 
     attack: Attack
-    dicar_from: int
+    dicar_from: float
     eta: float = ETA  # η
     weight: float = 1.0  # λ
     gamma: float = GAMMA  # γ
@@ -209,7 +209,7 @@ class RAATSharp:
         """Terms "ce", "dicar" and "total", and the partition's shares. Raises InputError without an averaged model."""
         if step.averaged is None:
             raise InputError("ema = 0: RAAT# needs the moving average of the weights; the paper's decay is 0.999")
-        aligning = self.dicar and step.epoch >= self.dicar_from
+        aligning = self.dicar and step.index >= self.dicar_from * step.total
         views = [batch.augment(batch.images) for _ in range(2 if aligning else 1)]
         full = [self.attack(model, view, batch.labels) for view in views]
         reduced = views[0] + self.eta * (full[0] - views[0])

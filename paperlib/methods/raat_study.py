@@ -151,8 +151,7 @@ def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
     """RAAT# and, in the same framework, WA: PGD-AT with the weights averaged (Table 3)."""
     if not settings.sharp:
         return {}
-    epochs = settings.sharp.get("epochs", settings.epochs)
-    begin = round(settings.sharp.get("ema_start", settings.ema_start) * epochs)
+    begin = settings.sharp.get("ema_start", settings.ema_start)
     sharp = partial(RAATSharp, training_attack(settings), begin, settings.eta, settings.weight, settings.gamma)
     return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
 
