@@ -39,7 +39,7 @@ classes_per_step: int = None  # K of PAG
 neighbors: int = None
 eta: float = None  # η of RAAT
 average: float = None  # decay per step of the weights' moving average in WA and RAAT#
-average_start: float = None  # share of the training before which it is a copy
+average_start: float = None  # share of the training before which it is a copy, and RAAT# has no DICAR
 oracle: str = None  # exact · learned
 depth_images: int = None
 depth_epochs: int = None
@@ -104,7 +104,7 @@ run
 # ## Data, and what each defence costs
 # Multiplications of a training step over those of plain training, counted and not timed: convolutions and matrix products of all
 # passes, the attack's and second derivatives' among them. Of DICAR, which takes only images that are right, the most that it can be;
-# of RIGD without the training of its teacher.
+# of RIGD without the training of its teacher, which counts nowhere below: not at equal compute, nor on the front.
 # "equal" is the number of epochs in which each takes as many as the reference, rounded; beside it what that comes to.
 
 # %%
@@ -117,8 +117,9 @@ figures.contact_sheet(run, images.train)
 # %%
 network = training.build(s, images, 0)
 study.check(s, network, sample)
-methods = study.methods(s, images.train, network, run.device, teacher=network)  # which costs as much as a trained one
-cost = matrix.costs(methods, network, images, s.epochs, run.device)
+untrained = training.build(s, images, 0)  # costs as much as a trained teacher
+methods = study.methods(s, images.train, network, run.device, untrained)
+cost = matrix.costs(methods, network, images, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
 tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
 
@@ -128,14 +129,15 @@ tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a st
 #
 # $$\mathcal{L} = \mathcal{L}_{base} + \sum_i w_i \, \mathcal{L}_i.$$
 #
-# What another notebook trained by the same recipe is taken from there. PGD-AT comes first: its first seed is RIGD's teacher.
+# What another notebook trained by the same recipe is taken from there. PGD-AT comes first: its first seed is
+# the teacher of every seed of RIGD.
 
 # %%
 source.show(combined.Combined.loss)
 
 # %%
-first = study.train(run, {"pgd_at": methods["pgd_at"]}, images, training.train_each)
-methods = study.methods(s, images.train, network, run.device, teacher=first["pgd_at"][s.seeds[0]])
+teachers = study.train(run, {"pgd_at": methods["pgd_at"]}, images, training.train_each)["pgd_at"]
+methods = study.methods(s, images.train, network, run.device, teachers[s.seeds[0]])
 trained = study.train(run, methods, images, training.train_each)
 judge = training.judge(run, images)
 longer = study.train(run, methods, images, training.train_each, equal) if equal else {}
@@ -203,7 +205,7 @@ tables.save(run, models[[name for name in matrix.MEASURES if name in models]], "
 # %%
 learnt = matrix.learnt(models, table, len(images.test.classes))
 left_out = models[~models.index.isin(learnt.index)]
-left_out.index.to_frame(index=False)
+tables.save(run, left_out[["clean", "autoattack"]], "left_out", "Accuracy of what has hardly learnt.", 2)
 
 # %%
 tells = matrix.predictors(learnt, "autoattack")

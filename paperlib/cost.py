@@ -15,17 +15,15 @@ from paperlib.methods.baselines import Standard
 SHARES = tuple((part + 0.5) / 10 for part in range(10))
 
 
-def relative(method: Method, model: nn.Module, batch: Batch, epochs: int = 100) -> float:
+def relative(method: Method, model: nn.Module, batch: Batch) -> float:
     """Multiplications of a step of `method` over those of a plain step on the same batch, the mean over a training.
 
     Counted are convolutions and matrix products, of passes forward and backward, of the attack, and of second derivatives;
     elementwise work is not. 1 is plain training. A method that works on some images alone, those that are right say, is
-    counted on this model's: give it the model's own answers as labels for the most that it can take. The model is not
-    changed.
+    counted on this model's: give it the model's own answers as labels for the most that it can take. The model stands for
+    the average of its weights too, where a method asks that. It is not changed.
     """
-    total = sum(
-        flops(method, model, batch, Step(round(share * 1000), 1000, int(share * epochs), model)) for share in SHARES
-    )
+    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, 0, averaged=model)) for share in SHARES)
     return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))
 
 

@@ -168,7 +168,7 @@ def within(parts: Mapping[str, pd.DataFrame], robust: str) -> pd.DataFrame:
 # What it costs -----------------------------------------------------------------------------------------------------
 
 
-def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, epochs: int, device: torch.device) -> pd.Series:
+def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, device: torch.device) -> pd.Series:
     """Each defence's step in plain steps: multiplications counted, see `cost`.
 
     On a batch whose labels are the untrained model's own answers, so that terms on right images alone (DICAR) count in
@@ -184,7 +184,7 @@ def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, epochs:
     for name, method in methods.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            found[name] = cost.relative(method, probe, batch, epochs)
+            found[name] = cost.relative(method, probe, batch)
     return pd.Series(found, name="cost")
 
 

@@ -39,17 +39,21 @@ def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Ten
 def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
     """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
 
-    The ratio is of medians over the images that both have right, with its 95 % interval (see `median_ratio`).
+    `found` is of `evaluation.distances_each`. The ratio is of medians over the images that both have right and the seeds
+    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common.
     """
+    each = {key: part.set_index("seed")["each"] for key, part in found.groupby(["attack", "method"], sort=False)}
     rows = []
-    for (attack, method), part in found.groupby(["attack", "method"], sort=False):
-        own = np.stack(list(part["each"]))
-        correct = np.sort(own[own > 0])
-        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((own > 0).mean())}
+    for (attack, method), own in each.items():
+        values, theirs = np.stack(list(own)), each[attack, against]
+        correct = np.sort(values[values > 0])
+        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((values > 0).mean())}
         row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
-        row["failed (%)"] = 100 * float(np.isinf(own).mean())
-        theirs = np.stack(list(found[(found["attack"] == attack) & (found["method"] == against)]["each"]))
-        row["ratio"], row["low"], row["high"] = median_ratio(own, theirs)
+        row["failed (%)"] = 100 * float(np.isinf(values).mean())
+        row["ratio"] = row["low"] = row["high"] = math.nan
+        if seeds := [seed for seed in own.index if seed in theirs.index]:
+            first, second = (np.stack([part[seed] for seed in seeds]) for part in (own, theirs))
+            row["ratio"], row["low"], row["high"] = median_ratio(first, second)
         rows.append(row)
     return pd.DataFrame(rows).set_index(["attack", "method"])
 

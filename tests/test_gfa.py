@@ -524,6 +524,13 @@ def test_distances_become_medians_ratios_and_accuracies() -> None:
     assert table.loc[("ddn", "deep"), "ratio"] == 8 / 1  # of images 1 to 3: 4, ∞, 8 against 1, 1, 2
     assert table.loc[("ddn", "deep"), "failed (%)"] == 20
     assert table.loc[("ddn", "standard"), "ratio"] == 1
+    fewer = found[(found["method"] == "standard") | (found["seed"] == 1)]
+    again = distance_table(fewer.assign(seed=fewer["seed"].where(fewer["method"] == "deep", 1 - fewer["seed"])), "standard")
+    assert again.loc[("ddn", "deep"), "ratio"] == 8 / 1  # of the seed that both have, in whatever order
+    assert again.loc[("ddn", "deep"), "failed (%)"] == 20
+    apart = distance_table(found[(found["method"] == "deep") == (found["seed"] == 1)], "standard")
+    assert np.isnan(apart.loc[("ddn", "deep"), "ratio"])
+    assert apart.loc[("ddn", "deep"), "median"] == 4
     rows = study.distance_rows(found, 1.5).set_index(["method", "seed"])
     assert rows.loc[("standard", 0), "accuracy"] == pytest.approx(0.4)
     assert rows.loc[("deep", 1), "accuracy"] == pytest.approx(0.8)

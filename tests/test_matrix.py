@@ -130,20 +130,25 @@ def test_what_only_tells_the_kinds_apart_tells_nothing_within_one() -> None:
 
 def test_a_model_that_has_hardly_learnt_tells_nothing() -> None:
     """By its own clean accuracy, not its method's; without any model there is no correlation, and no error."""
-    index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("b", 0), ("b_equal", 0)], names=["method", "seed"])
-    models_ = pd.DataFrame({"autoattack": 0.1, "flatness": range(4), "small_gradient": 0.0}, index=index)
-    rows = [(*key, "clean", low) for key, low in zip(index, (0.18, 0.2, 0.9, 0.19), strict=True)]
-    rows += [(*key, "fgsm", 0.0) for key in index]
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "low"])
+    index = pd.MultiIndex.from_tuples(
+        [("a", 0), ("a", 1), *[(name, 0) for name in "bcdefghijkl"]], names=["method", "seed"]
+    )
+    values = np.arange(13.0)
+    models_ = pd.DataFrame({"autoattack": values, "flatness": values, "small_gradient": values % 5}, index=index)
+    low = pd.Series(0.9, index).mask(index == ("a", 0), 0.18).mask(index == ("b", 0), 0.19)
+    table = low.rename("low").reset_index().assign(measure="clean")
+    table = pd.concat([table, table.assign(measure="fgsm", low=0.0)])
     found = matrix.learnt(models_, table, 10)  # of ten classes a tenth is chance, and a tenth of the way up 0.19
-    assert list(found.index) == [("a", 1), ("b", 0)]
-    assert [list(part.index) for part in matrix.kinds(found, {"b"}).values()] == [[("b", 0)], [("a", 1)]]
+    assert list(models_.index.difference(found.index)) == [("a", 0), ("b", 0)]
+    halves = matrix.kinds(found, set("cdefg"))
+    assert [len(part) for part in halves.values()] == [5, 6]
     nobody = matrix.learnt(models_, table.assign(low=0.0), 10)
-    assert nobody.empty
-    none = matrix.predictors(nobody, "autoattack")
-    assert list(none.index) == ["flatness", "small_gradient"]
-    assert none[["ρ", "beside the gradient"]].isna().all(axis=None)
-    assert matrix.within(matrix.kinds(nobody, {"b"}), "autoattack").xs("value", axis=1, level=1).isna().all(axis=None)
+    for some, told in ((found, True), (nobody, False)):
+        whole = matrix.predictors(some, "autoattack")
+        assert list(whole.index) == ["flatness", "small_gradient"]
+        assert whole["ρ"].notna().all(axis=None) == whole.loc["flatness", "beside the gradient"].notna().all() == told
+        within = matrix.within(matrix.kinds(some, set("cdefg")), "autoattack")
+        assert within.xs("value", axis=1, level=1).notna().all(axis=None) == told
 
 
 def test_who_trains_on_adversarial_images_is_known_of_combinations_too() -> None:
@@ -293,6 +298,9 @@ def test_wrong_settings_are_refused_with_the_right_ones() -> None:
         ({"equal_compute": "trades"}, "equal_compute = trades"),
         ({"data": "cifar10"}, "oracle exact"),
         ({"defences": "[standard, pgd_at, wa]", "average": 0}, "average = 0"),
+        ({"average": 1.0}, "average"),
+        ({"average_start": 1.0}, "average_start"),
+        ({"combinations": "{x: {base: pgd_at, add: {raat_sharp: 1}}}"}, "raat_sharp cannot be added"),
         ({"defences": "[standard, pgd_at, raat_sharp]", "weights": "{}", "combinations": "{}"}, "none for raat_sharp"),
         ({"layer": "null"}, "a convolutional network needs one"),
         ({"crop_fill": "0.5"}, "crop_fill must be reflect"),
@@ -319,7 +327,7 @@ def test_rigd_distils_its_teacher() -> None:
     for teacher, aligned in ((copy.deepcopy(model), True), (other, False)):
         methods = matrix_study.methods(settings, data, model, torch.device("cpu"), teacher)
         assert (float(methods["rigd"].loss(model, batch, Step(0, 1, 0))["misalignment"].detach()) < 1e-5) == aligned
-    cost = matrix.costs(methods, model, Splits(data, data, data), 1, torch.device("cpu"))
+    cost = matrix.costs(methods, model, Splits(data, data, data), torch.device("cpu"))
     assert cost["rigd"] > cost["class_mean"] + 0.3  # a plain step is three passes, the teacher's gradient two
 
 

@@ -40,7 +40,7 @@ from paperlib.methods.ramped import ramped
 from paperlib.oracles import Oracle, Target
 from paperlib.runs import Run
 from paperlib.saliency import Attention, activated, attended
-from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp, Share
+from paperlib.settings import Count, DepthSettings, Positive, Radius, Ramp
 
 Name = Literal[
     "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
@@ -59,6 +59,8 @@ AVERAGED: set[Name] = {"wa", "raat_sharp"}  # of which a moving average of the w
 ON_ADVERSARIAL: set[Name] = {  # images in training
     "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
 }  # fmt: skip
+WEIGHTED = {*TERMS, "raat_sharp"}  # have a weight of their own
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
 DEEP = 3  # layers
 
@@ -73,6 +75,10 @@ class Combination(BaseModel):
 
     @model_validator(mode="after")
     def _own_terms(self) -> Self:
+        if "raat_sharp" in self.add:
+            raise ValueError(
+                "raat_sharp cannot be added, its DICAR needs the average of the weights; raat adds DICAR without"
+            )
         if without := set(self.add) - set(TERMS):
             raise ValueError(f"{', '.join(sorted(without))} has no term of its own; {', '.join(TERMS)} have")
         return self
@@ -90,8 +96,10 @@ class MatrixSettings(DepthSettings):
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
     neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
-    average: Share  # decay per step of the weights' moving average in WA and RAAT#
-    average_start: Share  # share of the training before which the average is a copy, and RAAT# has no DICAR
+    average: BelowOne  # decay per step of the weights' moving average in WA and RAAT#
+    average_start: (
+        BelowOne  # share of the steps before which RAAT# has no DICAR, and, in whole epochs, the average is a copy
+    )
     oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
     task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
     landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
@@ -125,7 +133,7 @@ class MatrixSettings(DepthSettings):
                     f"{', '.join(sorted({'judge', *GROUPS}))}"
                 )
         used = {*self.defences, *(one.base for one in self.combinations.values())}
-        needed = {name for name in used if name in TERMS or name == "raat_sharp"}
+        needed = used & WEIGHTED
         if bare := needed - set(self.weights):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
         if used & AVERAGED and not self.average:
@@ -184,7 +192,7 @@ def methods(
     """
     seed, uniform = settings.seeds[0], training_attack(settings)
     normal = training_attack(settings, start_deviation=START)
-    sharp = partial(RAATSharp, uniform, settings.average_start, settings.eta)
+    sharp = partial(RAATSharp, uniform, settings.average_start)
     names = layers(model, train)
 
     def pag(pool: Callable[[], torch.Tensor]) -> Callable[[float], Method]:
@@ -215,7 +223,7 @@ def methods(
         "raat": lambda weight: RAAT(uniform, settings.eta, weight),
         "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, weight, boosted=True),
         "wa": lambda weight: sharp(bound=False, dicar=False),
-        "raat_sharp": sharp,
+        "raat_sharp": partial(sharp, settings.eta),
         "daat": daat,
     }
 
