@@ -76,9 +76,7 @@ class Combination(BaseModel):
     @model_validator(mode="after")
     def _own_terms(self) -> Self:
         if "raat_sharp" in self.add:
-            raise ValueError(
-                "raat_sharp cannot be added, its DICAR needs the average of the weights; raat adds DICAR without"
-            )
+            raise ValueError("raat_sharp cannot be added: its DICAR needs the average of the weights, raat's does not")
         if without := set(self.add) - set(TERMS):
             raise ValueError(f"{', '.join(sorted(without))} has no term of its own; {', '.join(TERMS)} have")
         return self
@@ -97,9 +95,7 @@ class MatrixSettings(DepthSettings):
     neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
     average: BelowOne  # decay per step of the weights' moving average in WA and RAAT#
-    average_start: (
-        BelowOne  # share of the steps before which RAAT# has no DICAR, and, in whole epochs, the average is a copy
-    )
+    average_start: BelowOne  # share before which RAAT# has no DICAR, and, to the nearest epoch, the average is a copy
     oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
     task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
     landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
