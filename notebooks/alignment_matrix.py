@@ -117,8 +117,7 @@ figures.contact_sheet(run, images.train)
 # %%
 network = training.build(s, images, 0)
 study.check(s, network, sample)
-untrained = training.build(s, images, 0)  # costs as much as a trained teacher
-methods = study.methods(s, images.train, network, run.device, untrained)
+methods = study.methods(s, images.train, network, run.device, training.build(s, images, 0))  # a teacher to count with
 cost = matrix.costs(methods, network, images, run.device)
 equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
 tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
