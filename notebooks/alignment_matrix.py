@@ -95,7 +95,8 @@ from paperlib import audit, claims, evaluation, figures, focus, landscape, matri
 from paperlib.data import load, subset
 from paperlib.methods import combined, pag_study
 from paperlib.methods import matrix_study as study
-from paperlib.minimum_norm import distance_table, l2_attacks, pixel_attacks
+from paperlib.minimum_norm import l2_attacks, pixel_attacks
+from paperlib.statistics import distance_table
 
 run = runs.start("alignment_matrix", globals())
 run

@@ -91,7 +91,8 @@ from paperlib import audit, claims, evaluation, figures, landscape, runs, source
 from paperlib.data import load, subset
 from paperlib.methods import baselines, gfa
 from paperlib.methods import gfa_study as study
-from paperlib.minimum_norm import distance_table, l2_attacks, pixel_attacks
+from paperlib.minimum_norm import l2_attacks, pixel_attacks
+from paperlib.statistics import distance_table
 
 run = runs.start("gfa_landscape", globals())
 run

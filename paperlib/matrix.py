@@ -130,9 +130,13 @@ def learnt(models: pd.DataFrame, table: pd.DataFrame, classes: int) -> pd.DataFr
 
 def kinds(models: pd.DataFrame, adversarial: Collection[str]) -> dict[str, pd.DataFrame]:
     """The models that trained on adversarial images, whose methods `adversarial` names, and the others."""
-    methods = models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
-    members = methods.isin(adversarial)
+    members = _methods(models).isin(adversarial)
     return {"trained on adversarial images": models[members], "trained on clean images": models[~members]}
+
+
+def _methods(models: pd.DataFrame) -> pd.Index:
+    """The method of each model; of equal compute as of the protocol's own."""
+    return models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
 
 
 def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
@@ -142,7 +146,7 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
     its low and high; models. The intervals (95 %) are over methods, whose seeds and longer trainings come and go together.
     """
     rows, models = {}, models.drop_duplicates()
-    groups = models.index.get_level_values("method").astype(str).str.removesuffix("_equal").to_numpy()
+    groups = _methods(models).to_numpy()
     for name in [name for name in MEASURES if name in models]:
         known = models[[name, robust, CONTROL]].notna().all(axis=1).to_numpy()
         x, y, control = (models.loc[known, column].to_numpy() for column in (name, robust, CONTROL))

@@ -13,14 +13,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, each_image, lengths, margin
 from paperlib.files import InputError
-from paperlib.statistics import median_ratio
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
 
@@ -34,28 +32,6 @@ def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Ten
         wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
     found = lengths(adversarial - images, norm).where(fooled, torch.inf)
     return found.masked_fill(wrong, 0)
-
-
-def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
-    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
-
-    `found` is of `evaluation.distances_each`. The ratio is of medians over the images that both have right and the seeds
-    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common.
-    """
-    each = {key: part.set_index("seed")["each"] for key, part in found.groupby(["attack", "method"], sort=False)}
-    rows = []
-    for (attack, method), own in each.items():
-        values, theirs = np.stack(list(own)), each[attack, against]
-        correct = np.sort(values[values > 0])
-        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((values > 0).mean())}
-        row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
-        row["failed (%)"] = 100 * float(np.isinf(values).mean())
-        row["ratio"] = row["low"] = row["high"] = math.nan
-        if seeds := [seed for seed in own.index if seed in theirs.index]:
-            first, second = (np.stack([part[seed] for seed in seeds]) for part in (own, theirs))
-            row["ratio"], row["low"], row["high"] = median_ratio(first, second)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(["attack", "method"])
 
 
 # Foolbox -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Intervals of what is measured by image: of a mean, and of a ratio of medians."""
+"""Intervals: of a mean, of a ratio of median distances and the table of them, of a rank correlation."""
 
 import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata, t
 
 from paperlib.files import InputError
@@ -47,6 +49,28 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
         else:
             low, high = min(low, float(np.nanmin(own, initial=low))), math.inf
     return value, float(low), float(high)
+
+
+def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
+    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
+
+    `found` is of `evaluation.distances_each`. The ratio is of medians over the images that both have right and the seeds
+    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common.
+    """
+    each = {key: part.set_index("seed")["each"] for key, part in found.groupby(["attack", "method"], sort=False)}
+    rows = []
+    for (attack, method), own in each.items():
+        values, theirs = np.stack(list(own)), each[attack, against]
+        correct = np.sort(values[values > 0])
+        row: dict[str, Any] = {"attack": attack, "method": method, "correct (%)": 100 * float((values > 0).mean())}
+        row["median"] = float(correct[(len(correct) - 1) // 2]) if len(correct) else math.nan
+        row["failed (%)"] = 100 * float(np.isinf(values).mean())
+        row["ratio"] = row["low"] = row["high"] = math.nan
+        if seeds := [seed for seed in own.index if seed in theirs.index]:
+            first, second = (np.stack([part[seed] for seed in seeds]) for part in (own, theirs))
+            row["ratio"], row["low"], row["high"] = median_ratio(first, second)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["attack", "method"])
 
 
 def _median(values: np.ndarray) -> np.ndarray:

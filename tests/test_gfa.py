@@ -18,8 +18,8 @@ from paperlib.files import InputError
 from paperlib.methods import Batch, Step, baselines, gfa
 from paperlib.methods import gfa_study as study
 from paperlib.methods.gfa import GFA
-from paperlib.minimum_norm import distance_table
 from paperlib.radial import into_cone, pgd_in_cone, radial
+from paperlib.statistics import distance_table
 
 STEP = Step(0, 10, 0)
 LABELS = torch.tensor([0, 1, 2, 3])

@@ -30,10 +30,10 @@ from paperlib.geometry import weighted_layers
 from paperlib.methods import Method, outputs
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
-from paperlib.minimum_norm import distance_table
 from paperlib.radial import pgd_in_cone, radial
 from paperlib.runs import Run, method_of
 from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, check_changes
+from paperlib.statistics import distance_table
 
 ARMS = {"first": 1, "deep": 3}  # layers that are aligned
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
