@@ -28,7 +28,7 @@ from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import Splits, folder, load, scenes
 from paperlib.evaluation import evaluate
 from paperlib.files import InputError, read_json, root, write_json, write_text
-from paperlib.geometry import cosine
+from paperlib.geometry import all_classes, cosine
 from paperlib.methods import Batch, Step, pag
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, RAATSharp
@@ -260,12 +260,12 @@ class PlainWay(pag.PAG):
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         total = F.cross_entropy(model(batch.images).float(), batch.labels)
-        targets = self.targets(batch.images, range(10))
+        targets = self.targets(batch.images, all_classes(batch.images, 10))
         for label in range(10):
             x = batch.images.detach().requires_grad_(True)
             out = model(x).float().log_softmax(1)[:, label].sum()
             (gradient,) = torch.autograd.grad(out, x, create_graph=True)
-            total = total + self.weight * (1 - cosine(gradient, targets[label])).mean()
+            total = total + self.weight * (1 - cosine(gradient, targets[:, label])).mean()
         return {"total": total}
 
 
@@ -278,9 +278,9 @@ class Batched(pag.PAG):
         picks = torch.eye(10)[:, None, :].expand(10, len(x), 10)
         (gradients,) = torch.autograd.grad(logits.log_softmax(1), x, picks, create_graph=True, is_grads_batched=True)
         total = F.cross_entropy(logits, batch.labels)
-        targets = self.targets(batch.images, range(10))
+        targets = self.targets(batch.images, all_classes(batch.images, 10))
         for label in range(10):
-            total = total + self.weight * (1 - cosine(gradients[label], targets[label])).mean()
+            total = total + self.weight * (1 - cosine(gradients[label], targets[:, label])).mean()
         return {"total": total}
 
 

@@ -115,8 +115,12 @@ def ascent(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
 
 
-def _into(images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None) -> Tensor:
-    # Clamping to the box moves every pixel toward the image, so it does not leave the ball.
+def _into(
+    images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None, box_first: bool = False
+) -> Tensor:
+    """Into the ball and the box. Either order ends in both: each moves every image toward its clean one."""
+    if box_first and box is not None:
+        return images + project(adversarial.clamp(*box) - images, eps, norm)
     adversarial = images + project(adversarial - images, eps, norm)
     return adversarial if box is None else adversarial.clamp(*box)
 
@@ -138,22 +142,27 @@ def pgd(
     targets: Tensor | None = None,
     random_start: bool = True,
     start_deviation: float | None = None,
+    start_in_box: bool = False,
     restarts: int = 1,
     best: bool = False,
     box: tuple[float, float] | None = BOX,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of one length in its norm.
 
-    `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is
-    uniform in the cube of half-width `eps`, projected into the ball; with `start_deviation` it is normal of that deviation
-    instead (TRADES and MART: 0.001). Each restart keeps, image by image, the strongest result so far. `kappa` is that of
-    the margin loss. `best` is no longer paper-exact: an image leaves the batch with the first iterate that fools the
-    model, which is never weaker than the last iterate and several times as fast. `box` None leaves points unbounded.
+    `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is uniform
+    in the cube of half-width `eps`, projected into the ball. With `start_deviation` it is normal of that deviation instead,
+    and not projected before the first step (TRADES and MART: 0.001). `start_in_box` is L2 as in RAAT's code: the start is
+    uniform in the box, and each step is clipped to the box before it is projected into the ball. Each restart keeps, image
+    by image, the strongest result so far. `kappa` is that of the margin loss. `best` is no longer paper-exact: an image
+    leaves the batch with the first iterate that fools the model, which is never weaker than the last iterate and several
+    times as fast. `box` None leaves points unbounded.
     """
     if loss == "kl" and targets is not None:
         raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
     if kappa < math.inf and targets is not None:
         raise InputError(f"kappa = {kappa:g} bounds how far a wrong class leads; leave it out with targets")
+    if start_in_box and box is None:
+        raise InputError("start_in_box needs a box, such as (0, 1); box is None")
     with torch.no_grad():
         clean = model(images).detach() if loss == "kl" else None
     aims = labels if targets is None else targets
@@ -165,10 +174,14 @@ def pgd(
 
     def run() -> Tensor:
         adversarial = images.clone()
+        into = partial(_into, eps=eps, norm=norm, box=box, box_first=start_in_box)
         if random_start:
             noise = torch.empty_like(images)
-            noise = noise.uniform_(-eps, eps) if start_deviation is None else noise.normal_(0, start_deviation)
-            adversarial = _into(images, images + noise, eps, norm, box)
+            if start_deviation is not None:
+                adversarial = images + noise.normal_(0, start_deviation)
+            else:
+                start = noise.uniform_(*box) if start_in_box and box else images + noise.uniform_(-eps, eps)
+                adversarial = into(images, start)
         members: Tensor | slice = torch.arange(len(images), device=images.device) if best else slice(None)
         for _ in range(steps):
             current = adversarial[members].detach().requires_grad_(True)
@@ -182,7 +195,7 @@ def pgd(
                 members, current, gradient = members[going], current[going], gradient[going]
                 if not len(members):
                     break
-            moved = _into(images[members], current.detach() + step_size * ascent(gradient, norm), eps, norm, box)
+            moved = into(images[members], current.detach() + step_size * ascent(gradient, norm))
             if isinstance(members, Tensor):
                 adversarial[members] = moved
             else:
@@ -209,10 +222,19 @@ def pgd(
     return kept
 
 
-def training_pgd(*, eps: float, norm: Norm, steps: int, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+def training_pgd(
+    *,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    loss: Loss = "ce",
+    start_deviation: float | None = None,
+    start_in_box: bool = False,
+) -> Attack:
     """PGD as RAAT and DAAT train against it: a random start, and steps that add up to 2.5 ε."""
     size = 2.5 * eps / steps
-    return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, start_deviation=start_deviation)
+    start = {"start_deviation": start_deviation, "start_in_box": start_in_box}
+    return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, **start)  # type: ignore[arg-type]
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:

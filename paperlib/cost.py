@@ -23,8 +23,9 @@ def relative(method: Method, model: nn.Module, batch: Batch) -> float:
     counted on this model's: give it the model's own answers as labels for the most that it can take. The model stands for
     the average of its weights too, where a method asks that. It is not changed.
     """
-    total = sum(flops(method, model, batch, Step(round(share * 1000), 1000, 0, averaged=model)) for share in SHARES)
-    return total / len(SHARES) / flops(Standard(), model, batch, Step(0, 1000, 0))
+    steps = [Step(round(share * 1000), 1000, round(share * 100), averaged=model, epochs=100) for share in SHARES]
+    total = sum(flops(method, model, batch, step) for step in steps)
+    return total / len(SHARES) / flops(Standard(), model, batch, steps[0])
 
 
 def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:

@@ -217,14 +217,14 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
     return save(run, figure, "accuracies", summary)
 
 
-def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, Sequence[int]], list[Tensor]]]) -> Figure:
+def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Figure:
     """The paper's Figure 2: where the image of a set of one is pointed to, g(x, t) of each class, a row a source."""
     image, classes = as_float(example.images).to(run.device), example.classes[:10]
     figure, axes = new(run, len(sources), len(classes) + 1, height=0.56 * len(sources) + 0.2, squeeze=False)
     for row, (source, target) in enumerate(sources.items()):
-        directions = target(image, range(len(classes)))
-        largest = max(float(direction.abs().max()) for direction in directions)  # becomes black or white on mid-grey
-        panels = [image, *(0.5 + direction / (2 * largest) for direction in directions)]
+        (directions,) = target(image, torch.arange(len(classes), device=image.device)[None])
+        largest = float(directions.abs().max())  # becomes black or white on mid-grey
+        panels = [image, *(0.5 + direction[None] / (2 * largest) for direction in directions)]
         names = [f"x: {example.classes[int(example.labels)]}", *classes]
         for axis, panel, name in zip(axes[row], panels, names, strict=True):
             _draw(axis, panel)

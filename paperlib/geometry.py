@@ -26,27 +26,38 @@ def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def scores(logits: Tensor, of: Output) -> Tensor:
-    """What is differentiated, N×C: the log-probabilities (PAG's code) or the logits themselves (its Equation 1)."""
-    return logits.float().log_softmax(1) if of == "log_softmax" else logits.float()
+    """What is differentiated, N×C: the log-probabilities (PAG's code) or the logits themselves (its Equation 1).
 
-
-def class_gradients(scores: Tensor, images: Tensor, classes: Sequence[int], *, create_graph: bool = False) -> list[Tensor]:
-    """∇ₓ f(x)_t for each class t of `classes`, each shaped like `images`, from the `scores` N×C of one forward pass.
-
-    `create_graph` makes them differentiable with respect to the weights. One vector-Jacobian product a class over the
-    shared graph: `benchmarks/` compares it with one forward pass a class and with batched products.
+    In single precision at least.
     """
-    last = len(classes) - 1
-    return [
-        torch.autograd.grad(
-            scores[:, label].sum(), images, create_graph=create_graph, retain_graph=create_graph or position < last
-        )[0]
-        for position, label in enumerate(classes)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(1) if of == "log_softmax" else logits
+
+
+def all_classes(images: Tensor, count: int) -> Tensor:
+    """Every one of `count` classes for each of N images: int64 N×count."""
+    return torch.arange(count, device=images.device).expand(len(images), count)
+
+
+def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
+    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K, from the `scores` N×C of one forward pass: N×K×….
+
+    `create_graph` makes them differentiable with respect to the weights. Each column of `classes` is one vector-Jacobian
+    product over the shared graph: `benchmarks/` compares it with one forward pass a class and with batched products.
+    """
+    last = classes.shape[1] - 1
+    columns = [
+        torch.autograd.grad(column.sum(), images, create_graph=create_graph, retain_graph=create_graph or place < last)[0]
+        for place, column in enumerate(scores.gather(1, classes).unbind(1))
     ]
+    return torch.stack(columns, 1)
 
 
-def input_gradients(model: nn.Module, images: Tensor, classes: Sequence[int], of: Output) -> list[Tensor]:
-    """∇ₓ f(x)_t for each class, detached; the model is used in the mode it is in."""
+def input_gradients(model: nn.Module, images: Tensor, classes: Tensor, of: Output) -> Tensor:
+    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached.
+
+    The model is used in the mode it is in.
+    """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         return class_gradients(scores(model(leaf), of), leaf, classes)

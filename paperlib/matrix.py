@@ -14,7 +14,7 @@ from paperlib import cost
 from paperlib.attacks import Attack, Norm, ascent, evaluating, margin, project
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.evaluation import at_chance
-from paperlib.geometry import alignment_defect, class_gradients, cosine
+from paperlib.geometry import alignment_defect, all_classes, class_gradients, cosine
 from paperlib.methods import Batch, Method
 from paperlib.methods.gfa import aligned
 from paperlib.methods.pag import Targets
@@ -52,10 +52,10 @@ def per_image(
     leaf = images.detach().requires_grad_(True)
     with torch.enable_grad():
         log_probabilities = model(leaf).log_softmax(1)
-        classes = list(range(log_probabilities.shape[1]))
+        classes = all_classes(images, log_probabilities.shape[1])
         gradients = class_gradients(log_probabilities, leaf, classes)
-    pairs = zip(gradients, targets(images, classes), strict=True)
-    found = {"pag_cosine": torch.stack([cosine(gradient, wanted) for gradient, wanted in pairs]).mean(0)}
+    pairs = cosine(gradients.flatten(0, 1), targets(images, classes).flatten(0, 1))
+    found = {"pag_cosine": pairs.view(classes.shape).mean(1)}
     cosines = aligned(model, images, labels, layers, "ce")[1].detach()  # one loss for all, whatever they were trained with
     found |= {f"gfa_cosine_{number}": row for number, row in enumerate(cosines, 1)}
     with torch.no_grad():

@@ -288,8 +288,23 @@ resnet18 = partial(resnet, BasicBlock, (2, 2, 2, 2))
 resnet18_bottleneck = partial(resnet, Bottleneck, (2, 2, 2, 2))
 # He et al. 2016, "Identity Mappings", of basic blocks: 11.17 M parameters.
 preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
-# WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k, so 160 is WRN-28-10: 36.5 M parameters.
-wide_resnet28 = partial(resnet, PreActBlock, (4, 4, 4), stem=16)
+
+
+def wide_resnet28(
+    classes: int, channels: int = 3, width: int = 160, statistics: Statistics | None = None, stem_stride: int = 1
+) -> nn.Sequential:
+    """WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k: 160 is WRN-28-10, 36.5 M parameters.
+
+    Initialised as in RAAT's code: convolutions normal of variance 2 / (k² · outputs), the last bias zero.
+    """
+    model = resnet(PreActBlock, (4, 4, 4), classes, channels, width, statistics, stem_stride, stem=16)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    return model
+
 
 # Strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learn from fewer images.
 # Three blocks behind a stem with batch norm: with six, or layer norm there, it stays at chance for hundreds of steps.

@@ -171,7 +171,7 @@ def fit(
                 if not isinstance(images, Tensor) and index + 1 < len(starts):
                     images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size][rank::world])
                 batch = Batch(as_float(images[members]), labels[members], augment, depth)
-                step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None)
+                step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None, settings.epochs)
                 _draw_from(_mix(seed, epoch, index, rank))
                 rate = learning_rate(settings, step)
                 for group in optimizer.param_groups:

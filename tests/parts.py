@@ -60,6 +60,13 @@ def layers(model: nn.Module) -> tuple[str, ...]:
     return tuple(weighted_layers(model, images()[0][:1]))[:2]
 
 
+class OneClass(PAG):
+    """PAG whose draw follows from each image, so that it is the same in whichever process the image is."""
+
+    def drawn(self, images: Tensor, count: int) -> Tensor:
+        return (1000 * images.flatten(1).sum(1)).long()[:, None] % count
+
+
 METHODS: dict[str, Build] = {
     "standard": lambda model: baselines.Standard(),
     "penalty": lambda model: baselines.GradientPenalty(0.5),
@@ -69,7 +76,9 @@ METHODS: dict[str, Build] = {
     "mart": lambda model: baselines.MART(ATTACK),
     "cons_at": lambda model: baselines.ConsistencyAT(ATTACK),
     "pag": lambda model: PAG(partial(toward, pool()), 0.5),
-    "pag_of_one_class": lambda model: PAG(partial(toward, pool()), 0.5, 1),
+    "pag_of_one_class": lambda model: OneClass(partial(toward, pool()), 0.5, 1),
+    "pag_of_a_shared_class": lambda model: PAG(partial(toward, pool()), 0.5, 1, draw="per_batch"),
+    "pag_in_two_passes": lambda model: OneClass(partial(toward, pool()), 0.5, 1, passes=2),
     "gfa": lambda model: GFA(layers(model), (0.3, 0.2)),
     "gfa_with_an_aim": lambda model: GFA(layers(model), (0.3, 0.2), aim=0.05, task="ce"),
     "raat": lambda model: RAAT(ATTACK),

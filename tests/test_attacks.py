@@ -315,8 +315,23 @@ def test_a_normal_start_has_the_deviation_that_is_asked_for(norm: attacks.Norm) 
         eps=1.0, norm=norm, steps=0, step_size=0.1, start_deviation=0.001,
     )  # fmt: skip
     assert float((start - images).std()) == pytest.approx(0.001, rel=0.03)
-    tight = attacks.pgd(
-        torch.nn.Flatten(), images, torch.zeros(20, dtype=torch.long),
-        eps=0.0005, norm="linf", steps=0, step_size=0.1, start_deviation=0.001,
-    )  # fmt: skip
-    assert float((tight - images).abs().max()) <= 0.0005 + 1e-7
+    with_steps = partial(attacks.pgd, eps=0.0005, norm=norm, steps=1, step_size=0.1, start_deviation=0.001)
+    ended = with_steps(torch.nn.Flatten(), images, torch.zeros(20, dtype=torch.long))
+    assert float(attacks.lengths(ended - images, norm).max()) <= 0.0005 + 1e-7
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_l2_from_the_box_ends_in_ball_and_box(seed: int) -> None:
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    torch.manual_seed(seed)
+    attack = partial(attacks.pgd, eps=0.5, norm="l2", step_size=0.2, start_in_box=True)
+    for steps in (0, 3):
+        found = attack(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), images, torch.arange(6) % 3, steps=steps
+        )
+        assert float(attacks.lengths(found - images, "l2").max()) <= 0.5 + 1e-6
+        assert float(found.min()) >= -1e-7
+        assert float(found.max()) <= 1 + 1e-7
+    with pytest.raises(InputError, match="box is None"):
+        attack(torch.nn.Flatten(), images, torch.arange(6) % 3, steps=1, box=None)

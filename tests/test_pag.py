@@ -1,4 +1,3 @@
-from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +10,7 @@ from paperlib import models
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import ImageSet
 from paperlib.files import InputError
-from paperlib.geometry import class_gradients, cosine, distance_to_boundary, input_gradients, scores
+from paperlib.geometry import all_classes, class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Step, baselines, pag, pag_study
 
 STEP = Step(0, 1, 0)
@@ -53,8 +52,8 @@ def test_class_gradients_are_finite_differences_of_the_log_softmax() -> None:
     net = smooth_net()
     images = torch.rand(2, 2, 4, 4, dtype=torch.float64)
     for of in ("log_softmax", "logit"):
-        gradients = input_gradients(net, images, [0, 2], of)
-        for label, gradient in zip((0, 2), gradients, strict=True):
+        gradients = input_gradients(net, images, torch.tensor([[0, 2], [0, 2]]), of)
+        for label, gradient in zip((0, 2), gradients.unbind(1), strict=True):
             step = torch.zeros_like(images)
             step[:, 1, 2, 3] = 1e-6
 
@@ -88,9 +87,7 @@ def equation_1(net: nn.Module, batch: Batch, targets: Tensor, weight: float) -> 
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_loss_and_its_gradient_are_equation_1(batch: Batch, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pag, "scores", lambda logits, of: logits.log_softmax(1))  # in float64 to the end
-    monkeypatch.setattr(Tensor, "float", lambda self: self)
+def test_loss_and_its_gradient_are_equation_1(batch: Batch, norm: bool) -> None:
     net, targets = smooth_net(norm=norm), torch.rand(3, 2, 4, 4, dtype=torch.float64)
     method = pag.PAG(partial(pag.toward, targets.unsqueeze(1)), weight=0.7)
     ours = method.loss(net, batch, STEP)["total"]
@@ -116,47 +113,24 @@ def test_loss_and_its_gradient_are_equation_1(batch: Batch, norm: bool, monkeypa
     torch.testing.assert_close((values[0] - values[1]) / 2e-6, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("draw", ["per_image", "per_batch"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_sampled_classes_are_unbiased_in_loss_and_gradient(
-    batch: Batch, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The mean over every set of K classes that can be drawn is the sum over all C."""
+def test_sampled_classes_are_unbiased_where_no_image_enters_anothers_gradient(batch: Batch, count: int, draw: str) -> None:
+    """The mean over many draws of K classes is the sum over all C, in loss and gradient, without batch statistics."""
     torch.manual_seed(2)
-    net, pool = smooth_net(norm=True), torch.rand(3, 1, 2, 4, 4, dtype=torch.float64)
+    net, pool = smooth_net(), torch.rand(3, 1, 2, 4, 4, dtype=torch.float64)
     targets = partial(pag.toward, pool)
 
     def outcome(classes: int | None) -> Tensor:
-        total = pag.PAG(targets, 0.5, classes).loss(net, batch, STEP)["total"]
+        total = pag.PAG(targets, 0.5, classes, draw=draw).loss(net, batch, STEP)["total"]  # type: ignore[arg-type]
         slopes = torch.autograd.grad(total, list(net.parameters()))
         return torch.cat([total.detach().view(1), *[slope.flatten() for slope in slopes]])
 
     whole = outcome(None)
-    sets = {1: [(0,), (1,), (2,)], 2: [(0, 1), (0, 2), (1, 2)]}[count]
-    draws: Iterator[tuple[int, ...]] = iter(sets)
-
-    def drawn(_: int) -> Tensor:
-        chosen = next(draws)
-        return torch.tensor([*chosen, *(label for label in range(3) if label not in chosen)])
-
-    monkeypatch.setattr(torch, "randperm", drawn)
-    parts = torch.stack([outcome(count) for _ in sets])
-    assert not torch.allclose(parts[0], parts[1])
-    torch.testing.assert_close(parts.mean(0), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_every_class_is_drawn_as_often(batch: Batch) -> None:
-    seen: list[int] = []
-
-    def targets(images: Tensor, classes: Sequence[int]) -> list[Tensor]:
-        seen.extend(classes)
-        return [torch.ones_like(images) for _ in classes]
-
-    net = smooth_net()
-    for _ in range(600):
-        pag.PAG(targets, 1.0, 1).loss(net, batch, STEP)
-    counts = np.bincount(seen, minlength=3)
-    assert len(seen) == 600
-    assert (np.abs(counts - 200) < 60).all()  # five deviations
+    parts = torch.stack([outcome(count) for _ in range(400)])
+    error = (parts.mean(0) - whole).norm()
+    assert error < 3 * parts.std(0).norm() / 20  # the mean's own deviation, three times
+    assert (parts[0] - whole).norm() > error
 
 
 def test_the_target_stays_in_the_frame_of_the_stored_image(batch: Batch) -> None:
@@ -164,14 +138,13 @@ def test_the_target_stays_in_the_frame_of_the_stored_image(batch: Batch) -> None
     net = smooth_net()
     mirrored = Batch(batch.images, batch.labels, lambda images: images.flip(3))
     direction = torch.rand(2, 4, 4, dtype=torch.float64)
-    ours = pag.PAG(lambda images, classes: [direction.expand_as(images) for _ in classes], 1.0).loss(net, mirrored, STEP)[
-        "misalignment"
-    ]
+    targets = lambda images, classes: direction.expand(*classes.shape, *images.shape[1:])  # noqa: E731
+    ours = pag.PAG(targets, 1.0).loss(net, mirrored, STEP)["misalignment"]
     images = batch.images.flip(3).requires_grad_(True)
     out = scores(net(images), "log_softmax")
     expected = sum(
         (1 - cosine(gradient.flip(3), direction.expand_as(images))).mean()
-        for gradient in class_gradients(out, images, [0, 1, 2], create_graph=True)
+        for gradient in class_gradients(out, images, all_classes(images, 3), create_graph=True).unbind(1)
     )
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
@@ -211,13 +184,19 @@ def test_nearest_neighbor_is_equation_3() -> None:
     data = image_set()
     pool, images = pag.sample(data, 10, 0), data.images[:12].float() / 255
     for label in range(3):
-        found = pag.toward(pool, images, [label])[0] + images
+        found = pag.toward(pool, images, torch.full((12, 1), label))[:, 0] + images
         for image, neighbor in zip(images, found, strict=True):
             distances = [(float((other - image).norm()), other) for other in pool[label] if not torch.equal(other, image)]
             torch.testing.assert_close(neighbor, min(distances, key=lambda pair: pair[0])[1])
     # Every image of class 0 is in the pool of class 0: it must not be its own neighbour.
     own = data.images[data.labels == 0].float() / 255
-    assert (pag.toward(pool, own, [0])[0].flatten(1).norm(dim=1) > 0).all()
+    assert (pag.toward(pool, own, torch.zeros(len(own), 1, dtype=torch.long)).flatten(1).norm(dim=1) > 0).all()
+    # Classes of each image's own.
+    classes = torch.tensor([[2, 0], [1, 2]] * 6)
+    mixed = pag.toward(pool, images, classes)
+    for row, column in [(0, 0), (3, 1), (7, 1)]:
+        alone = pag.toward(pool, images[row : row + 1], classes[row : row + 1, column : column + 1])
+        torch.testing.assert_close(mixed[row, column], alone[0, 0])
 
 
 def test_centroids_find_separate_clusters() -> None:
@@ -232,7 +211,7 @@ def test_centroids_find_separate_clusters() -> None:
 def test_distilled_gradients_are_the_teachers_in_evaluation_mode() -> None:
     teacher = models.resnet18(3, channels=2, width=4).train()
     images = torch.rand(3, 2, 8, 8)
-    _, found = pag.distilled(teacher, "log_softmax", images, [0, 1])
+    found = pag.distilled(teacher, "log_softmax", images, torch.tensor([[0, 1]] * 3))[:, 1]
     assert all(module.training for module in teacher.modules())
     teacher.eval()
     x = images.clone().requires_grad_(True)
@@ -274,7 +253,7 @@ def test_alignment_of_a_model_whose_gradients_are_known() -> None:
     found = pag.alignment(
         Template(templates),
         data,
-        lambda images, classes: [directions[label].expand_as(images) for label in classes],
+        lambda images, classes: directions[classes],
         "logit",
         chunk=3,
     )
@@ -286,8 +265,8 @@ def test_alignment_through_batch_statistics_is_that_of_training_mode() -> None:
     model, data = models.resnet18(3, channels=2, width=4).eval(), image_set(8, 3)
     before, directions = model.bn1.running_mean.clone(), torch.randn(3, 2, 4, 4)
 
-    def targets(images: Tensor, classes: Sequence[int]) -> list[Tensor]:
-        return [directions[label].expand_as(images) for label in classes]
+    def targets(images: Tensor, classes: Tensor) -> Tensor:
+        return directions[classes]
 
     evaluated = pag.alignment(model, data, targets)
     found = pag.alignment(model, data, targets, batch_statistics=True)
@@ -301,9 +280,7 @@ def test_alignment_through_batch_statistics_is_that_of_training_mode() -> None:
 
 def test_one_direction_for_all_is_the_best_by_search() -> None:
     data, directions = image_set(4, 3), torch.randn(3, 2, 4, 4)
-    found = pag_study._one_direction(
-        lambda x, classes: [directions[k].expand_as(x) for k in classes], data, torch.device("cpu"), 3
-    )
+    found = pag_study._one_direction(lambda x, classes: directions[classes], data, torch.device("cpu"), 3)
     tried = torch.randn(20000, 1, 32) * 0.05 + torch.nn.functional.normalize(directions.flatten(1), dim=1).mean(0)
     reached = torch.nn.functional.cosine_similarity(tried, directions.flatten(1)[None], dim=2).mean(1)
     assert reached.max() <= found + 1e-6

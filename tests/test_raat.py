@@ -401,10 +401,10 @@ def test_raat_sharp_listens_to_the_averaged_model_and_starts_its_consistency_lat
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight))
     method = RAATSharp(ATTACK, dicar_from=0.3)
-    early = method.loss(model, Batch(IMAGES, labels, Views()), Step(2, 10, 0, averaged))
-    assert float(early["dicar"]) == 0
+    early = method.loss(model, Batch(IMAGES, labels, Views()), Step(2, 10, 2, averaged, 10))
+    assert float(early["dicar"].detach()) == 0
     views = Views()
-    late = method.loss(model, Batch(IMAGES, labels, views), Step(3, 10, 0, averaged))
+    late = method.loss(model, Batch(IMAGES, labels, views), Step(3, 10, 3, averaged, 10))
     assert views.calls == 2
     assert float(late["dicar"]) > 0
     right = averaged(IMAGES).argmax(1) == labels
@@ -450,11 +450,11 @@ def test_raat_sharp_attacks_with_batch_norm_in_training_mode_and_the_others_do_n
     ("method", "expected"),
     [
         (baselines.AdversarialTraining, [True]),
-        (baselines.TRADES, [True, True]),
+        (baselines.TRADES, [True, True, True]),  # the clean images twice
         (baselines.MART, [True, True]),
         (baselines.ConsistencyAT, [True]),  # both views in one batch
-        (RAAT, [False, True, True, True]),  # the predictions; x̃; the clean views; the interpolation
-        (partial(RAAT, boosted=True), [False, True, True, True, True]),
+        (RAAT, [False, True, True, True]),  # the predictions; x̃; the interpolation; the clean views
+        (partial(RAAT, boosted=True), [False, True, True, True, False, True, True]),
         (partial(RAAT, bound=False), [False, True, True, True]),
         (PartitionedAT, [False, True]),
     ],
@@ -491,16 +491,18 @@ def count_passes(method: Any) -> tuple[int, int]:
 def test_a_step_passes_no_more_images_than_it_must() -> None:
     attack = partial(pgd, eps=0.1, norm="linf", steps=10, step_size=0.05)
     assert count_passes(baselines.AdversarialTraining(attack)) == (11 * 8, 11)
-    assert count_passes(baselines.TRADES(partial(attack, loss="kl"))) == (13 * 8, 13)
+    assert count_passes(baselines.TRADES(partial(attack, loss="kl"))) == (14 * 8, 14)
     assert count_passes(baselines.MART(attack)) == (12 * 8, 12)
     assert count_passes(baselines.ConsistencyAT(attack)) == (22 * 8, 11)
     # 2B: ten attack steps, one prediction of x, x′ and x″, the loss, the clean views; B: the interpolation.
     assert count_passes(RAAT(attack)) == (20 * 8 + 6 * 8 + 2 * 8 + 2 * 8 + 8, 14)
-    assert count_passes(RAAT(attack, boosted=True)) == (20 * 8 + 6 * 8 + 6 * 8 + 8, 15)
+    assert count_passes(RAAT(attack, boosted=True)) == (20 * 8 + 6 * 8 + 6 * 8 + 2 * 8 + 8 + 2 * 8, 17)
     assert count_passes(RAAT(attack, form="text"))[1] == 14 + 10 + 1  # the second attack, and the stored images
     assert count_passes(RAAT(attack, bound=False, dicar=False)) == (22 * 8, 11)
-    assert count_passes(RAATSharp(attack, 1)) == (10 * 8 + 3 * 8 + 8, 12)
-    assert count_passes(RAATSharp(attack, 0)) == (20 * 8 + 4 * 8 + 8 + 2 * 8 + 8, 24)
+    # Two attacks that look at their last iterate, four answers, the loss, the interpolation, two clean views, their log.
+    assert count_passes(RAATSharp(attack, 1)) == (2 * 11 * 8 + 4 * 8 + 8 + 8 + 2 * 8 + 8, 31)
+    assert count_passes(RAATSharp(attack, 0)) == (31 * 8, 31)
+    assert count_passes(RAATSharp(attack, 0, bound=False, dicar=False)) == (13 * 8, 13)
 
 
 @pytest.mark.parametrize(("boundary", "other"), [(1.0, 1.0), (0.1, 1.0), (1.0, 0.0)])

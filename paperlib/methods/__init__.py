@@ -28,6 +28,7 @@ class Step:
     total: int
     epoch: int  # from 0
     averaged: nn.Module | None = None  # the moving average of the weights, where the settings keep one
+    epochs: int = 1  # of the whole training
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:

@@ -126,6 +126,8 @@ class TRADES:
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
         clean, attacked = outputs(model, images), outputs(model, adversarial)
+        with torch.no_grad():  # their code passes the clean images twice: its batch-norm statistics weigh them so
+            model(images)
         ce = F.cross_entropy(clean, batch.labels)
         kl = kl_divergence(clean.log_softmax(1), attacked.log_softmax(1)).mean()
         return {"ce": ce, "kl": kl, "total": ce + self.weight * kl}

@@ -1,22 +1,31 @@
 """PAG: input gradients that point toward class representatives (Ganz, Kawar & Elad, "Do Perceptually Aligned Gradients
 Imply Adversarial Robustness?").
 
-What the text leaves open, and what is done here, after the authors' code where it exists:
+The text leaves much open. Where the authors' code decides it, the code is followed:
 
-- The gradient is that of the log-softmax (their code); Equation 1 as printed, of the logit, is `of="logit"`.
-- The target r − x stays in the frame of the image as it is stored: the gradient is taken back through the augmentation.
-- Batch norm uses batch statistics in the forward pass that both loss terms share.
-- Crop and flip are drawn for each image; the authors' code draws one of each for a batch. Their L2 attack starts outside of
-  the ball; here the start is projected into it.
-- Not published, so chosen here: the images of One Image and of Nearest Neighbor (drawn once, by the first seed, for all
-  trainings), the constant of Class Mean and the sample size of Nearest Neighbor (settings), and that RIGD distils the same
-  kind of gradient as it trains.
+- The gradient is that of the log-softmax; Equation 1 as printed, of the logit, is `of="logit"`.
+- With K of the C classes a step, each image draws its own K classes. A class for the whole batch (`draw="per_batch"`) is
+  another loss: through batch norm, each image's score of that class enters the gradient of every other image.
+- The target r − x belongs to the stored image: the gradient is taken back through the augmentation.
+- Batch norm uses batch statistics in every forward pass.
+
+Where this differs from the authors' code:
+
+- Both terms share one forward pass. The authors' second pass, over K copies with a new augmentation, is `passes=2`.
+- Crop and flip are drawn for each image; the authors draw one of each for a batch.
+- The L2 attack starts inside the ball; theirs starts outside.
+- Their λ · ⅔ in the first half of the training is `early=2/3`, not the default: they have it as an option too.
+
+Not published, so chosen here: the images of One Image and of Nearest Neighbor (drawn once, by the first seed, for all
+trainings), the constant of Class Mean, the sample size of Nearest Neighbor, and the kind of gradient that RIGD distils (the
+kind that is trained).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,10 +37,11 @@ from paperlib import distributed
 from paperlib.attacks import evaluating, pgd
 from paperlib.data import ImageSet, as_float
 from paperlib.files import InputError
-from paperlib.geometry import Output, class_gradients, cosine, input_gradients, scores
+from paperlib.geometry import Output, all_classes, class_gradients, cosine, input_gradients, scores
 from paperlib.methods import Batch, Step, outputs
 
-Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]  # g(x, y_t) of images N×… for each of some classes: N×… each
+Targets = Callable[[Tensor, Tensor], Tensor]  # g(x, y_t) of images N×… for each image's classes N×K: N×K×…
+Draw = Literal["per_image", "per_batch"]
 
 
 # Section 4: where the target gradients come from -------------------------------------------------------------------
@@ -70,21 +80,24 @@ def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
     return torch.stack(clusters)
 
 
-def toward(pool: Tensor, images: Tensor, classes: Sequence[int]) -> list[Tensor]:
-    """g(x, y_t) = r − x with r the nearest to x in the pool C×n×… of class y_t, x itself excepted (Equation 3)."""
+def toward(pool: Tensor, images: Tensor, classes: Tensor) -> Tensor:
+    """g(x, y_t) = r − x of images N×… for classes N×K: N×K×… (Equation 3).
+
+    r is the nearest to x in the pool C×n×… of class y_t, x itself excepted.
+    """
+    if pool.shape[1] == 1:
+        return pool[:, 0][classes] - images[:, None]
     exact = "donot_use_mm_for_euclid_dist"  # the fast way does not give zero for equal images
-    directions = []
-    for label in classes:
-        nearest = pool[label][0]
-        if pool.shape[1] > 1:
-            distances = torch.cdist(images.flatten(1), pool[label].flatten(1), compute_mode=exact)
-            nearest = pool[label][distances.masked_fill(distances == 0, torch.inf).argmin(1)]
-        directions.append(nearest - images)
-    return directions
+    nearest = torch.empty(*classes.shape, *images.shape[1:], dtype=pool.dtype, device=images.device)
+    for label in classes.unique().tolist():
+        rows, columns = (classes == label).nonzero(as_tuple=True)
+        distances = torch.cdist(images[rows].flatten(1), pool[label].flatten(1), compute_mode=exact)
+        nearest[rows, columns] = pool[label][distances.masked_fill(distances == 0, torch.inf).argmin(1)]
+    return nearest - images[:, None]
 
 
-def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Sequence[int]) -> list[Tensor]:
-    """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode."""
+def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Tensor) -> Tensor:
+    """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode, N×K×… for classes N×K."""
     with evaluating(teacher):
         return input_gradients(teacher, images, classes, of)
 
@@ -100,6 +113,9 @@ class PAG:
     weight: float  # λ
     classes_per_step: int | None = None  # K of the C classes, drawn anew each step; None: all, as in the paper
     of: Output = "log_softmax"
+    draw: Draw = "per_image"  # who draws the K classes: each image its own, or the batch the same for all
+    passes: Literal[1, 2] = 1  # 2: the gradient term has a forward pass and an augmentation of its own
+    early: float = 1.0  # factor on λ in the first half of the training
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Equation 1, means over the batch: terms "ce", "misalignment" (the sum over classes) and "total".
@@ -109,17 +125,32 @@ class PAG:
         images = batch.images.detach().requires_grad_(True)
         logits = outputs(model, batch.augment(images))
         count = logits.shape[1]
-        classes = distributed.agreed(torch.randperm(count)[: self.classes_per_step].tolist())
-        gradients = class_gradients(scores(logits, self.of), images, classes, create_graph=True)
+        classes = self.drawn(images, count)
+        if self.passes == 2:
+            copies = batch.images.repeat_interleave(classes.shape[1], 0).requires_grad_(True)
+            second = scores(outputs(model, batch.augment(copies)), self.of)
+            found = class_gradients(second, copies, classes.reshape(-1, 1), create_graph=True)
+            gradients = found.view(*classes.shape, *images.shape[1:])
+        else:
+            gradients = class_gradients(scores(logits, self.of), images, classes, create_graph=True)
 
         # L_CE(f(x), y)
         ce = F.cross_entropy(logits, batch.labels)
         # Σ_t L_cos(∇ₓ f(x)_t, g(x, t)), with L_cos = 1 − cosine (Equation 2)
         targets = self.targets(batch.images, classes)
-        each = [(1 - cosine(gradient, target)).mean() for gradient, target in zip(gradients, targets, strict=True)]
-        misalignment = torch.stack(each).sum() * (count / len(classes))
+        misalignment = count * (1 - cosine(gradients.flatten(0, 1), targets.flatten(0, 1))).mean()
         # L_total = L_CE + λ Σ_t L_cos
-        return {"ce": ce, "misalignment": misalignment, "total": ce + self.weight * misalignment}
+        weight = self.weight * (self.early if 2 * step.index < step.total else 1.0)
+        return {"ce": ce, "misalignment": misalignment, "total": ce + weight * misalignment}
+
+    def drawn(self, images: Tensor, count: int) -> Tensor:
+        """The classes of this step for images N×…: int64 N×K of `count` classes, none twice; all of them in order."""
+        if self.classes_per_step is None or self.classes_per_step >= count:
+            return all_classes(images, count)
+        if self.draw == "per_image":
+            return torch.rand(len(images), count, device=images.device).argsort(1)[:, : self.classes_per_step]
+        shared = distributed.agreed(torch.randperm(count)[: self.classes_per_step].tolist())
+        return torch.tensor(shared, device=images.device).expand(len(images), -1)
 
 
 # What is measured about it -----------------------------------------------------------------------------------------
@@ -141,13 +172,13 @@ def alignment(
     """
     device = next(model.parameters()).device
     probe = copy.deepcopy(model).train(batch_statistics)  # whose running statistics may change
-    labels = list(range(len(data.classes)))
     rows = []
     for start in range(0, len(data), chunk):
         images = as_float(data.images[start : start + chunk]).to(device)
-        gradients = input_gradients(probe, images, labels, of)
-        pairs = [cosine(gradient, target) for gradient, target in zip(gradients, targets(images, labels), strict=True)]
-        rows.append(torch.stack(pairs, 1).cpu())
+        classes = all_classes(images, len(data.classes))
+        gradients = input_gradients(probe, images, classes, of)
+        cosines = cosine(gradients.flatten(0, 1), targets(images, classes).flatten(0, 1))
+        rows.append(cosines.view(classes.shape).cpu())
     return torch.cat(rows)
 
 

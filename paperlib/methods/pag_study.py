@@ -15,7 +15,7 @@ from paperlib.attacks import Attack, Norm, autoattack, pgd
 from paperlib.data import ImageSet, Splits, as_float, subset
 from paperlib.external import load_robust_resnet50
 from paperlib.files import digest, read_tensors, write_tensors
-from paperlib.geometry import distance_to_boundary
+from paperlib.geometry import all_classes, distance_to_boundary
 from paperlib.methods import Method
 from paperlib.methods.baselines import AdversarialTraining, Standard
 from paperlib.methods.pag import (
@@ -301,6 +301,6 @@ def _one_direction(targets: Targets, data: ImageSet, device: torch.device, chunk
     lengths = []
     for start in range(0, len(data), chunk):
         images = as_float(data.images[start : start + chunk]).to(device)
-        units = [F.normalize(target.flatten(1), dim=1) for target in targets(images, range(len(data.classes)))]
-        lengths.append(torch.stack(units).mean(0).norm(dim=1))
+        units = F.normalize(targets(images, all_classes(images, len(data.classes))).flatten(2), dim=2)
+        lengths.append(units.mean(1).norm(dim=1))
     return float(torch.cat(lengths).mean())

@@ -13,10 +13,12 @@ equations as printed:
 | DICAR holds for               | images right under both augmentations, mean   | images right as they are stored, Σ / n   |
 | weight of RAAT++'s KL         | 6                                             | λ, that of DICAR                         |
 
-Not decided by either, so chosen here: the clean forward pass of DICAR is one batch of both augmentations of its images (of
-all images in RAAT++, where the KL term needs them), and RAAT# draws no second augmentation before its DICAR begins.
+Batch norm in training mode sees the passes of the authors' code, in their order. DICAR's clean pass is of both views of
+*all* images, and the right ones are selected afterwards. Left out: a pass after each update of RAAT#, for its log.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -135,7 +137,7 @@ class RAAT:
         images = torch.cat([batch.augment(batch.images) for _ in range(2)])
         labels = batch.labels.repeat(2)
         terms: dict[str, Tensor] = {}
-        on_clean: Tensor | None
+        on_clean: Tensor | None = None
         if self.bound:
             parts = partition(model, images, labels, self.attack, self.eta, self.form)
             full, on_clean = parts.full, parts.right[0]
@@ -147,15 +149,17 @@ class RAAT:
                 full = trained = self.attack(model, images, labels)
                 on_clean = right(model, [images], labels)[0] if self.dicar else None
 
-        logits = outputs(model, trained)
-        clean = None
         if self.boosted:
-            terms["bce"] = total = boosted_cross_entropy(logits, labels).mean()
-            clean = outputs(model, images)
-            terms["kl"] = weighted_kl(clean, outputs(model, full), labels).mean()
+            attacked, clean = outputs(model, full), outputs(model, images)
+            # RAAT, Table 4: BCE(p(x̃), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x))
+            terms["bce"] = total = boosted_cross_entropy(outputs(model, trained), labels).mean()
+            terms["kl"] = weighted_kl(clean, attacked, labels).mean()
             total = total + (MART_WEIGHT if self.form == "code" else self.weight) * terms["kl"]
+            if self.dicar and self.form == "code":  # decided anew, by the statistics that these passes have moved
+                with evaluating(model):
+                    on_clean = right(model, [images], labels)[0]
         else:
-            terms["ce"] = total = F.cross_entropy(logits, labels)
+            terms["ce"] = total = F.cross_entropy(outputs(model, trained), labels)
         if self.dicar:
             if self.form == "code":
                 assert on_clean is not None
@@ -163,7 +167,7 @@ class RAAT:
             else:
                 with evaluating(model):
                     members = right(model, [batch.images], batch.labels)[0]
-            consistency = _consistency(model, images, full, members, mix_rate(self.gamma), self.form, clean)
+            consistency = _consistency(model, images.chunk(2), full.chunk(2), members, mix_rate(self.gamma), self.form)
             count = len(consistency) if self.form == "code" else len(members)
             terms["dicar"] = distributed.part_mean(consistency, count, len(members))
             total = total + self.weight * terms["dicar"]
@@ -171,16 +175,23 @@ class RAAT:
 
 
 def _consistency(
-    model: nn.Module, images: Tensor, full: Tensor, members: Tensor, rate: float, form: Form, clean: Tensor | None = None
+    model: nn.Module,
+    views: Sequence[Tensor],
+    full: Sequence[Tensor],
+    members: Tensor,
+    rate: float,
+    form: Form = "code",
+    together: bool = True,
 ) -> Tensor:
-    """DICAR of those of the N images that are `members`, from both views 2N×… of all; `clean` are logits 2N×C if known."""
+    """DICAR of the `members`, bool N, from two views N×… of all images and those under attack.
+
+    `together`: the clean views pass as one batch of 2N, as in RAAT and RAAT++; else one after the other, as in RAAT#.
+    """
     if not any(distributed.total(int(members.sum()))):  # where another process has some, this one takes its passes too
-        return images.new_zeros(0)
-    twice = members.repeat(2)
-    first, second = (outputs(model, images[twice]) if clean is None else clean[twice]).chunk(2)
-    first_full, second_full = full[twice].chunk(2)
-    mixed = outputs(model, rate * first_full + (1 - rate) * second_full)
-    return dicar(mixed, first, second, rate, form)
+        return views[0].new_zeros(0)
+    mixed = outputs(model, rate * full[0][members] + (1 - rate) * full[1][members])
+    clean = outputs(model, torch.cat(list(views))).chunk(2) if together else [outputs(model, view) for view in views]
+    return dicar(mixed, clean[0][members], clean[1][members], rate, form)
 
 
 def shares(parts: Partition) -> dict[str, Tensor]:
@@ -192,9 +203,11 @@ def shares(parts: Partition) -> dict[str, Tensor]:
 class RAATSharp:
     """RAAT# (Section 5.3): RAAT in the framework of ReBAT, with a moving average of the weights; neither idea: WA.
 
-    Always in the form of its code: `form` of the settings does not reach it, the paper has no equations of its own for it.
-    The attack meets batch norm in training mode, each augmentation on its own; the averaged model says what
-    is right; the cross-entropy sees the first augmentation alone; DICAR begins at the share `dicar_from` of the steps.
+    Always in the form of its code: the paper has no equations of its own for it. The attack meets batch norm in training
+    mode, each augmentation on its own. The averaged model says what is right. It is in training mode itself until the
+    epoch after the average begins, since only their validation puts it into evaluation mode. The cross-entropy
+    sees the first augmentation alone. DICAR counts from the share `dicar_from` of the epochs on. Before, its passes are
+    made all the same, with `dicar`: batch norm sees them.
     """
 
     attack: Attack
@@ -209,28 +222,42 @@ class RAATSharp:
         """Terms "ce", "dicar" and "total", and the partition's shares. Raises InputError without an averaged model."""
         if step.averaged is None:
             raise InputError("ema = 0: RAAT# needs the moving average of the weights; the paper's decay is 0.999")
-        aligning = self.dicar and step.index >= self.dicar_from * step.total
-        views = [batch.augment(batch.images) for _ in range(2 if aligning else 1)]
-        full = [self.attack(model, view, batch.labels) for view in views]
+        begin = round(self.dicar_from * step.epochs)
+        views = [batch.augment(batch.images) for _ in range(2 if self.dicar else 1)]
+        full = [self._attacked(model, view, batch.labels) for view in views]
         reduced = views[0] + self.eta * (full[0] - views[0])
         terms: dict[str, Tensor] = {}
         trained = full[0]
-        if self.bound or aligning:
-            with evaluating(step.averaged) as judge:
-                correct = right(judge, [views[0], full[0], reduced, *views[1:]], batch.labels)
+        if self.bound or self.dicar:
+            judge = step.averaged.train()  # as a copy of the trained model comes
+            with torch.no_grad(), evaluating(judge) if step.epoch > begin else nullcontext():
+                # One by one: in training mode the answers depend on the rest of the batch.
+                seen = [views[0], full[0], reduced, *views[1:]]
+                correct = torch.stack([judge(variant).argmax(1) == batch.labels for variant in seen])
             parts = Partition(full[0], reduced, correct[:3], "code")
             terms |= shares(parts)
             if self.bound:
                 trained = torch.where(each_image(parts.boundary, reduced), reduced, full[0])
         terms["ce"] = total = F.cross_entropy(outputs(model, trained), batch.labels)
         terms["dicar"] = torch.zeros_like(total)
-        if aligning:
+        if self.dicar:
             members = correct[0] & correct[3]
             rate = mix_rate(self.gamma)
-            consistency = _consistency(model, torch.cat(views), torch.cat(full), members, rate, "code")
-            terms["dicar"] = distributed.part_mean(consistency, len(consistency), len(members))
-            total = total + self.weight * terms["dicar"]
+            with nullcontext() if step.epoch >= begin else torch.no_grad():
+                consistency = _consistency(model, views, full, members, rate, together=False)
+            if step.epoch >= begin:
+                terms["dicar"] = distributed.part_mean(consistency, len(consistency), len(members))
+                total = total + self.weight * terms["dicar"]
+        with torch.no_grad():  # for their log, but batch norm sees it
+            model(full[0])
         return {**terms, "total": total}
+
+    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The adversarial images, which pass through the model once more: their attack looks at its last iterate."""
+        adversarial = self.attack(model, images, labels)
+        with torch.no_grad():
+            model(adversarial)
+        return adversarial
 
 
 @dataclass(frozen=True)

@@ -80,19 +80,35 @@ STUDIES = {"raat_boundary": RaatSettings}
 
 def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
     """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
+    in_box = _in_box(settings) and start_deviation is None
     return training_pgd(
-        eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation
+        eps=settings.eps,
+        norm=settings.norm,
+        steps=settings.train_steps,
+        loss=loss,
+        start_deviation=start_deviation,
+        start_in_box=in_box,
     )
+
+
+def _in_box(settings: RaatSettings) -> bool:
+    """Whether PGD starts uniformly in the box: in L2 the authors' library does."""
+    return settings.norm == "l2" and settings.form == "code"
+
+
+def _evaluation(settings: RaatSettings, steps: int) -> Attack:
+    attack = partial(pgd, eps=settings.eps, norm=settings.norm, steps=steps, step_size=settings.eps / 4)
+    return partial(attack, start_in_box=True) if _in_box(settings) else attack
 
 
 def attacks(settings: RaatSettings) -> dict[str, Attack]:
     """PGD-10 of Tables 1 and 5, with steps of ε / 4."""
-    return {"pgd_10": partial(pgd, eps=settings.eps, norm=settings.norm, steps=10, step_size=settings.eps / 4)}
+    return {"pgd_10": _evaluation(settings, 10)}
 
 
 def strong_attacks(settings: RaatSettings) -> dict[str, Attack]:
     """PGD-100, and PGD-100 on the margin with κ = 50 for the column C&W, whose attack is not in the authors' release."""
-    strong = partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 4)
+    strong = _evaluation(settings, 100)
     return {"pgd_100": strong, "cw": partial(strong, loss="margin", kappa=KAPPA)}
 
 
