@@ -26,9 +26,13 @@
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = None  # scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
 seeds: list = None  # one training with each source for each seed
-sources: list = None  # one_image · class_mean · nearest_neighbor · kmeans · rigd_linf · rigd_l2
+sources: list = None  # one_image · class_mean · nearest_neighbor · kmeans · rigd_linf · rigd_l2 · published
 weights: dict = None  # λ of each source
 classes_per_step: int = None  # K of the C classes a step
+class_draw: str = None  # per_image · per_batch: who draws the K classes
+passes: int = None  # 1 · 2: one forward pass for both terms, or a second one as in the authors' code
+early_weight: float = None  # factor on λ in the first half of the training
+published_targets: str = None  # folder of the authors' target gradients, for the source published
 gradient: str = None  # log_softmax (the authors' code) or logit (Equation 1 as printed)
 class_mean_constant: float = None
 neighbors: int = None  # sample size of Nearest Neighbor, per class

@@ -32,6 +32,7 @@ ramp: list = None  # shares of the steps between which ε rises from zero
 weight: float = None  # λ
 distance: str = None  # cosine (Equation 2) · jensen_shannon · l1 · earth_mover
 align_schedule: str = None  # s(t): constant · warm_up
+edges_of: str = None  # adversarial · clean: the image that the depth's edges are told from
 operator: str = None  # sobel · sobel_squared · laplacian
 oracle: str = None  # exact (scenes) · learned · pretrained
 depth_images: int = None  # that a learned oracle learns from

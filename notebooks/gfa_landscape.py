@@ -35,6 +35,7 @@ ramp: float = None  # share of the steps over which β rises
 penalty: float = None  # λ of the gradient penalty
 train_steps: int = None  # of PGD-AT's attack
 sweep: list = None  # factors of β, for FIRST and DEEP
+literal: bool = None  # FIRST with the printed sign too, −β (1 − cos)
 tasks: dict = None  # other task losses, each with its β
 architectures: dict = None  # by name, settings in place of these
 mlp: dict = None  # settings in place of these for the MLP
@@ -240,6 +241,7 @@ figures.panels(run, landscape.amplification(run, trained, sample, attack), "ampl
 # %% [markdown]
 # ## β, the task loss, other architectures
 # *uncentred* has images in [0,1], where they are all nearly parallel to a constant; elsewhere here they are in [-1,1].
+# *first_literal* has the sign as the summary prints it: it pushes the gradient away from the image.
 
 # %%
 swept = training.train_each(run, study.sweep_methods(s, names), images, attack, seeds=s.seeds[:1])
@@ -254,7 +256,7 @@ others = evaluation.summary(more)
 figures.panels(run, study.sweep_points(s, [summary, others], sweep_cosines, names[0]), "sweep", x="β of the first layer", label="%")
 
 # %%
-beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other])])
+beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other, "first_literal"])])
 beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(beside.index)
 tables.save(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
 

@@ -45,7 +45,7 @@ study_scales: list = None
 study_thresholds: list = None
 components: list = None  # two_views · bound · dicar
 etas: list = None
-weights: list = None
+weights: dict = None  # λ of trades, mart, cons_at and raat in Figure 5 (c)
 sharp: dict = None  # settings in place of these for RAAT# and WA
 toy: dict = None  # and for the toy
 toy_points: int = None
@@ -134,7 +134,8 @@ source.show(raat.partition, raat.Partition)
 # %%
 val_attack = study.attacks(s)["pgd_10"]
 part = images if s.study_images is None else study.fewer(images, s.study_images)
-studied = training.train_each(run, study.study_methods(s), part, val_attack, seeds=s.seeds[:1], epochs=s.study_epochs or 1)
+studied = training.train_each(run, study.study_methods(s), part, val_attack, seeds=s.seeds[:1],
+                              epochs=s.study_epochs or 1, milestones=study.study_milestones(s))
 curves = study.study_curves(training.histories(run), s.eta)
 figures.panels(run, curves, "figure2", x="epoch", rows="measure") if studied else "Figure 2 is not trained at this preset"
 
@@ -183,12 +184,11 @@ source.show(raat.RAAT.loss, raat.dicar, baselines.jensen_shannon)
 # the same weight averaging) have the settings `sharp` in place of the others: ReBAT's network, schedule and average.
 
 # %%
-trained = training.train_each(run, study.methods(s, True), images, val_attack) | training.train_each(
-    run, study.methods(s, False), images, val_attack, seeds=s.seeds[:1])
-trained = {name: trained[name] for name in s.methods}  # in the paper's order
+trained = training.train_each(run, study.methods(s), images, val_attack, s.one_seed)
 longer = training.train_each(run, study.long_methods(s), images, val_attack, seeds=s.seeds[:1], epochs=s.long_epochs or 1)
 sharp = training.train_each(run, study.sharp_methods(s), images, val_attack, seeds=s.seeds[:1], **s.sharp)
-ablated = training.train_each(run, study.ablations(s), images, val_attack, seeds=s.seeds[:1])
+parts = training.train_each(run, study.component_methods(s), images, val_attack, s.one_seed)
+ablated = parts | training.train_each(run, study.sweep_methods(s), images, val_attack, seeds=s.seeds[:1])
 
 # %%
 models = trained | longer | sharp
@@ -258,7 +258,7 @@ tables.save(run, study.shares_each(run, models, subset(images.test, s.audit_imag
 # %% [markdown]
 # ## Figure 5: components, η, λ
 # *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea: what the twofold batch
-# alone brings. The ablations are of one seed; PGD-AT and RAAT are of all of the run's.
+# alone brings. The components have the run's seeds but for those in `one_seed`; the sweeps over η and λ have one.
 
 # %%
 figures.panels(run, study.ablation_points(s, summary), "figure5", x="x", label="accuracy (%)")

@@ -302,10 +302,23 @@ def transfer(
 SHORT = {"targets": 3, "queries": 1000}  # of shortened AutoAttack, in place of 9 and 5,000
 
 
-def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, short: bool = False) -> Tensor:
+Part = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    short: bool = False,
+    only: Part | None = None,
+) -> Tensor:
     """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
 
-    `short` leaves FAB out, aims at three classes and asks Square for 1,000 queries: a check, no number to report.
+    `only` runs one of the four parts; the targeted ones need four classes. `short` leaves FAB out, aims at three classes
+    and asks Square for 1,000 queries: a check, no number to report.
 
     Runs the `autoattack` package where it can be imported, else its repackage `pyautoattack`. With fewer than four
     classes the targeted losses are not defined, and untargeted APGD-CE, FAB and Square take their place. The warnings
@@ -317,19 +330,30 @@ def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, 
     trace = sys.gettrace()  # the library's check for dynamic models ends by switching every debugger off
     with torch.random.fork_rng():
         try:
-            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes, short)
+            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes, short, only)
             return run(images.clone(), labels.clone()).detach()
         finally:
             sys.settrace(trace)
 
 
 def _autoattack(
-    model: nn.Module, eps: float, norm: str, seed: int, device: torch.device, classes: int, short: bool
+    model: nn.Module,
+    eps: float,
+    norm: str,
+    seed: int,
+    device: torch.device,
+    classes: int,
+    short: bool,
+    only: Part | None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     few = classes < 4
+    if few and only in ("apgd-t", "fab-t"):
+        raise InputError(f"{only} needs four classes or more, this model has {classes}; use apgd-ce or square")
     attacks = ["apgd-ce", "fab", "square"] if few else ["apgd-ce", "apgd-t", "fab-t", "square"]
     if short:
         attacks = [attack for attack in attacks if not attack.startswith("fab")]
+    if only is not None:
+        attacks = [only]
     try:
         from autoattack import AutoAttack, checks
 

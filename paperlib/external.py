@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from paperlib.data import ImageSet
 from paperlib.files import InputError
-from paperlib.models import CIFAR10_STATISTICS, NORMALISATIONS, Bottleneck, Normalise, resnet
+from paperlib.models import CIFAR10_STATISTICS, NORMALISATIONS, Bottleneck, Normalise, resnet, resnet18
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -135,14 +136,55 @@ def load_robust_resnet50(path: Path) -> nn.Module:
 
     Raises InputError where `read_weights` does, and when the file holds another model.
     """
-    stored = read_weights(path)
-    prefix = "module.model." if any(name.startswith("module.model.") for name in stored) else ""
-    weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
     model = resnet(Bottleneck, (3, 4, 6, 3), 10, statistics=CIFAR10_STATISTICS)
+    return _filled(model, path, "module.model.", "a ResNet-50 with a CIFAR stem")
+
+
+def load_pag_resnet18(path: Path) -> nn.Module:
+    """A ResNet-18 that the authors of PAG published for CIFAR-10 (github.com/royg27/PAG-ROB), from its `.pt`.
+
+    Its inputs are normalised to [-1,1] inside. Raises InputError where `read_weights` does, and for another model.
+    """
+    model = resnet18(10, statistics=NORMALISATIONS["half"])
+    return _filled(model, path, "module.", "PAG's ResNet-18")
+
+
+def _filled(model: nn.Module, path: Path, prefix: str, what: str) -> nn.Module:
+    """The model in evaluation mode with the weights in `path`, whose names may begin with `prefix`; others are left."""
+    stored = read_weights(path)
+    prefix = prefix if any(name.startswith(prefix) for name in stored) else ""
+    weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
     wanted = model.state_dict()
     if missing := sorted(set(wanted) - set(weights)):
-        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {missing[0]} is missing")
+        raise InputError(f"{path}: not {what}, {missing[0]} is missing")
     if odd := [name for name in wanted if weights[name].shape != wanted[name].shape]:
-        raise InputError(f"{path}: not a ResNet-50 with a CIFAR stem, {odd[0]} has shape {tuple(weights[odd[0]].shape)}")
+        raise InputError(f"{path}: not {what}, {odd[0]} has shape {tuple(weights[odd[0]].shape)}")
     model.load_state_dict({name: weights[name] for name in wanted})
     return model.eval()
+
+
+def load_target_gradients(folder: Path) -> tuple[ImageSet, Tensor]:
+    """The target gradients that the authors of PAG published: training images, and g(x, y_t) M×10×3×32×32.
+
+    `folder` holds c10_sbg_data.pt, float M×11×3×32×32 with each image in [-1,1] first, and c10_sbg_label.pt, M labels. The
+    gradients stay on disk until they are used. Raises InputError where a file is missing or of another layout.
+    """
+    found = []
+    for name in ("c10_sbg_data.pt", "c10_sbg_label.pt"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; target gradients are c10_sbg_data.pt and c10_sbg_label.pt")
+        try:
+            found.append(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True))
+        except Exception as error:  # the unpickler's errors are of many kinds
+            raise InputError(f"{folder / name}: cannot be read as a tensor ({str(error)[:150]})") from error
+    data, labels = found
+    if not isinstance(data, Tensor) or data.ndim != 5 or data.shape[1] != 11:
+        raise InputError(f"{folder / 'c10_sbg_data.pt'}: should be a tensor M×11×3×32×32, has {_shape(data)}")
+    if not isinstance(labels, Tensor) or labels.shape != data.shape[:1]:
+        raise InputError(f"{folder / 'c10_sbg_label.pt'}: should be {len(data)} labels, has {_shape(labels)}")
+    pixels = ((data[:, 0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return ImageSet(pixels, labels.long(), tuple(map(str, range(10)))), data[:, 1:]
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -55,17 +55,23 @@ class DivergenceError(RuntimeError):
 
 
 def train_each(
-    run: Run, methods: Mapping[str, Method], data: Splits, attack: Attack | None = None, **changes: Any
+    run: Run,
+    methods: Mapping[str, Method],
+    data: Splits,
+    attack: Attack | None = None,
+    one_seed: Collection[str] = (),
+    **changes: Any,
 ) -> dict[str, dict[int, nn.Module]]:
     """Train a model with each method for each seed of the run: the models by method and seed.
 
-    The network is the one in the settings; `changes` replace settings for these trainings, say `epochs`. `attack` is for
-    validation. What was trained before is read back. See `fit` for the rest.
+    Methods named in `one_seed` are trained with the first seed alone. The network is the one in the settings; `changes`
+    replace settings for these trainings, say `epochs`. `attack` is for validation. What was trained before is read back.
+    See `fit` for the rest.
     """
     settings = run.settings.model_copy(update=changes)
     trained: dict[str, dict[int, nn.Module]] = {name: {} for name in methods}
     for name, method in methods.items():
-        for seed in settings.seeds:
+        for seed in settings.seeds[:1] if name in one_seed else settings.seeds:
             folder = run.folder / "training" / f"{name}-seed{seed}"
             model = build(settings, data, seed)
             trained[name][seed] = fit(model, method, data, settings, folder, seed=seed, attack=attack, device=run.device)

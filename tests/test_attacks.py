@@ -335,3 +335,18 @@ def test_l2_from_the_box_ends_in_ball_and_box(seed: int) -> None:
         assert float(found.max()) <= 1 + 1e-7
     with pytest.raises(InputError, match="box is None"):
         attack(torch.nn.Flatten(), images, torch.arange(6) % 3, steps=1, box=None)
+
+
+def test_a_part_of_autoattack_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).eval()
+    images, labels = torch.rand(12, 3, 2, 2), torch.arange(12) % 5
+    labels = model(images).argmax(1)
+    attack = partial(autoattack, eps=0.3, norm="linf")
+    whole = model(attack(model, images, labels)).argmax(1) == labels
+    for part in ("apgd-ce", "apgd-t", "fab-t", "square"):
+        left = model(attack(model, images, labels, only=part)).argmax(1) == labels
+        assert (left | ~whole).all()  # what a part fools, all of them fool
+        assert int(left.sum()) < 12
+    with pytest.raises(InputError, match="apgd-t needs four classes"):
+        attack(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), images, labels % 3, only="apgd-t")

@@ -202,3 +202,25 @@ def test_what_does_not_fit_is_refused(vit: nn.Module) -> None:
         DAAT(ATTACK, teacher=wide).loss(vit, batch(), STEP)
     with pytest.raises(InputError, match="no depth of their own"):
         DAAT(ATTACK, saliency.attended, oracles.target(oracles.exact)).loss(vit, batch(depth=False), STEP)
+
+
+def test_depth_edges_are_told_from_the_image_that_is_asked_for() -> None:
+    seen: list[Tensor] = []
+
+    def target(images: Tensor, depth: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        seen.append(images.detach())
+        return torch.ones(len(images), *grid)
+
+    def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return images + 0.1
+
+    def attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        return model(images), torch.ones(len(images), 2, 2)
+
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2)
+    batch = Batch(images, torch.arange(4) % 3, lambda x: x)
+    for edges_of, change in (("adversarial", 0.1), ("clean", 0.0)):
+        DAAT(attack, attention, target, edges_of=edges_of).loss(model, batch, Step(0, 1, 0))  # type: ignore[arg-type]
+        torch.testing.assert_close(seen.pop(), images + change)
+    with pytest.raises(InputError, match="edges_of = 'both'"):
+        DAAT(attack, edges_of="both")  # type: ignore[arg-type]

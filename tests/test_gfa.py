@@ -559,6 +559,7 @@ def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], message: st
 
 def test_nothing_is_built_that_was_not_asked_for() -> None:
     bare = runs.resolve("gfa_landscape", "paper", {"mlp": {}, "sweep": [], "tasks": {}, "architectures": {},
+                                                   "literal": False,
                                                    "methods": ["standard", "first"]})  # fmt: skip
     names = ["1", "4", "7"]
     assert set(study.methods(bare, names)) == {"standard", "first"}
@@ -575,3 +576,13 @@ def test_nothing_is_built_that_was_not_asked_for() -> None:
         {"first_mse_softmax"},
         {"first"},
     ]
+
+
+def test_the_literal_sign_pushes_gradients_away_from_the_features() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    images = torch.rand(9, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.arange(9) % 3, lambda x: x)
+    parts = {literal: GFA(("1",), (0.5,), literal=literal).loss(model, batch, Step(0, 1, 0)) for literal in (False, True)}
+    for literal, sign in ((False, 1), (True, -1)):
+        terms = {name: float(value.detach()) for name, value in parts[literal].items()}
+        assert terms["total"] == pytest.approx(terms["task"] + sign * 0.5 * (1 - terms["cosine 1"]))

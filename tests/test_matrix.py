@@ -389,7 +389,7 @@ def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
     network = training.build(own, data, 0)
     methods = matrix_study.methods(own, data.train, network, torch.device("cpu"), network)
     ours = recipes(own, methods, matrix_study.selection_attack(own))
-    theirs = recipes(others, raat_study.methods(others, True), raat_study.attacks(others)["pgd_10"])
+    theirs = recipes(others, raat_study.methods(others), raat_study.attacks(others)["pgd_10"])
     assert None not in (*ours.values(), *theirs.values())
     assert ours["pgd_at"] == theirs["pgd_at"] != ours["raat"]
     assert ours["raat"] == theirs["raat"]

@@ -35,7 +35,7 @@ TINY = {
     "raat_boundary": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
         "train_steps": "1", "study_epochs": "1", "study_images": "50", "study_scales": "[0]", "study_thresholds": "[0.3]",
-        "long_epochs": "2", "components": "[two_views]", "etas": "[0.3]", "weights": "[3]", "strong_images": "2",
+        "long_epochs": "2", "components": "[two_views]", "etas": "[0.3]", "weights": "{mart: [3]}", "strong_images": "2",
         "autoattack_images": "2", "audit_images": "10", "toy_hidden": "[4]", "gaussian_dimensions": "[16, 64]",
         "gaussian_trials": "2", "norm": "l2", "methods": "[pgd_at, mart, raat, raat_plus_plus]", "one_seed": "[mart]",
         "toy": "{epochs: 1, optimizer: adam, crop_padding: 0, flip: false, selection: last}",

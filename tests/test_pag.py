@@ -1,4 +1,5 @@
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import models
+from paperlib import external, models, runs
 from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import ImageSet
 from paperlib.files import InputError
@@ -328,3 +329,93 @@ def test_adversarial_training_attacks_in_evaluation_mode_and_trains_in_its_own()
     torch.testing.assert_close(total, F.cross_entropy(model(batch.images + 0.1), batch.labels))
     plain = baselines.Standard().loss(model, batch, STEP)["total"]
     torch.testing.assert_close(plain, F.cross_entropy(model(batch.images), batch.labels))
+
+
+# The authors' files ------------------------------------------------------------
+
+
+def authors_checkpoint(path: Path) -> dict[str, Tensor]:
+    """A state dict with the names of their ResNet-18 inside DataParallel, as github.com/royg27/PAG-ROB saves it."""
+    weights: dict[str, Tensor] = {"conv1.weight": torch.randn(64, 3, 3, 3) / 5}
+
+    def norm(name: str, width: int) -> None:
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.rand(width) + 0.5, torch.randn(width) / 9
+        weights[f"{name}.running_mean"], weights[f"{name}.running_var"] = torch.randn(width) / 9, torch.rand(width) + 0.5
+        weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    norm("bn1", 64)
+    inputs = 64
+    for stage, width in enumerate((64, 128, 256, 512), 1):
+        for block in range(2):
+            place = f"layer{stage}.{block}"
+            weights[f"{place}.conv1.weight"] = torch.randn(width, inputs, 3, 3) / (3 * inputs**0.5)
+            weights[f"{place}.conv2.weight"] = torch.randn(width, width, 3, 3) / (3 * width**0.5)
+            norm(f"{place}.bn1", width)
+            norm(f"{place}.bn2", width)
+            if inputs != width:
+                weights[f"{place}.shortcut.0.weight"] = torch.randn(width, inputs, 1, 1) / inputs**0.5
+                norm(f"{place}.shortcut.1", width)
+            inputs = width
+    weights["linear.weight"], weights["linear.bias"] = torch.randn(10, 512) / 20, torch.randn(10)
+    torch.save({f"module.{name}": value for name, value in weights.items()}, path)
+    return weights
+
+
+def their_resnet(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What their network computes of images in [-1,1], with functions alone."""
+
+    def norm(name: str, z: Tensor) -> Tensor:
+        statistics = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        return F.batch_norm(z, *statistics, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    z = F.relu(norm("bn1", F.conv2d(x, w["conv1.weight"], padding=1)))
+    for stage in range(1, 5):
+        for block in range(2):
+            place, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            out = F.relu(norm(f"{place}.bn1", F.conv2d(z, w[f"{place}.conv1.weight"], stride=stride, padding=1)))
+            out = norm(f"{place}.bn2", F.conv2d(out, w[f"{place}.conv2.weight"], padding=1))
+            if f"{place}.shortcut.0.weight" in w:
+                z = norm(f"{place}.shortcut.1", F.conv2d(z, w[f"{place}.shortcut.0.weight"], stride=stride))
+            z = F.relu(out + z)
+    return F.linear(F.avg_pool2d(z, 4).flatten(1), w["linear.weight"], w["linear.bias"])
+
+
+def test_the_authors_checkpoints_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = authors_checkpoint(tmp_path / "rn18.pt")
+    model, images = external.load_pag_resnet18(tmp_path / "rn18.pt"), torch.rand(2, 3, 32, 32)
+    assert not model.training
+    torch.testing.assert_close(model(images), their_resnet(weights, 2 * images - 1), rtol=1e-3, atol=1e-3)
+    del weights["layer3.0.shortcut.0.weight"]
+    torch.save(weights, tmp_path / "less.pt")
+    with pytest.raises(InputError, match=r"not PAG's ResNet-18, layer3.0.shortcut.0.weight is missing"):
+        external.load_pag_resnet18(tmp_path / "less.pt")
+
+
+def test_the_authors_target_gradients_are_read_and_looked_up(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pointing = torch.randn(6, 10, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    data = torch.cat([(pixels.float() / 127.5 - 1)[:, None], pointing], 1)
+    torch.save(data, tmp_path / "c10_sbg_data.pt")
+    torch.save(torch.arange(6), tmp_path / "c10_sbg_label.pt")
+    known, gradients = external.load_target_gradients(tmp_path)
+    assert torch.equal(known.images, pixels)
+    assert torch.equal(known.labels, torch.arange(6))
+    targets = pag.tabulated(known.images, gradients)
+    classes = torch.tensor([[3, 1], [0, 9], [5, 5]])
+    found = targets(pixels[[4, 0, 5]].float() / 255, classes)
+    for row, image in enumerate((4, 0, 5)):
+        torch.testing.assert_close(found[row], pointing[image][classes[row]])
+    with pytest.raises(InputError, match="1 of 2 images are not among the 6"):
+        targets(torch.stack([pixels[0].float() / 255, torch.zeros(3, 32, 32)]), classes[:2])
+    torch.save(data[:, :10], tmp_path / "c10_sbg_data.pt")
+    with pytest.raises(InputError, match="should be a tensor M×11×3×32×32"):
+        external.load_target_gradients(tmp_path)
+    (tmp_path / "c10_sbg_label.pt").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        external.load_target_gradients(tmp_path)
+
+
+def test_published_gradients_need_their_folder() -> None:
+    with pytest.raises(InputError, match="go together"):
+        runs.resolve("cifar_pag", "quick", {"sources": "[published]", "weights": "{published: 1.5}"})

@@ -524,12 +524,16 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"one_seed": ["cons_at"], "methods": ["pgd_at", "raat"]}, "one_seed has cons_at, which methods has not"),
+        (
+            {"one_seed": ["cons_at"], "methods": ["pgd_at", "raat"]},
+            "one_seed has cons_at, which neither methods nor components has",
+        ),
         ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can batch_size, "),
         ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),
         ({"toy": {"learning_rate": -1}}, "greater than 0"),
         ({"toy": {"crop_fill": "mirror"}}, "reflect"),
-        ({"methods": ["raat"], "one_seed": []}, "components, etas and weights need pgd_at and raat"),
+        ({"methods": ["raat"], "weights": {}}, "components, etas and weights need pgd_at and raat"),
+        ({"weights": {"mart": [1]}, "methods": ["pgd_at", "raat"]}, "weights has mart, which methods has not"),
         ({"methods": ["pgd"]}, "pgd_at"),
         ({"norm": "l1"}, "linf"),
         ({"eta": 2}, "less than or equal to 1"),
@@ -567,18 +571,34 @@ def test_the_paper_preset_is_appendix_d1() -> None:
     assert study.case(wide) == "cifar100_wide_linf"
 
 
+def test_figure_2s_schedule_keeps_its_epochs() -> None:
+    """Drops at epochs 100 and 105 are after the end of its 100 epochs, and not at 91 and 95."""
+    chosen = runs.resolve("raat_boundary", "paper")
+    poc = chosen.model_copy(update={"epochs": chosen.study_epochs, "milestones": study.study_milestones(chosen)})
+    assert {training.learning_rate(poc, Step(0, 1, epoch)) for epoch in range(100)} == {0.1}
+    longer = poc.model_copy(update={"epochs": 120, "study_epochs": 120, "milestones": chosen.milestones})
+    longer = longer.model_copy(update={"milestones": [one * 110 / 120 for one in chosen.milestones]})
+    rates = [training.learning_rate(longer, Step(0, 1, epoch)) for epoch in (99, 100, 104, 105)]
+    assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
+
+
 def test_every_method_has_the_attack_that_it_asks_for() -> None:
     chosen = runs.resolve("raat_boundary", "paper")
-    built = study.methods(chosen, True)
+    built = study.methods(chosen)
     starts = {name: method.attack.keywords["start_deviation"] for name, method in built.items()}  # type: ignore[attr-defined]
     assert starts == {
         "pgd_at": None, "trades": 0.001, "mart": 0.001, "cons_at": None, "raat": None, "raat_plus_plus": 0.001,
     }  # fmt: skip
     assert built["trades"].attack.keywords["loss"] == "kl"  # type: ignore[attr-defined]
-    assert not study.methods(chosen, False)
-    some = runs.resolve("raat_boundary", "laptop")
-    assert set(study.methods(some, True)) == {"pgd_at", "raat"}
-    assert len(study.ablations(chosen)) == 3 + 4 + 5
+    assert set(study.component_methods(chosen)) == {"two_views", "bound", "dicar"}
+    swept = study.sweep_methods(chosen)
+    assert len(swept) == 4 + 5 + 5 + 5 + 5  # η, and λ of four methods, but for their own
+    weights = {name: method.weight for name, method in swept.items() if "lambda" in name}  # type: ignore[attr-defined]
+    assert {weights[f"{name}_lambda_2"] for name in ("trades", "mart", "cons_at", "raat")} == {2.0}
+    assert "trades_lambda_6" not in swept
+    in_box = {name: one.attack.keywords["start_in_box"]  # type: ignore[attr-defined]
+              for name, one in study.methods(runs.resolve("raat_boundary", "paper", {"norm": "l2"})).items()}  # fmt: skip
+    assert {name for name, starts in in_box.items() if starts} == {"pgd_at", "cons_at", "raat"}
     assert set(study.study_methods(chosen)) == {
         "study_full", "study_boundary_0.1", "study_boundary_0", "study_random_0", "study_other_0.1", "study_other_0",
         "study_threshold_0.05", "study_threshold_0.3",  # 0.1 is that of the boundary samples' scale
@@ -645,13 +665,16 @@ def test_costs_and_times_are_read_from_the_histories() -> None:
 
 def test_figure_5_has_its_three_panels() -> None:
     chosen = runs.resolve("raat_boundary", "paper")
-    methods = ["pgd_at", "raat", "two_views", "bound", "dicar", "eta_0.3", "weight_6"]
+    methods = ["pgd_at", "raat", "two_views", "bound", "dicar", "eta_0.3", "raat_lambda_6", "mart", "mart_lambda_2"]
     rows = [{"method": method, "measure": measure, "mean": 0.5, "low": 0.4, "high": 0.6}
             for method in methods for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
     points = study.ablation_points(chosen, pd.DataFrame(rows))
-    assert set(points["line"]) == {"clean", "pgd_10"}
-    places = {panel: list(part["x"]) for panel, part in points[points["line"] == "clean"].groupby("panel")}
-    assert places == {"components": ["PGD-AT", "2 views", "BOUND", "DICAR", "RAAT"], "η": [0.1, 0.3], "λ": [1.0, 6.0]}
+    places = {key: list(part["x"]) for key, part in points.groupby(["panel", "line"])}
+    parts = ["PGD-AT", "2 views", "BOUND", "DICAR", "RAAT"]
+    assert places == {
+        ("components", "clean"): parts, ("components", "pgd_10"): parts, ("η", "clean"): [0.1, 0.3],
+        ("η", "pgd_10"): [0.1, 0.3], ("λ", "raat"): [1.0, 6.0], ("λ", "mart"): [2.0, 6.0],
+    }  # fmt: skip
     assert set(points["value"]) == {50.0}
 
 

@@ -10,6 +10,9 @@ No code is public, and the text leaves open or contradicts:
 - A is "aggregated across layers": `saliency.attended` has the class token's row, the mean over all blocks and heads. The
   edges are averaged over each patch.
 - φ is "intermediate": here the class and patch tokens after the last norm.
+- G is of the adversarial image, G(x + δ), as Equation (2) has it. B.1 speaks of the clean image: `edges_of="clean"`. With
+  exact depth, which no attack moves, the two are the same.
+- A clip of the gradient's norm and bfloat16 are choices of the settings; the paper names neither.
 - The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed
   in the attack's steps. An image whose depth has no edge anywhere is left out of the alignment's mean.
 - The teacher sees the augmented clean image that the attack starts from, as the student does.
@@ -34,6 +37,7 @@ from paperlib.oracles import Target
 from paperlib.saliency import Attention, tokens
 
 Schedule = Literal["constant", "warm_up"]
+Seen = Literal["adversarial", "clean"]
 
 EARLY = 0.2  # share of the training in which features are aligned (Equation 4)
 WARM_UP = 0.1  # share in which s(t) rises; not published
@@ -79,14 +83,16 @@ class DAAT:
     schedule: Schedule = "constant"  # s(t)
     teacher: nn.Module | None = None  # frozen; None: without L_feat
     feature: float = 1.0  # γ₀, not published
+    edges_of: Seen = "adversarial"  # which image the depth's edges G are told from
 
     def __post_init__(self) -> None:
         if (self.attention is None) != (self.target is None):
             raise InputError(
                 "attention and target go together: one says where the network looks, the other where it should"
             )
-        if self.schedule not in get_args(Schedule):
-            raise InputError(f"schedule = {self.schedule!r}; choose from {', '.join(get_args(Schedule))}")
+        for name, allowed in (("schedule", get_args(Schedule)), ("edges_of", get_args(Seen))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} = {getattr(self, name)!r}; choose from {', '.join(allowed)}")
         for name in ("weight", "feature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} = {getattr(self, name):g}; it must be zero or more")
@@ -107,7 +113,8 @@ class DAAT:
             logits, attention = self.attention(model, adversarial)
             with torch.autocast(images.device.type, enabled=False):
                 with torch.no_grad():
-                    wanted = self.target(adversarial, depth, (attention.shape[1], attention.shape[2]))
+                    seen = images if self.edges_of == "clean" else adversarial
+                    wanted = self.target(seen, depth, (attention.shape[1], attention.shape[2]))
                 edges = wanted.flatten(1).sum(1) > 0
                 each = misalignment(attention, wanted, self.distance)
                 align = distributed.part_mean(each, int(edges.sum()), len(edges))

@@ -18,7 +18,7 @@ from paperlib.depth import Distance, Operator, edges
 from paperlib.files import InputError, root
 from paperlib.methods import Method
 from paperlib.methods.baselines import Standard
-from paperlib.methods.daat import DAAT, Schedule, feature_misalignment
+from paperlib.methods.daat import DAAT, Schedule, Seen, feature_misalignment
 from paperlib.methods.ramped import ramped
 from paperlib.oracles import Kind, Oracle, Target
 from paperlib.runs import Run, method_of
@@ -37,6 +37,7 @@ class DaatSettings(DepthSettings):
     weight: Radius  # λ
     distance: Distance  # of attention and depth saliency; cosine: Equation (2)
     align_schedule: Schedule  # s(t)
+    edges_of: Seen  # whether G is of x + δ (Equation 2) or of x (B.1)
     operator: Operator  # ℰ
     oracle: Literal["exact", "learned", "pretrained"]  # where depth comes from
     depth_weights: str | None  # of a pretrained oracle: a folder, or its name on the hub
@@ -173,6 +174,7 @@ def _daat(settings: DaatSettings, wanted: Target | None, teacher: nn.Module | No
     method = DAAT(
         training_attack(settings), None if wanted is None else attention(settings), wanted, weight=weight,
         distance=settings.distance, schedule=settings.align_schedule, teacher=teacher, feature=settings.feature,
+        edges_of=settings.edges_of,
     )  # fmt: skip
     return ramped(method, settings.ramp)  # type: ignore[no-any-return]
 

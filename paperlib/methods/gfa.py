@@ -7,6 +7,7 @@ reported value near 0.93. What they leave open, and what is done here:
 
 - The sign. "α L_MSE − β GFA" with GFA called the penalty 1 − cos would push gradients away from the features. It makes
   sense with GFA the cosine: −β cos = β (1 − cos) − β. That is minimised here, as the second summary's steps have it.
+  The literal sign, −β (1 − cos), is `literal=True`.
 - A layer is a linear map or convolution, in the order in which the forward pass meets them; FIRST's input is the image as
   the first of them sees it, normalised if the network normalises.
 - The cosine is that of each image, all else flattened. Its features are differentiated too, not held fixed.
@@ -81,6 +82,7 @@ class GFA:
     task: Task = "mse"
     aim: float | None = None  # mean cosine that is aimed at; None: as high as it goes
     ramp: float = 0.0  # share of the steps over which β rises from zero
+    literal: bool = False  # α L − β (1 − cos), the formula as the summary prints it
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.weights) or not self.layers:
@@ -99,7 +101,7 @@ class GFA:
         misalignment = (means.new_tensor(self.weights) * missing).sum()
         recorded = {f"cosine {name}": mean.detach() for name, mean in zip(self.layers, means, strict=True)}
         # L_total = α L + β Σ (1 − cos)
-        total = self.alpha * task + rise * misalignment
+        total = self.alpha * task + (-rise if self.literal else rise) * misalignment
         return {"task": task, "misalignment": misalignment, **recorded, "total": total}
 
     def measure(self, model: nn.Module, data: ImageSet) -> dict[str, float]:

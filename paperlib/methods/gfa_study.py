@@ -51,6 +51,7 @@ class GfaSettings(ImageSettings):
     penalty: Radius  # λ of the gradient penalty
     train_steps: Count  # of PGD-AT's attack
     sweep: list[Radius]  # factors of β, for FIRST and DEEP
+    literal: bool  # FIRST with the printed sign too, −β (1 − cos); one seed
     tasks: dict[Task, Radius]  # other task losses, with FIRST's β: losses differ in scale
     architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
@@ -130,8 +131,11 @@ def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method
 
 
 def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """FIRST and DEEP at each factor of β, by "<method>_x<factor>"."""
-    return {
+    """FIRST and DEEP at each factor of β, by "<method>_x<factor>", and "first_literal", with the printed sign."""
+    literal: dict[str, Method] = (
+        {"first_literal": _gfa(settings, names[:1], settings.betas["first"], literal=True)} if settings.literal else {}
+    )
+    return literal | {
         f"{name}_x{factor:g}": _gfa(settings, names[:count], [factor * beta for beta in settings.betas[name]])  # type: ignore[index]
         for name, count in ARMS.items()
         if name in settings.methods
@@ -199,12 +203,16 @@ def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack
     eps = settings.eps_linf
     steps = partial(pgd, steps=40, step_size=eps / 8)
     again = partial(steps, eps=eps, norm="linf", restarts=settings.restarts)
-    last: dict[str, Attack] = (
-        {"autoattack": partial(autoattack, eps=eps, norm="linf")} if settings.autoattack_images else {}
-    )
+    whole = partial(autoattack, eps=eps, norm="linf")
+    parts: dict[str, Attack] = {}
+    last: dict[str, Attack] = {}
+    if settings.autoattack_images:  # the parts that the paper lists one by one, and all of them
+        parts = {"apgd_t": partial(whole, only="apgd-t"), "fab_t": partial(whole, only="fab-t")}
+        last = {"autoattack": whole}
     return {
         "apgd_ce": partial(apgd, eps=eps, norm="linf"),
         "apgd_dlr": partial(apgd, eps=eps, norm="linf", loss="dlr"),
+        **parts,
         "square": partial(square, eps=eps, norm="linf", queries=settings.queries),
         "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm="linf"),
         "restarts": again,

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, autoattack, pgd
 from paperlib.data import ImageSet, Splits, as_float, subset
-from paperlib.external import load_robust_resnet50
-from paperlib.files import digest, read_tensors, write_tensors
+from paperlib.external import load_robust_resnet50, load_target_gradients
+from paperlib.files import digest, read_tensors, root, write_tensors
 from paperlib.geometry import all_classes, distance_to_boundary
 from paperlib.methods import Method
 from paperlib.methods.baselines import AdversarialTraining, Standard
 from paperlib.methods.pag import (
     PAG,
+    Draw,
     Targets,
     alignment,
     centroids,
@@ -28,13 +29,14 @@ from paperlib.methods.pag import (
     one_image,
     pag_score,
     sample,
+    tabulated,
     targeted_images,
     toward,
 )
 from paperlib.runs import Run
-from paperlib.settings import Count, ImageSettings, Positive, Radius, TrainingSettings
+from paperlib.settings import Count, ImageSettings, Positive, Radius, Share, TrainingSettings
 
-Source = Literal["one_image", "class_mean", "nearest_neighbor", "kmeans", "rigd_linf", "rigd_l2"]
+Source = Literal["one_image", "class_mean", "nearest_neighbor", "kmeans", "rigd_linf", "rigd_l2", "published"]
 
 
 class ToySettings(TrainingSettings):
@@ -57,7 +59,11 @@ class CifarSettings(ImageSettings):
     sources: Annotated[list[Source], Field(min_length=1)]
     weights: dict[Source, Radius] | None  # λ of each source; None: as in Table 3 for this data set
     classes_per_step: Count | None  # None: all, as in the paper
+    class_draw: Draw  # who draws the K classes: each image its own, or the batch the same for all
+    passes: Literal[1, 2]  # 2, the authors' code: the gradient term has a pass and an augmentation of its own
+    early_weight: Share  # factor on λ in the first half of the training; 1: none, 2/3: an option of the authors' code
     gradient: Literal["log_softmax", "logit"]
+    published_targets: str  # folder of target gradients in the authors' layout, for the source "published"; "" for none
     class_mean_constant: Positive
     neighbors: Annotated[int, Field(ge=2)]  # two at least: an image's own class must have another
     clusters: Count
@@ -78,16 +84,20 @@ class CifarSettings(ImageSettings):
             raise ValueError(f"weights has no λ for {', '.join(sorted(missing))}")
         if self.sweep_weights and "class_mean" not in self.sources:
             raise ValueError("sweep_weights needs class_mean among the sources")
+        if ("published" in self.sources) != bool(self.published_targets):
+            raise ValueError("source published and published_targets, a folder, go together")
         return self
 
 
-# Table 3; k-means is not in the paper and takes Class Mean's.
+# Table 3. K-means is not in the paper and takes Class Mean's; that of published gradients is their code's.
 WEIGHTS: dict[str, dict[Source, float]] = {
     "cifar10": {
         "one_image": 0.5, "class_mean": 0.4, "kmeans": 0.4, "nearest_neighbor": 0.4, "rigd_linf": 0.4, "rigd_l2": 0.4,
+        "published": 1.5,
     },
     "stl10": {
         "one_image": 0.25, "class_mean": 0.2, "kmeans": 0.2, "nearest_neighbor": 0.4, "rigd_linf": 0.4, "rigd_l2": 0.4,
+        "published": 1.5,
     },
 }  # fmt: skip
 
@@ -164,7 +174,10 @@ def target_sources(
     }
     targets: dict[str, Targets] = {}
     for source in settings.sources:
-        if source in pools:
+        if source == "published":
+            own, gradients = load_target_gradients(root() / Path(settings.published_targets).expanduser())
+            targets[source] = tabulated(own.images, gradients)
+        elif source in pools:
             targets[source] = partial(toward, pools[source]().to(device))
         else:
             teacher = next(iter(teachers[source.replace("rigd", "teacher")].values())).to(device)
@@ -175,17 +188,23 @@ def target_sources(
 def methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
     """Vanilla training and PAG with each source."""
     weights = _weights(settings)
-    aligned: dict[str, Method] = {
-        source: PAG(targets[source], weights[source], settings.classes_per_step, settings.gradient)
-        for source in settings.sources
+    return {
+        "vanilla": Standard(),
+        **{source: _pag(settings, targets[source], weights[source]) for source in settings.sources},
     }
-    return {"vanilla": Standard(), **aligned}
+
+
+def _pag(settings: CifarSettings, targets: Targets, weight: float) -> PAG:
+    return PAG(
+        targets, weight, settings.classes_per_step, settings.gradient,
+        draw=settings.class_draw, passes=settings.passes, early=settings.early_weight,
+    )  # fmt: skip
 
 
 def sweep_methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
     """Figure 5: PAG with Class Mean at each λ of the sweep but the one that `methods` trains anyway."""
     return {
-        f"lambda_{weight:g}": PAG(targets["class_mean"], weight, settings.classes_per_step, settings.gradient)
+        f"lambda_{weight:g}": _pag(settings, targets["class_mean"], weight)
         for weight in settings.sweep_weights
         if weight != _weights(settings)["class_mean"]
     }

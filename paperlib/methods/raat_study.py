@@ -23,6 +23,7 @@ from paperlib.statistics import mean_interval
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
+Weighted = Literal["trades", "mart", "cons_at", "raat"]  # whose regularisation has the weight λ
 Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
@@ -33,7 +34,7 @@ class RaatSettings(NormSettings):
 
     form: Form  # the authors' code, or the equations as printed
     methods: Annotated[list[Name], Field(min_length=1)]
-    one_seed: list[Name]  # those of them that are trained with the first seed alone
+    one_seed: list[Name | Component]  # what is trained with the first seed alone; sweeps always are
     train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
     eta: Share  # η
     weight: Radius  # λ
@@ -47,7 +48,7 @@ class RaatSettings(NormSettings):
     study_thresholds: list[Share]  # of the partition
     components: list[Component]  # Figure 5 (a), beside PGD-AT and RAAT
     etas: list[Share]  # Figure 5 (b), beside η
-    weights: list[Radius]  # Figure 5 (c), beside λ
+    weights: dict[Weighted, list[Radius]]  # Figure 5 (c): λ of each method, beside its own; {} for no sweep
     sharp: dict[str, Any]  # settings in place of these for RAAT# and WA (Section 5.3); {} for neither
     toy: dict[str, Any]  # and for the points of Figures 1 and 3
     toy_points: Count
@@ -61,8 +62,10 @@ class RaatSettings(NormSettings):
 
     @model_validator(mode="after")
     def _changes(self) -> Self:
-        if extra := set(self.one_seed) - set(self.methods):
-            raise ValueError(f"one_seed has {', '.join(sorted(extra))}, which methods has not")
+        if alone := set(self.one_seed) - {*self.methods, *self.components}:
+            raise ValueError(f"one_seed has {', '.join(sorted(alone))}, which neither methods nor components has")
+        if swept := set(self.weights) - set(self.methods):
+            raise ValueError(f"weights has {', '.join(sorted(swept))}, which methods has not")
         for name in ("sharp", "toy"):
             check_changes(self, name, getattr(self, name))
         if self.sharp and not self.sharp.get("ema", self.ema):
@@ -143,19 +146,29 @@ def _raat(settings: RaatSettings, **changes: Any) -> RAAT:
     return RAAT(**{"attack": training_attack(settings), **constants, **changes})
 
 
-def methods(settings: RaatSettings, repeated: bool) -> dict[str, Method]:
-    """The methods of Table 1: those trained with every seed (`repeated`), or those with one."""
-    uniform = training_attack(settings)
-    normal = training_attack(settings, start_deviation=START)
-    everything: dict[str, Method] = {
-        "pgd_at": AdversarialTraining(uniform),
-        "trades": TRADES(training_attack(settings, "kl", START)),
-        "mart": MART(normal),
-        "cons_at": ConsistencyAT(uniform),
-        "raat": _raat(settings),
-        "raat_plus_plus": _raat(settings, attack=normal, boosted=True),
+def methods(settings: RaatSettings) -> dict[str, Method]:
+    """The methods of Table 1."""
+    everything: dict[Name, Method] = {
+        "pgd_at": AdversarialTraining(training_attack(settings)),
+        "trades": _at_weight(settings, "trades"),
+        "mart": _at_weight(settings, "mart"),
+        "cons_at": _at_weight(settings, "cons_at"),
+        "raat": _at_weight(settings, "raat"),
+        "raat_plus_plus": _raat(settings, attack=training_attack(settings, start_deviation=START), boosted=True),
     }
-    return {name: everything[name] for name in settings.methods if (name not in settings.one_seed) == repeated}
+    return {name: everything[name] for name in settings.methods}
+
+
+def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = None) -> Method:
+    """A method of Figure 5 (c) at a λ, or at its own."""
+    own = {} if weight is None else {"weight": weight}
+    if name == "raat":
+        return _raat(settings, **own)
+    if name == "cons_at":
+        return ConsistencyAT(training_attack(settings), **own)
+    if name == "mart":
+        return MART(training_attack(settings, start_deviation=START), **own)
+    return TRADES(training_attack(settings, "kl", START), **own)
 
 
 def long_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -195,20 +208,38 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
     }
 
 
-def ablations(settings: RaatSettings) -> dict[str, Method]:
-    """Figure 5: the components, and RAAT at other η and λ. `two_views` is PGD-AT on two augmentations, their control."""
+def component_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 5 (a). `two_views` is PGD-AT on two augmentations: the twofold batch without either idea."""
     components = {
         "two_views": {"bound": False, "dicar": False},
         "bound": {"dicar": False},
         "dicar": {"bound": False},
     }
-    return {
-        **{name: _raat(settings, **components[name]) for name in settings.components},
-        **{f"eta_{eta:g}": _raat(settings, eta=eta) for eta in settings.etas if eta != settings.eta},
-        **{
-            f"weight_{weight:g}": _raat(settings, weight=weight) for weight in settings.weights if weight != settings.weight
-        },
+    return {name: _raat(settings, **components[name]) for name in settings.components}
+
+
+def sweep_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 5 (b) and (c): RAAT at other η, and each method at other λ than its own."""
+    etas: dict[str, Method] = {f"eta_{eta:g}": _raat(settings, eta=eta) for eta in settings.etas if eta != settings.eta}
+    weights = {
+        f"{name}_lambda_{weight:g}": _at_weight(settings, name, weight)
+        for name, values in settings.weights.items()
+        for weight in values
+        if weight != _own_weight(settings, name)
     }
+    return etas | weights
+
+
+def _own_weight(settings: RaatSettings, name: Weighted) -> float:
+    return _at_weight(settings, name).weight  # type: ignore[attr-defined, no-any-return]
+
+
+def study_milestones(settings: RaatSettings) -> list[float]:
+    """The schedule's milestones for Figure 2's trainings: the same epochs, and not the same shares, as for the tables.
+
+    With the paper's 100 epochs the drops at 100 and 105 never come.
+    """
+    return [one * settings.epochs / (settings.study_epochs or 1) for one in settings.milestones]
 
 
 def toy_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -399,19 +430,25 @@ def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd
 
 
 def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
-    """Figure 5 from the summary: columns panel (components, η, λ), line (the measure), x, value, low, high in percent."""
-    named: dict[str, dict[str, Any]] = {
-        "components": {"pgd_at": "PGD-AT", "two_views": "2 views", "bound": "BOUND", "dicar": "DICAR", "raat": "RAAT"},
-        "η": {"raat": settings.eta} | {f"eta_{eta:g}": eta for eta in settings.etas if eta != settings.eta},
-        "λ": {"raat": settings.weight} | {f"weight_{one:g}": one for one in settings.weights if one != settings.weight},
-    }
+    """Figure 5 from the summary: columns panel, line, x, value, low, high in percent.
+
+    Panels: components and η, a line a measure; λ, a line a method, under PGD-10 as in the paper.
+    """
+    components = {"pgd_at": "PGD-AT", "two_views": "2 views", "bound": "BOUND", "dicar": "DICAR", "raat": "RAAT"}
+    etas = {"raat": settings.eta} | {f"eta_{eta:g}": eta for eta in settings.etas if eta != settings.eta}
+    places: list[tuple[str, str, Any, str | None]]  # panel, method, place, line
+    places = [("components", method, place, None) for method, place in components.items() if settings.components]
+    places += [("η", method, place, None) for method, place in etas.items() if len(etas) > 1]
+    for name, values in settings.weights.items():
+        own = _own_weight(settings, name)
+        places += [
+            ("λ", name if value == own else f"{name}_lambda_{value:g}", value, name) for value in sorted({own, *values})
+        ]
     rows = [
-        (panel, row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
-        for panel, places in named.items()
-        if len(places) > 1  # a sweep
-        for method, place in places.items()
+        (panel, line or row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
+        for panel, method, place, line in places
         for row in summary[summary["method"] == method].itertuples(index=False)
-        if row.measure in ("clean", "pgd_10")
+        if row.measure == "pgd_10" or (row.measure == "clean" and line is None)
     ]
     return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
 
