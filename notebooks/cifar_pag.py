@@ -182,7 +182,12 @@ tables.save(run, study.alignment_each(run, trained, targets, images), "alignment
 table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, study.attacks(s))
 strong = evaluation.evaluate_each(run, trained | teachers, subset(images.test, s.autoattack_images, 0),
                                   study.strong_attacks(s), "autoattack")
-summary = study.with_sweep(s, evaluation.summary(evaluation.combine(table, strong, scores)))
+
+# %%
+sample = subset(images.test, s.score_images, 0)
+aligned = study.alignment_rows(run, trained | swept, targets["class_mean"], sample) if swept else scores[:0]
+parts = evaluation.combine(table, strong, scores, aligned, study.norm_rows(table))
+summary = study.with_sweep(s, evaluation.summary(parts))
 reported = "table2" if s.data == "stl10" else "table1"
 
 # %%
@@ -205,6 +210,13 @@ tables.save(run, claims.error_bars("pag", "table4", summary), "table4", "Mean an
 
 # %%
 figures.tradeoff(run, summary, claims.rows("pag", "figure5")) if swept else "no sweep over λ at this preset"
+
+# %% [markdown]
+# And its pictures: the same image toward each class, by λ.
+
+# %%
+original, by_weight = study.toward_every_class(run, swept, images.test.images[0], len(classes)) if swept else (None, {})
+figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swept else "no sweep over λ at this preset"
 
 # %% [markdown]
 # ## Accuracy against ε

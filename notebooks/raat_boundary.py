@@ -50,6 +50,7 @@ sharp: dict = None  # settings in place of these for RAAT# and WA
 toy: dict = None  # and for the toy
 toy_points: int = None
 toy_atypical: float = None  # share of training points with the label of the other side
+toy_atypicals: list = None  # other such shares
 toy_hidden: list = None
 toy_eps: float = None
 gaussian_dimensions: list = None
@@ -163,6 +164,12 @@ figures.planes(run, study.planes(toys), points.train, s.toy_eps)
 toy_scores = evaluation.evaluate_each(run, toys, points.test, study.toy_attacks(s), "toy")
 fragments = study.fragmentation_each(toys)
 tables.save(run, study.fragmentation_table(fragments, toy_scores), "toy", "The toy: mean and deviation over seeds.", 2)
+
+# %% [markdown]
+# Does that picture hang on the mislabelled points? The same at other shares of them; bands are the smallest and largest seed.
+
+# %%
+figures.panels(run, study.toy_points(study.toy_sweep(run, toys, training.train_each)), "toy_shares", x="share", label="")
 
 # %% [markdown]
 # ## The methods

@@ -241,8 +241,10 @@ def _draw(axis: Any, images: Tensor) -> None:
         spine.set_visible(False)
 
 
-def targeted(run: Run, original: Tensor, changed: Mapping[str, Tensor], classes: Sequence[str]) -> Figure:
-    """The paper's Figure 4: images changed toward each class, N×C×… a method in order of the target class."""
+def targeted(
+    run: Run, original: Tensor, changed: Mapping[str, Tensor], classes: Sequence[str], name: str = "targeted_images"
+) -> Figure:
+    """PAG's Figures 4 and 5: images changed toward each class, N×C×… a method in order of the target class."""
     figure, axes = new(run, 1 + len(changed), len(classes), height=0.58 * (1 + len(changed)) + 0.2)
     for row, (method, images) in enumerate({"original": original, **changed}.items()):
         for column, axis in enumerate(axes[row]):
@@ -250,7 +252,7 @@ def targeted(run: Run, original: Tensor, changed: Mapping[str, Tensor], classes:
             if row == 0:
                 axis.set_title(classes[column], fontsize=7)
         axes[row][0].set_ylabel(title(method), rotation=0, ha="right", va="center", fontsize=7)
-    return save(run, figure, "targeted_images")
+    return save(run, figure, name)
 
 
 def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:

@@ -4,8 +4,9 @@ Each measure takes a model in evaluation mode and a set of images on its device,
 image by name. `by_image` brings them into the rows that `evaluation.summary` and the claims read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -148,6 +149,27 @@ def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: st
             on_it = (shares * object_).flatten(1).sum(1)
             found[name] = torch.where(empty, object_.flatten(1).mean(1), on_it)
     return found
+
+
+def cams_by_eps(
+    run: Run,
+    trained: Mapping[str, Mapping[int, nn.Module]],
+    data: ImageSet,
+    *,
+    attack: Attack,
+    layer: str,
+    factors: Sequence[float],
+) -> pd.DataFrame:
+    """How far Grad-CAM moves (DAAT, Figures 2 and 4) under `attack` at each factor of its ε.
+
+    Rows as of `by_image`, measure "cam_correlation_<factor>".
+    """
+    parts = []
+    for factor in factors:
+        size = {name: factor * attack.keywords[name] for name in ("eps", "step_size")}
+        found = by_image(run, trained, data, cam_stability, attack=partial(attack, **size), layer=layer)
+        parts.append(renamed(found[found["measure"] == "cam_correlation"], f"cam_correlation_{factor:g}"))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", "seed", "measure"])
 
 
 # What an attack does to depth --------------------------------------------------------------------------------------

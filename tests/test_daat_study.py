@@ -212,3 +212,17 @@ def test_the_untrained_oracle_has_the_published_shape() -> None:
         network = oracles.untrained_dpt()
     assert 100e6 < sum(weight.numel() for weight in network.parameters()) < 125e6
     assert isinstance(network, nn.Module)
+
+
+def test_early_and_by_budget_are_measures_that_claims_name() -> None:
+    history = {"epochs": [{"epoch": e + 1, "clean_accuracy": 0.1 * e, "robust_accuracy": 0.05 * e} for e in range(10)]}
+    rows = study.early_rows({"daat-seed3": history, "judge-seed1000": history}, ["daat"], 50)
+    assert rows[["method", "seed", "measure", "n"]].to_numpy().tolist() == [
+        ["daat", 3, "early_clean", 50], ["daat", 3, "early_pgd", 50],
+    ]  # fmt: skip
+    assert list(rows["accuracy"]) == [0.1, 0.05]  # after two of ten epochs
+    curve = pd.DataFrame(
+        {"method": "daat", "seed": 0, "measure": ["clean", "eps=0.5x", "eps=2x"], "accuracy": [0.9, 0.8, 0.2]}
+    )
+    found = study.budget_rows(settings(epsilons="[0.5, 2]"), curve)
+    assert found.set_index("measure")["accuracy"].to_dict() == {"budget_0.5": 0.8, "budget_2": 0.2, "largest_budget": 0.2}

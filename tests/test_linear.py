@@ -1,9 +1,13 @@
 """Proposition 1's linear classifiers: the optimum by another optimiser, the bound by the attack that attains it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from paperlib import linear, oracles
@@ -84,3 +88,30 @@ def test_the_experiment_has_a_row_for_each_support_and_training() -> None:
     assert set(linear.untold(found)) <= set(rows["method"])
     with pytest.raises(InputError, match="classes 0 and 1: one of them has no image"):
         linear.pair(data, 0, 1)
+
+
+def test_the_smallest_bound_is_known_where_one_pixel_tells() -> None:
+    """Pixels 0.5 ± a of the two classes: weight 1/a on it has margin 1, so Δ/γ = ε / a; off that pixel there is none."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    images = torch.full((4, 1, 2, 2), 0.5)
+    images[:, 0, 0, 0] += 0.2 * signs
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    assert linear.smallest_bound(images, signs, everything, 0.03) == pytest.approx(0.03 / 0.2)
+    off = everything.clone()
+    off[0, 0] = False
+    assert linear.smallest_bound(images, signs, off, 0.03) == math.inf
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_a_subset_of_the_pixels_never_has_a_smaller_bound(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images, signs = torch.rand(6, 1, 3, 3, generator=generator), torch.tensor([1.0, -1.0] * 3)
+    subset = torch.rand(3, 3, generator=generator) < 0.7
+    every = linear.smallest_bound(images, signs, torch.ones(3, 3, dtype=torch.bool), 0.1)
+    assert linear.smallest_bound(images, signs, subset, 0.1) >= every - 1e-9
+    # And no classifier that tells them apart with margin one has a smaller one: logistic regression's, say.
+    weight, bias = linear.fit(images, signs, torch.ones(3, 3, dtype=torch.bool), 0.0, "plain")
+    margins = signs * linear._score(images, weight, bias)
+    if float(margins.min()) > 0:
+        assert every <= 0.1 * float(weight.abs().sum() / margins.min()) + 1e-6

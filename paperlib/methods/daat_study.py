@@ -57,6 +57,7 @@ class DaatSettings(DepthSettings):
     autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images
     focus_images: Annotated[int, Field(ge=2)]  # test images whose attention, Grad-CAM and gradients are measured
     epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
+    cam_epsilons: list[Positive]  # factors of ε at which Grad-CAM is held against PGD-AT's, beside 1
     linear_classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # of Proposition 1's
 
     @model_validator(mode="after")
@@ -308,6 +309,32 @@ def epochs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> 
     frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
     ends = frame.groupby(["panel", "line", "epoch"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
     return ends.rename(columns={"mean": "value", "min": "low", "max": "high"})
+
+
+EARLY = 0.2  # share of the training that "early" means: that in which features are aligned
+
+
+def early_rows(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str], validation: int) -> pd.DataFrame:
+    """Figure 3 (a) and (b) early on: validation accuracy after the first fifth of the epochs, of `validation` images.
+
+    Rows as `evaluate_each` has, measures "early_clean" and "early_pgd".
+    """
+    rows = []
+    for training, history in histories.items():
+        name, seed = method_of(training), int(training.rsplit("-seed", 1)[1])
+        if name in names:
+            epoch = history["epochs"][max(1, round(EARLY * len(history["epochs"]))) - 1]
+            for measure, key in (("early_clean", "clean_accuracy"), ("early_pgd", "robust_accuracy")):
+                rows.append((name, seed, measure, validation, epoch[key]))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy"])
+
+
+def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
+    """The sweep over ε as measures that claims name: "budget_<factor>", and the largest once more as "largest_budget"."""
+    factors = {f"eps={factor:g}x": f"budget_{factor:g}" for factor in settings.epsilons}
+    every = curve[curve["measure"].isin(factors)]
+    largest = curve[curve["measure"] == f"eps={max(settings.epsilons):g}x"].assign(measure="largest_budget")
+    return pd.concat([every.assign(measure=every["measure"].map(factors)), largest], ignore_index=True)
 
 
 def sweep_points(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:

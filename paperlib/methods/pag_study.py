@@ -281,6 +281,28 @@ def scores_each(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], judge:
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
 
 
+def alignment_rows(
+    run: Run, trained: Mapping[str, Mapping[int, nn.Module]], target: Targets, data: ImageSet
+) -> pd.DataFrame:
+    """Each model's cosine with one source's targets in evaluation mode: measure "alignment", rows as `evaluate_each` has.
+
+    `each` is the mean over classes by image, an array N.
+    """
+    rows = []
+    for method, members in trained.items():
+        for seed, model in members.items():
+            each = alignment(model.to(run.device), data, target, run.settings.gradient).mean(1).numpy()
+            rows.append((method, seed, "alignment", len(each), float(each.mean()), each))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def norm_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """PGD under both norms as one measure "pgd" of "<method> on L2" and "<method> on L∞", to be held against each other."""
+    names = {"pgd_l2": "L2", "pgd_linf": "L∞"}
+    rows = table[table["measure"].isin(names)]
+    return rows.assign(method=rows["method"] + " on " + rows["measure"].map(names), measure="pgd")
+
+
 def alignment_each(
     run: Run, trained: Mapping[str, Mapping[int, nn.Module]], targets: Mapping[str, Targets], data: Splits
 ) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +13,7 @@ from torch import nn
 from paperlib import models
 from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training_pgd
 from paperlib.data import ImageSet, Splits, as_float, joined, subset
+from paperlib.data.toy import load_wave
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
@@ -52,7 +53,8 @@ class RaatSettings(NormSettings):
     sharp: dict[str, Any]  # settings in place of these for RAAT# and WA (Section 5.3); {} for neither
     toy: dict[str, Any]  # and for the points of Figures 1 and 3
     toy_points: Count
-    toy_atypical: Share
+    toy_atypical: Share  # of the toy's points, with the label of the other side
+    toy_atypicals: list[Share]  # other shares, at which the toy is trained once more; [] for none
     toy_hidden: Annotated[list[Count], Field(min_length=1)]
     toy_eps: Radius
     gaussian_dimensions: Dimensions
@@ -254,6 +256,35 @@ def toy_methods(settings: RaatSettings) -> dict[str, Method]:
         "toy_pgd_at": AdversarialTraining(attack),
         "toy_raat": _raat(settings, attack=attack),
     }
+
+
+def toy_sweep(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], train_each: Callable[..., Any]) -> pd.DataFrame:
+    """The toy at every share of mislabelled points: columns share (%), method, seed, regions, length.
+
+    `trained` are the toy's models at `toy_atypical`; the other shares are trained by `training.train_each`.
+    """
+    settings, methods = run.settings, toy_methods(run.settings)
+    parts = [fragmentation_each(trained).assign(share=100 * settings.toy_atypical)]
+    for share in settings.toy_atypicals:
+        points = load_wave(settings.toy_points, share, seed=0)
+        named = {f"{name}_atypical_{share:g}": method for name, method in methods.items()}
+        models = train_each(run, named, points, **settings.toy)
+        parts.append(fragmentation_each({name: models[key] for name, key in zip(methods, named, strict=True)}))
+        parts[-1] = parts[-1].assign(share=100 * share)
+    return pd.concat(parts, ignore_index=True)
+
+
+def toy_points(sweep: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn of `toy_sweep`: columns panel (regions, length), line (the method), share, value, low, high.
+
+    Mean over seeds, and the smallest and largest of them.
+    """
+    rows = [
+        (panel, method, share, part[panel].mean(), part[panel].min(), part[panel].max())
+        for panel in ("regions", "length")
+        for (method, share), part in sweep.groupby(["method", "share"])
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "share", "value", "low", "high"])
 
 
 def toy_attacks(settings: RaatSettings) -> dict[str, Attack]:
