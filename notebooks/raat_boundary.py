@@ -94,7 +94,7 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, gaussian, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, gaussian, interpolation, runs, source, tables, training
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
 from paperlib.methods import baselines, raat
@@ -220,6 +220,9 @@ main = summary[summary["method"].isin(models) & (summary["measure"] != "defect")
 tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %%
+tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's.")
+
+# %%
 figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
 
 # %% [markdown]
@@ -282,6 +285,15 @@ needed = gaussian.samples_needed(s.gaussian_dimensions, s.gaussian_spread, s.gau
 print(f"onset here: d = {gaussian.onset(s.gaussian_spread, s.gaussian_eps):,.0f}; at σ = d^¼/32: "
       f"d = {gaussian.onset(1 / 32, s.gaussian_eps):,.0f}")
 figures.gaussian(run, gaps, needed)
+
+# %% [markdown]
+# ## Theorem 2: what DICAR asks of the derivatives
+# For $\ddot{x} = \dot{x} + \Delta$ the distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda f(\dot{x}) +
+# \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. What its first terms, up to order K, leave of that
+# distance on a smooth random network:
+
+# %%
+tables.save(run, interpolation.remainders(), "theorem2", "Share that the sum up to order K leaves.", 5)
 
 # %% [markdown]
 # ## Audit

@@ -1,0 +1,45 @@
+"""Theorem 2 of RAAT: how far a function's value between two points is from the interpolation of its values there.
+
+With ẍ = ẋ + Δ and λ̂ = 1 − λ, f(λẋ + λ̂ẍ) − (λ f(ẋ) + λ̂ f(ẍ)) is Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾(ẋ) Δᵏ from k = 2 on: the value and
+the slope of f drop out. DICAR is the square of that distance, so it asks for small second and higher derivatives.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import nn
+
+
+def remainders(
+    sizes: Sequence[float] = (1.0, 0.5, 0.25, 0.125), orders: Sequence[int] = (2, 3, 4, 5), rate: float = 0.7, seed: int = 0
+) -> pd.DataFrame:
+    """What the theorem's sum up to k = K leaves of the distance, as a share of it: a row a size of Δ, a column a K.
+
+    Of a random network of one smooth hidden layer, along a random unit direction, in double precision. Halving Δ divides
+    the share by about 2ᴷ⁻¹.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        start, direction = torch.randn(2, 2, dtype=torch.float64)
+    unit, hat = direction / direction.norm(), 1 - rate
+
+    def along(t: torch.Tensor) -> torch.Tensor:
+        return net(start + t * unit).squeeze()
+
+    place = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    derivatives = [along(place)]
+    for _ in range(max(orders)):
+        derivatives.append(torch.autograd.grad(derivatives[-1], place, create_graph=True)[0])
+    rows = {}
+    for size in sizes:
+        first, between, second = (float(along(torch.tensor(t * size, dtype=torch.float64))) for t in (0.0, hat, 1.0))
+        distance = between - (rate * first + hat * second)
+        # RAAT, Theorem 2: Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾ Δᵏ, k = 2 … K
+        terms = [(hat**k - hat) / math.factorial(k) * float(derivatives[k]) * size**k for k in range(2, max(orders) + 1)]
+        rows[f"Δ = {size:g}"] = {
+            f"K = {order}": abs(distance - sum(terms[: order - 1])) / abs(distance) for order in orders
+        }
+    return pd.DataFrame(rows).T
