@@ -253,7 +253,7 @@ def grid_job(plan: Path, name: str, mark: Path) -> None:
 def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
-    """What torchrun starts for each device of a run, which sees that one alone."""
+    """What `launch` starts for each device of a run, which sees that one alone."""
     from paperlib import launch, runs
 
     on_gpu = runs.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
@@ -428,7 +428,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
             temporary.unlink(missing_ok=True)
             return code
         if not alone and launch.LOST.search(error.evalue):
-            time.sleep(10)  # another process is gone; torchrun is about to notice which
+            time.sleep(10)  # another process is gone; `launch` is about to notice which
     except CellTimeoutError:
         print(
             f"paperlib: a cell of {notebook} took longer than {cell_timeout} s, and was ended; what it computed is kept in "

@@ -1,6 +1,6 @@
 """Several processes that run the same notebook, one a device: who this one is, and what they tell each other.
 
-`paperlib run … -p devices=2` starts them through torchrun (`launch.py`). They take the same way through the notebook and
+`paperlib run … -p devices=2` starts them (`launch.py`). They take the same way through the notebook and
 meet in the functions below, so what decides the way must be agreed on. In a process that is alone nothing is sent.
 """
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 STARTED = "PAPERLIB_DEVICES"  # the variable that says how many processes were started
+MEETING = "PAPERLIB_MEETING"  # and that which names the file through which they find each other
 PATIENCE = timedelta(days=7)  # of a collective: who died is noticed otherwise, and some parts are one process's alone
 Value = TypeVar("Value")
 
@@ -33,7 +34,8 @@ def join() -> None:
     """
     if expected() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        file, number = os.environ[MEETING], int(os.environ["LOCAL_RANK"])
+        dist.init_process_group(backend, f"file://{file}", timeout=PATIENCE, rank=number, world_size=expected())
 
 
 def world() -> int:

@@ -1,19 +1,26 @@
-"""One process a device, by torchrun: what is started here meets in `distributed.py`."""
+"""One process a device, on this machine alone: what is started here meets in `distributed.py`.
 
-import logging
+The processes find each other through a file in a folder that only this user can open, and talk over the loopback interface:
+nothing listens where another machine could reach it, and no server reads what anyone sends.
+"""
+
 import os
 import re
 import signal
-import uuid
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from paperlib.distributed import STARTED, expected
+from paperlib.distributed import MEETING, STARTED, expected
 
 # How the processes of a run are told that one of them is gone.
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
+GRACE = 10.0  # seconds that a process has to end by itself
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def rank() -> int:
@@ -27,24 +34,58 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
     Code 0 and no words where all ended well. Processors are shared out among the processes, unless OMP_NUM_THREADS says
     how many threads each should have. Raises KeyboardInterrupt where the user ends it.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    os.environ[STARTED] = str(devices)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0, monitor_interval=0.1,
-    )  # fmt: skip
+    threads = str(max(1, (os.cpu_count() or 1) // devices))
+    only = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+    failed: int | None = None
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="paperlib-") as folder, _terminated_as_interrupted():
+        shared = {"OMP_NUM_THREADS": threads, **os.environ, **only, STARTED: str(devices), MEETING: f"{folder}/meeting"}
+        try:
+            for number in range(devices):
+                processes.append(subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(number)}))
+            while failed is None:
+                codes = [process.poll() for process in processes]
+                failed = next((number for number, code in enumerate(codes) if code), None)
+                if None not in codes:
+                    break
+                time.sleep(0.1)
+        except _Terminated:
+            return 1, "ended by SIGTERM"
+        finally:
+            _end(processes)
+    if failed is None:
+        return 0, ""
+    code = processes[failed].returncode
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+    return code if code > 0 else 1, f"process {failed + 1} of {devices} {how}, so the others were ended"
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End those that still run: they are asked to, and killed where they do not."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Terminated(Exception):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM raises, as SIGINT does: the processes that were started do not outlive this one."""
+
+    def raise_it(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_it)
     try:
-        elastic_launch(config, command[0])(*command[1:])
-    except ChildFailedError as error:
-        number, failure = error.get_first_failure()
-        code = failure.exitcode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
-        return code if code > 0 else 1, f"process {number + 1} of {devices} {how}, so the others were ended"
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        return 1, f"ended by {error.sigval.name}"
+        yield
     finally:
-        del os.environ[STARTED]
-    return 0, ""
+        signal.signal(signal.SIGTERM, before)

@@ -289,6 +289,11 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         distributed.agreed(None)
         return
+    if task == "waiting":
+        distributed.agreed(None)
+        (folder / "joined").mkdir(exist_ok=True)
+        (folder / "joined" / str(os.getpid())).touch()
+        signal.pause()
     assert distributed.everyones(distributed.rank()) == [0, 1]
     assert distributed.united([distributed.rank(), 7]) == [0, 7, 1]
     found = everything(folder)

@@ -1,6 +1,10 @@
 import dataclasses
+import os
 import pickle
 import shutil
+import struct
+import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +16,8 @@ from PIL import Image
 from paperlib import data
 from paperlib.data import cache, images, scenes, toy
 from paperlib.data.augment import crop_and_flip
+from paperlib.data.folder import load as load_folder
+from paperlib.data.folder import read_image
 from paperlib.files import InputError
 
 
@@ -444,3 +450,50 @@ def test_a_gradient_goes_back_through_the_augmentation_to_the_stored_image() -> 
         return crop_and_flip(images, 1, 0.5, True)
 
     assert torch.autograd.gradcheck(augmented, batch)
+
+
+def _png_that_claims(width: int, height: int) -> bytes:
+    """The first bytes of a PNG of that size, and no pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def test_a_file_that_would_run_a_program_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS that is named .png: Pillow would hand it to Ghostscript, which reads and writes files."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"  # so Pillow knows it
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(InputError, match=r"a\.png is not a whole image of the formats BMP, GIF"):
+        read_image(tmp_path / "a.png", None)
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(_png_that_claims(60_000, 60_000))
+    with pytest.raises(InputError, match=r"large\.png: .*3600000000 pixels.* an image may have 67,108,864"):
+        read_image(tmp_path / "large.png", None)
+    (tmp_path / "medium.png").write_bytes(_png_that_claims(9_000, 9_000))  # of which Pillow only warns
+    with pytest.raises(InputError, match="9000×9000 pixels"):
+        read_image(tmp_path / "medium.png", None)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "broken link"])
+def test_what_is_no_file_is_named_and_never_read(tmp_path: Path, kind: str) -> None:
+    """A pipe or an endless device would hang whoever opens it."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    odd = tmp_path / "train/dog/1.png"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/dev/zero" if kind == "device" else "nowhere.png")
+    with pytest.raises(InputError, match=r"dog/1\.png: neither a file nor a link to one"):
+        load_folder(tmp_path)
+    with pytest.raises(InputError, match=r"dog/1\.png: neither a file nor a link to one"):
+        read_image(odd, None)

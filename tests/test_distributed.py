@@ -1,12 +1,14 @@
 """Two processes on one batch find what one process finds; what one began the other number ends; who dies is named.
 
-The work is in `parts.py`. torchrun starts it twice, once for all tests here, and once it runs in this process.
+The work is in `parts.py`. `launch` starts it twice, once for all tests here, and once it runs in this process.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import parts
@@ -133,6 +135,41 @@ def test_who_dies_is_named_and_the_others_do_not_wait(tmp_path: Path) -> None:
     done = launched(str(tmp_path), "killed")
     assert "(1, 'process 2 of 2 was ended by SIGKILL, so the others were ended')" in done.stdout, done.stderr
     assert time.monotonic() - begun < 60
+
+
+def listening(processes: set[int]) -> dict[str, str]:
+    """Addresses that processes listen on, hexadecimal as Linux has them, by the inode of the socket."""
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found[fields[9]] = fields[1].split(":")[0]
+    own = set()
+    for process in processes:
+        for one in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                own.add(os.readlink(one).removeprefix("socket:[").removesuffix("]"))
+    return {inode: address for inode, address in found.items() if inode in own}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no /proc here")
+def test_nothing_listens_where_another_machine_could_reach_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, sys.executable, str(Path(parts.__file__)), str(tmp_path), "waiting"]
+    starter = subprocess.Popen(command)
+    try:
+        for _ in range(600):
+            if len(joined := [int(file.name) for file in tmp_path.glob("joined/*")]) == 2:
+                break
+            assert starter.poll() is None
+            time.sleep(0.1)
+        found = listening({starter.pid, *joined})
+        assert found  # gloo's
+        assert set(found.values()) <= {"0100007F", "0" * 24 + "01000000"}  # 127.0.0.1 and ::1
+    finally:
+        starter.terminate()
+        assert starter.wait(30) == 0
+    assert not any(Path(f"/proc/{process}").exists() for process in joined)
 
 
 def test_what_cannot_be_shared_out_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paperlib.data.cache import Built, cached
 from paperlib.data.images import ImageSet
@@ -14,6 +15,9 @@ from paperlib.files import InputError, root
 from paperlib.progress import Bar
 
 LONGEST = 255  # bytes of a file's name; of a longer one Linux does not even say that it is not there
+# What an image may be. Pillow knows more: EPS, for one, would run Ghostscript, whatever the file's name says.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PIXELS = 2**26  # of one image at most: 8,192 × 8,192; a small file can claim to be of any size
 LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
 
@@ -87,11 +91,12 @@ def subfolders(folder: Path) -> tuple[str, ...]:
 def listed(folder: Path, place: Path, label: int) -> Listing:
     """The files of one class in `place`, sorted by name. Raises InputError when there are none."""
     try:
-        members = sorted(
-            (entry for entry in os.scandir(place) if entry.is_file() and entry.name[0] != "."), key=lambda entry: entry.name
-        )
+        found = [entry for entry in os.scandir(place) if entry.name[0] != "." and not entry.is_dir()]
+        if odd := [entry.name for entry in found if not entry.is_file()]:
+            raise InputError(f"{place / min(odd)}: neither a file nor a link to one; repair or remove it")
     except OSError as error:  # links that go round
         raise InputError(f"class folder {place}: {error}; remove it") from error
+    members = sorted(found, key=lambda entry: entry.name)
     if not members:
         raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
     within = place.relative_to(folder).as_posix()
@@ -141,10 +146,29 @@ def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing]
 
 
 def read_image(file: Path, size: int | None) -> np.ndarray:
-    """An image file as uint8 H×W×3; with `size` its middle square, scaled. Raises InputError when it is no whole image."""
+    """An image file as uint8 H×W×3; with `size` its middle square, scaled.
+
+    Raises InputError when it is no file, no whole image, none of FORMATS, or of more than PIXELS pixels.
+    """
+    if not file.is_file():  # to read from a pipe or a device may never end
+        raise InputError(f"{file}: neither a file nor a link to one; repair or remove it")
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            width, height = image.size  # as the header has it: nothing is decoded yet
+            if width * height > PIXELS:
+                raise InputError(f"{file}: {width}×{height} pixels; an image may have {PIXELS:,} pixels in all")
             rgb = image.convert("RGB")
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, at twice what it warns of
+        raise InputError(f"{file}: {error}; an image may have {PIXELS:,} pixels in all") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{file} is not a whole image of the formats {', '.join(FORMATS)}; convert, repair or remove it"
+        ) from error
     except Exception as error:  # decoders raise errors of many kinds
         raise InputError(f"{file} is not a whole image ({error}); repair or remove it") from error
     return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
