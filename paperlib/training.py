@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paperlib import __version__, distributed, models
+from paperlib import __version__, distributed, graphs, models
 from paperlib.attacks import Attack, evaluating
 from paperlib.batchnorm import synchronised
 from paperlib.data import ImageSet, Splits, as_float, shareable
@@ -40,6 +40,7 @@ from paperlib.settings import ANY_RUN, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
 DIVERGED = 1e6  # a loss beyond this will not come back
+READ_EVERY = 20  # steps between two readings of the losses, each of which makes a GPU wait for the processor
 History = list[dict[str, float]]
 
 
@@ -136,6 +137,8 @@ def fit(
         )
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = _optimizer(model, settings)
+    if torch.device(device).type == "cuda" and world == 1:
+        method = graphs.recorded(method)
     take = over_devices(model, method)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     augment = partial(crop_and_flip, padding=settings.crop_padding, fill=settings.crop_fill, flip=settings.flip)
@@ -155,10 +158,29 @@ def fit(
         print(f"{name}: its checkpoint is of another recipe (settings, data, method or version); begun anew", flush=True)
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
+    unread: list[tuple[Step, list[str], Tensor]] = []  # of steps since the last reading: terms and the gradient's norm
+    latest: dict[str, str] = {}
+
+    def read() -> None:
+        """Add what the steps recorded to the sums: one transfer. Raises DivergenceError naming the first bad step."""
+        flat = iter(torch.cat([row for *_, row in unread]).tolist() if unread else [])
+        for step, terms, _ in unread:
+            values = {term: next(flat) for term in terms}
+            norm = next(flat)
+            if not abs(values["total"]) < DIVERGED:  # also where it is not a number
+                raise DivergenceError(_divergence(name, step, values, checkpoint))
+            if not math.isfinite(norm):
+                raise DivergenceError(_divergence(name, step, {**values, "gradient's norm": norm}, checkpoint))
+            for term, value in values.items():
+                about["sums"][term] = about["sums"].get(term, 0.0) + value
+            latest["loss"] = f"{values['total']:.4g}"
+        unread.clear()
+
     def save() -> None:
         nonlocal saved
         if rank:
             return
+        read()  # nothing of a step that diverged is kept
         about["seconds"] = time.monotonic() - begun
         _store(checkpoint, model, averaged, optimizer, best, about)
         saved = time.monotonic()
@@ -169,14 +191,15 @@ def fit(
     with together, Bar(total, name, "step", done) as progress, torch.random.fork_rng(enabled=True):
         for epoch in range(about["epoch"], settings.epochs):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
+            there = order.to(device)  # all at once: a copy in each step would wait for the GPU
             for index in range(about["index"], len(starts)):
                 whole = order[starts[index] : starts[index] + settings.batch_size]
                 members = whole[rank::world]
                 depth = None if data.train.depth is None else data.train.depth[members].to(device)
-                members = members.to(device)
                 if not isinstance(images, Tensor) and index + 1 < len(starts):
                     images.expect(order[starts[index + 1] : starts[index + 1] + settings.batch_size][rank::world])
-                batch = Batch(as_float(images[members]), labels[members], augment, depth)
+                own = there[starts[index] : starts[index] + settings.batch_size][rank::world]
+                batch = Batch(as_float(images[own if isinstance(images, Tensor) else members]), labels[own], augment, depth)
                 step = Step(epoch * len(starts) + index, total, epoch, averaged if settings.ema else None, settings.epochs)
                 _draw_from(_mix(seed, epoch, index, rank))
                 rate = learning_rate(settings, step)
@@ -185,26 +208,25 @@ def fit(
                 model.train()
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                     terms = take(batch, step)
-                recorded = torch.stack([value.detach().float() for value in terms.values()])  # one transfer
-                values = dict(zip(terms, distributed.overall(recorded, len(members)).tolist(), strict=True))
-                if not abs(values["total"]) < DIVERGED:  # also where it is not a number
-                    raise DivergenceError(_divergence(name, step, values, checkpoint))
+                recorded = distributed.overall(
+                    torch.stack([term.detach().float() for term in terms.values()]), len(members)
+                )
                 optimizer.zero_grad(set_to_none=True)
                 backward(terms["total"], len(members), len(whole))
                 norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-                if not norm.isfinite():
-                    raise DivergenceError(_divergence(name, step, {**values, "gradient's norm": float(norm)}, checkpoint))
+                unread.append((step, list(terms), torch.cat([recorded, norm.float()[None]])))
                 optimizer.step()
                 if not settings.sync_batch_norm:  # else they are the same
                     distributed.broadcast(model.buffers())
                 if settings.ema:
                     _average(averaged, model, settings.ema if epoch >= averaging_from else 0.0)
-                for term, value in values.items():
-                    about["sums"][term] = about["sums"].get(term, 0.0) + value
                 about["index"] = index + 1
-                progress.update(epoch=f"{epoch + 1}/{settings.epochs}", loss=f"{values['total']:.4g}")
+                if len(unread) == READ_EVERY:
+                    read()
+                progress.update(epoch=f"{epoch + 1}/{settings.epochs}", loss=latest.get("loss", "–"))
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save()
+            read()
             averages = {term: value / len(starts) for term, value in about["sums"].items()}
             _draw_from(_mix(seed, epoch, -2))
             paused = time.monotonic()

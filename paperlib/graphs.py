@@ -1,0 +1,117 @@
+"""An attack as a CUDA graph: recorded once, then replayed without a call from Python for each of its kernels.
+
+Ten steps of PGD on a small network are two thousand kernels; starting them takes longer than running them. A replay reads
+the weights as they are then, and draws its random start from PyTorch's generator as a call would: with the same seed it
+starts at the same place.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import Attack, pgd
+
+KIND: Literal["eager", "graph", "compiled"] = "graph"  # how `training.fit` attacks on a GPU; compiled: with torch.compile
+WARM_UP = 3  # calls before the recording, in which libraries choose their algorithms and take their memory
+MOST = 8  # recordings kept; what comes after is called, so that memory has a bound
+
+
+def recorded(method: Any) -> Any:
+    """A method whose PGD attacks are recorded, also those of methods within it; the same where there are none."""
+    if KIND == "eager" or not is_dataclass(method) or isinstance(method, type):
+        return method
+    changed = {}
+    for field in fields(method):
+        value = getattr(method, field.name)
+        new: Any = value
+        if isinstance(value, partial) and value.func is pgd:
+            new = Recorded(value)
+        elif isinstance(value, tuple):
+            members = [recorded(one) for one in value]
+            if any(one is not old for one, old in zip(members, value, strict=True)):
+                new = tuple(members)
+        else:
+            new = recorded(value)
+        if new is not value:
+            changed[field.name] = new
+    return replace(method, **changed) if changed else method
+
+
+class Recorded:
+    """An attack that is replayed where it can be, and called where not: with the same result."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack, self.func, self.args, self.keywords = attack, attack.func, attack.args, attack.keywords
+        self.replays: dict[tuple[Any, ...], Callable[[Tensor, Tensor], Tensor]] = {}
+        self.possible = (
+            not attack.keywords.get("best") and attack.keywords.get("restarts", 1) == 1
+        )  # always the same kernels
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **changes: Any) -> Tensor:
+        """Adversarial images of the same shape. `changes` of the settings, and a model in training mode, are called."""
+        if changes or model.training or not self.possible or not recordable(images):
+            return self.attack(model, images, labels, **changes)
+        kind = images.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (id(model), images.shape, images.stride(), images.dtype, labels.shape, precision)
+        if key not in self.replays:
+            if len(self.replays) == MOST:
+                return self.attack(model, images, labels)
+            try:
+                self.replays[key] = record(self.attack, model, images, labels)
+            except Exception as error:  # of many kinds: an operation that waits, one that allocates, the compiler
+                self.possible = False
+                reason = (str(error).splitlines() or [""])[0]
+                print(f"no CUDA graph of the attack ({type(error).__name__}: {reason}): it is called instead", flush=True)
+                return self.attack(model, images, labels)
+        return self.replays[key](images, labels)
+
+
+def recordable(images: Tensor) -> bool:
+    """Whether a graph could be recorded where these images are."""
+    return images.is_cuda
+
+
+def record(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of images and labels of these shapes that replays the attack on the model as it is then.
+
+    Raises whatever the attack or its recording raises; the generator is left as it was.
+    """
+    held = images.clone(), labels.clone()  # the memory that the graph reads; `clone` keeps the order in memory
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
+    state = torch.cuda.get_rng_state(images.device)
+    wanting = [weight for weight in model.parameters() if weight.requires_grad]
+    attacked: Any = model
+    if KIND == "compiled":
+        attacked = torch.compile(model, dynamic=False)
+        for weight in wanting:  # else the compiler computes the gradients of the weights too
+            weight.requires_grad_(False)
+    # Autocast keeps the weights it has cast. What it kept before would be read as it was then; what it casts in the
+    # recording is no number before the first replay.
+    torch.clear_autocast_cache()
+    try:
+        aside.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                attack(attacked, *held)
+        torch.cuda.current_stream(images.device).wait_stream(aside)
+        torch.clear_autocast_cache()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = attack(attacked, *held)
+    finally:
+        torch.clear_autocast_cache()
+        for weight in wanting:
+            weight.requires_grad_(True)
+        torch.cuda.set_rng_state(state, images.device)
+
+    def replay(images: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:  # `model`: its memory must stay
+        held[0].copy_(images)
+        held[1].copy_(labels)
+        graph.replay()
+        return found.clone()
+
+    return replay
