@@ -25,7 +25,7 @@ from paperlib.runs import environment
 from paperlib.settings import NetworkSettings
 
 RESERVE = 1.1  # times the measured seconds that a training is given
-OVERHEAD = 8.0  # seconds around a training: graphs, digests, files
+OVERHEAD = 12.0  # seconds around a training: graphs, libraries' plans for new shapes, digests, files
 EPOCHS = range(4, 31)  # of which `--epochs 0` takes the most that let the first three trainings end in time
 EVALUATED, OF_AUTOATTACK = 500, 250  # images attacked together
 PART = 15 * 2**20  # bytes of a file of weights at most
@@ -60,7 +60,6 @@ class Campaign:
         self.failed: dict[str, str] = {}
         self.models: dict[str, nn.Module] = {}
         self.rates: dict[str, float] = {}
-        torch.backends.cudnn.benchmark = True
         evaluation.CHUNK = EVALUATED
         self.evaluating = self._evaluation_seconds()
         state = {} if tiny else records.read_state(records.KEPT)

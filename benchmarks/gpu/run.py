@@ -104,7 +104,7 @@ def one(given: argparse.Namespace) -> None:
         elif given.stage == "throughput":
             from benchmarks.gpu import throughput
 
-            throughput.measure(given.out, given.device, given.until, tiny=bool(given.tiny), compiled=given.compiled)
+            throughput.measure(given.out, given.device, given.until, tiny=given.device == "cpu", compiled=given.compiled)
         else:
             from benchmarks.gpu import campaign
 
