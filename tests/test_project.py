@@ -57,9 +57,9 @@ def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [
         "files", "names", "distributed", "progress", "statistics", "data", "batchnorm", "models", "external", "planted",
-        "attacks", "graphs", "minimum_norm", "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods", "settings",
-        "runs", "tidy", "grid", "training", "cost", "dry_run", "evaluation", "landscape", "focus", "linear", "trial",
-        "probes", "audit", "matrix", "claims", "tables", "figures", "source", "export", "report", "launch", "cli",
+        "attacks", "graphs", "minimum_norm", "geometry", "radial", "depth", "oracles", "gaussian", "saliency", "methods",
+        "settings", "runs", "tidy", "grid", "training", "cost", "dry_run", "evaluation", "landscape", "focus", "linear",
+        "trial", "probes", "audit", "matrix", "claims", "tables", "figures", "source", "export", "report", "launch", "cli",
     ]  # fmt: skip
     allowed = {("methods", "settings"), ("methods", "runs")}  # a study's own settings and run
     for file in (REPOSITORY / "paperlib").rglob("*.py"):

@@ -38,22 +38,13 @@ def training_attack(eps: float = 8 / 255, steps: int = 10, step_size: float = 2 
 class Stepper:
     """Steps of a method on a batch of noise. The labels are the network's own answers, so that every term has work.
 
-    With `vary` the answers to some of them are wrong, to others in each step: then RAAT's consistency sees fewer images, and
-    never as many as before.
+    With `vary` one label more is wrong in each step: RAAT's consistency then sees another number of images each time.
     """
 
     def __init__(
-        self,
-        method: Any,
-        device: str,
-        *,
-        width: int,
-        batch: int,
-        bf16: bool,
-        channels_last: bool,
-        kind: str,
-        size: int = 32,
-    ) -> None:
+        self, method: Any, device: str, *, width: int, batch: int, bf16: bool, channels_last: bool, kind: str,
+        size: int = 32, vary: bool = False,
+    ) -> None:  # fmt: skip
         graphs.KIND = kind  # type: ignore[assignment]
         self.device, self.bf16, self.index = device, bf16 and training.computes_in_bf16(device), 0
         self.model = models.build("resnet18", classes=10, channels=3, width=width, seed=0, normalisation="none").to(device)
