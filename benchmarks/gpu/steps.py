@@ -43,11 +43,11 @@ class Stepper:
 
     def __init__(
         self, method: Any, device: str, *, width: int, batch: int, bf16: bool, channels_last: bool, kind: str,
-        size: int = 32, vary: bool = False,
+        size: int = 32, vary: bool = False, network: str = "resnet18",
     ) -> None:  # fmt: skip
         graphs.KIND = kind  # type: ignore[assignment]
         self.device, self.bf16, self.index = device, bf16 and training.computes_in_bf16(device), 0
-        self.model = models.build("resnet18", classes=10, channels=3, width=width, seed=0, normalisation="none").to(device)
+        self.model = models.build(network, classes=10, channels=3, width=width, seed=0, normalisation="none").to(device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = method

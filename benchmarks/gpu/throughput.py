@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import pack, save, seconds_of, table
+from benchmarks.gpu.common import RESULTS, pack, save, seconds_of, table
 from benchmarks.gpu.steps import Stepper, method_of, training_attack
 from paperlib import cost, models
 from paperlib.attacks import evaluating, pgd
@@ -43,10 +43,10 @@ def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool)
 
     def keep(row: dict[str, Any]) -> None:
         rows.append(row)
-        save(out / "results" / "throughput.json", {"bf16 flop/s": card, "environment": environment(), "rows": rows})
-        (out / "results" / "throughput.txt").write_text(table(rows) + "\n", encoding="utf-8")
-        pack(out / "results", out / "results.tar")
-        print(table([row]).splitlines()[-1], flush=True)
+        save(RESULTS / "throughput.json", {"bf16 flop/s": card, "environment": environment(), "rows": rows})
+        (RESULTS / "throughput.txt").write_text(table(rows) + "\n", encoding="utf-8")
+        pack(RESULTS, out / "results.tar")
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
     def step(name: str, width: int, form: str, vary: bool = False, benchmark: bool = False) -> dict[str, Any]:
         torch.backends.cudnn.benchmark = benchmark
@@ -103,7 +103,6 @@ def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool)
             keep({"method": what, "form": f"{type(error).__name__}: {str(error)[:80]}"})
             if "CUDA error" in str(error):
                 raise
-    print(table(rows), flush=True)
 
 
 def _differs(name: str, form: str) -> bool:
