@@ -20,25 +20,22 @@ WARM_UP = 3  # calls before the recording, in which libraries choose their algor
 MOST = 8  # recordings kept; what comes after is called, so that memory has a bound
 
 
-def recorded(method: Any) -> Any:
+def recorded(value: Any) -> Any:
     """A method whose PGD attacks are recorded, also those of methods within it; the same where there are none."""
-    if KIND == "eager" or not is_dataclass(method) or isinstance(method, type):
-        return method
-    changed = {}
-    for field in fields(method):
-        value = getattr(method, field.name)
-        new: Any = value
-        if isinstance(value, partial) and value.func is pgd:
-            new = Recorded(value)
-        elif isinstance(value, tuple):
-            members = [recorded(one) for one in value]
-            if any(one is not old for one, old in zip(members, value, strict=True)):
-                new = tuple(members)
-        else:
-            new = recorded(value)
-        if new is not value:
-            changed[field.name] = new
-    return replace(method, **changed) if changed else method
+    if KIND == "eager":
+        return value
+    if isinstance(value, partial):
+        return Recorded(value) if value.func is pgd else value
+    if isinstance(value, tuple):
+        members = [recorded(one) for one in value]
+        if all(one is old for one, old in zip(members, value, strict=True)):
+            return value
+        return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    new = {field.name: recorded(getattr(value, field.name)) for field in fields(value)}
+    changed = {name: one for name, one in new.items() if one is not getattr(value, name)}
+    return replace(value, **changed) if changed else value
 
 
 class Recorded:
@@ -62,7 +59,8 @@ class Recorded:
             if len(self.replays) == MOST:
                 return self.attack(model, images, labels)
             try:
-                self.replays[key] = record(self.attack, model, images, labels)
+                compiled = KIND == "compiled" and not self.replays  # a last, smaller batch is not worth half a minute
+                self.replays[key] = record(self.attack, model, images, labels, compiled)
             except Exception as error:  # of many kinds: an operation that waits, one that allocates, the compiler
                 self.possible = False
                 reason = (str(error).splitlines() or [""])[0]
@@ -76,7 +74,9 @@ def recordable(images: Tensor) -> bool:
     return images.is_cuda
 
 
-def record(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def record(
+    attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, compiled: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of images and labels of these shapes that replays the attack on the model as it is then.
 
     Raises whatever the attack or its recording raises; the generator is left as it was.
@@ -86,7 +86,7 @@ def record(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> 
     state = torch.cuda.get_rng_state(images.device)
     wanting = [weight for weight in model.parameters() if weight.requires_grad]
     attacked: Any = model
-    if KIND == "compiled":
+    if compiled:
         attacked = torch.compile(model, dynamic=False)
         for weight in wanting:  # else the compiler computes the gradients of the weights too
             weight.requires_grad_(False)

@@ -159,7 +159,7 @@ def fit(
     begun, saved, printed = time.monotonic() - about["seconds"], time.monotonic(), 0.0
 
     unread: list[tuple[Step, list[str], Tensor]] = []  # of steps since the last reading: terms and the gradient's norm
-    latest: dict[str, str] = {}
+    latest: dict[str, Any] = {}  # what the bar shows
 
     def read() -> None:
         """Add what the steps recorded to the sums: one transfer. Raises DivergenceError naming the first bad step."""

@@ -57,8 +57,8 @@ def test_imports_go_one_way() -> None:
     """The way of the data: nothing imports what comes after it."""
     order = [
         "files", "names", "distributed", "progress", "statistics", "data", "batchnorm", "models", "external", "planted",
-        "attacks", "minimum_norm", "geometry", "radial", "depth", "oracles", "gaussian", "interpolation", "saliency",
-        "methods", "settings", "runs", "tidy", "grid", "training", "cost", "dry_run", "evaluation", "landscape",
+        "attacks", "graphs", "minimum_norm", "geometry", "radial", "depth", "oracles", "gaussian", "interpolation",
+        "saliency", "methods", "settings", "runs", "tidy", "grid", "training", "cost", "dry_run", "evaluation", "landscape",
         "focus", "linear", "trial",
         "probes", "audit", "matrix", "claims", "tables", "figures", "source", "export", "report", "launch", "cli",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ import time
 import traceback
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.gpu import records
-from benchmarks.gpu.common import SCRATCH, pack, save, seconds_of
+from benchmarks.gpu.common import RESULTS, SCRATCH, pack, save, seconds_of
 from benchmarks.gpu.steps import Stepper, method_of, training_attack
 from paperlib import evaluation, graphs, training
 from paperlib.attacks import Attack, autoattack, evaluating, pgd
@@ -25,7 +26,7 @@ from paperlib.runs import environment
 from paperlib.settings import NetworkSettings
 
 RESERVE = 1.1  # times the measured seconds that a training is given
-OVERHEAD = 8.0  # seconds around a training: graphs, digests, files
+OVERHEAD = 12.0  # seconds around a training: graphs, libraries' plans for new shapes, digests, files
 EPOCHS = range(4, 31)  # of which `--epochs 0` takes the most that let the first three trainings end in time
 EVALUATED, OF_AUTOATTACK = 500, 250  # images attacked together
 PART = 15 * 2**20  # bytes of a file of weights at most
@@ -50,23 +51,25 @@ def attacks(settings: dict[str, Any]) -> dict[str, Attack]:
 class Campaign:
     """One session: the plan, the images, the speeds measured here and what is done."""
 
-    def __init__(self, out: Path, device: str, until: float, *, epochs: int, tiny: int, kind: str, images: Path) -> None:
+    def __init__(
+        self, out: Path, device: str, until: float, *, epochs: int, tiny: int, kind: str, images: Path, most: int = 0
+    ) -> None:
         self.out, self.device, self.until, self.tiny, self.kind = out, device, until, tiny, kind
         self.plan = records.read_plan()
-        self.folder = out / "results" / "campaign"
+        self.most = most or None  # of the trainings in their order
+        self.folder = RESULTS / "campaign"
         self.data = self._images(images)
         self.means = class_mean(self.data.train, 1.0).to(device)
         self.attack = training_attack(**self.plan["attack"])
         self.failed: dict[str, str] = {}
         self.models: dict[str, nn.Module] = {}
         self.rates: dict[str, float] = {}
-        torch.backends.cudnn.benchmark = True
         evaluation.CHUNK = EVALUATED
         self.evaluating = self._evaluation_seconds()
         state = {} if tiny else records.read_state(records.KEPT)
         self.epochs = (state.get("protocol") or {}).get("epochs") or epochs or self._epochs_that_fit()
         self.protocol = records.protocol(self.plan, self.epochs, len(self.data.train), len(self.data.test))
-        known = {} if tiny else records.done(records.KEPT)
+        known = records.done(self.folder) | ({} if tiny else records.done(records.KEPT))  # of this session, where it broke
         self.known = {name: about for name, about in known.items() if about.get("protocol") == self.protocol["key"]}
         print(f"{self.epochs} epochs; done before: {', '.join(self.known) or 'nothing'}", flush=True)
 
@@ -75,7 +78,9 @@ class Campaign:
         if not self.tiny:
             return load(f"folder:{images}", validation_images=chosen["validation_images"], seed=chosen["seed"])
         whole = load(f"folder:{images}", validation_images=100, seed=chosen["seed"])
-        self.plan["network"]["width"] = 64 if self.device == "cuda" else 4
+        if self.device == "cpu":
+            self.plan["network"] |= {"model": "small_cnn", "width": 4}
+            self.plan["training"] |= {"batch_size": 64}
         return Splits(subset(whole.train, self.tiny, 0), whole.validation, subset(whole.test, self.tiny // 10, 0))
 
     # Time --------------------------------------------------------------------------------------------------------
@@ -87,7 +92,13 @@ class Campaign:
         """Of a whole batch, measured once in this session."""
         if method not in self.rates:
             settings = self.plan["training"]
-            shape = {"width": self.plan["network"]["width"], "batch": settings["batch_size"], "bf16": settings["bf16"]}
+            network = self.plan["network"]
+            shape = {
+                "network": network["model"],
+                "width": network["width"],
+                "batch": settings["batch_size"],
+                "bf16": settings["bf16"],
+            }
             stepper = Stepper(
                 method_of(method, self.attack, self.means), self.device, channels_last=True, kind=self.kind,
                 size=self.data.train.images.shape[-1], **shape,
@@ -139,7 +150,7 @@ class Campaign:
     def run(self) -> None:
         """All trainings for which there is time, in their order; then AutoAttack."""
         self.keep()
-        for name, description, seed in records.in_order(self.plan):
+        for name, description, seed in islice(records.in_order(self.plan), self.most):
             if name in self.known:
                 continue
             try:
@@ -224,7 +235,7 @@ class Campaign:
         """Round by round: the next chunk of images for every network, so that all have seen the same."""
         evaluation.CHUNK = OF_AUTOATTACK if not self.tiny else 50
         data = self.data.test[: self.plan["autoattack_images"] if not self.tiny else 50]
-        slowest, chunk = 0.0, evaluation.shareable(data.images, evaluation.CHUNK)
+        slowest, chunk = 0.0, min(len(data), evaluation.shareable(data.images, evaluation.CHUNK))
         for upto in range(chunk, len(data) + 1, chunk):
             for name, model in self.models.items():
                 if self.left() < 1.2 * slowest + 5:
@@ -261,8 +272,8 @@ class Campaign:
         """Everything so far, as it would be taken along."""
         self.folder.mkdir(parents=True, exist_ok=True)
         records.write_state(self.folder, self.protocol, self.failed)
-        save(self.out / "results" / "rates.json", {"s a step": self.rates, "s an evaluation": self.evaluating})
-        pack(self.out / "results", self.out / "results.tar")
+        save(RESULTS / "rates.json", {"s a step": self.rates, "s an evaluation": self.evaluating})
+        pack(RESULTS, self.out / "results.tar")
 
 
 def _settings(plan: dict[str, Any], epochs: int, seed: int, device: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.common import HERE, pack, save, table
+from benchmarks.gpu.common import HERE, RESULTS, pack, save, table
 
 sys.path.insert(0, str(HERE / "tests"))
 
@@ -31,7 +31,7 @@ from paperlib.methods.baselines import AdversarialTraining
 from paperlib.runs import environment
 from paperlib.settings import TrainingSettings
 
-EXACT, SINGLE = 1e-6, 2e-2  # relative errors allowed in double and in single precision
+EXACT, SINGLE = 1e-6, 5e-2  # relative errors allowed in double and in single precision
 EPS = 0.05
 
 
@@ -46,9 +46,9 @@ def run(out: Path, device: str, until: float) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def keep() -> None:
-        save(out / "results" / "checks.json", {"environment": environment(), "rows": rows})
-        (out / "results" / "checks.txt").write_text(table(rows) + "\n", encoding="utf-8")
-        pack(out / "results", out / "results.tar")
+        save(RESULTS / "checks.json", {"environment": environment(), "rows": rows})
+        (RESULTS / "checks.txt").write_text(table(rows) + "\n", encoding="utf-8")
+        pack(RESULTS, out / "results.tar")
 
     for what, check in every(device):
         begun = time.time()
@@ -72,7 +72,8 @@ def run(out: Path, device: str, until: float) -> None:
         keep()
     keep()
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("passed", "skipped", "FAILED")}
-    print(table([row for row in rows if row["outcome"] != "skipped"]), flush=True)
+    said = ("graph", "a step", "killed", "attack", "bf16 raat", "bf16 pag", "fp32 small_cnn raat", "fp32 small_cnn pag")
+    print(table([row for row in rows if row["outcome"] == "FAILED" or row["what"].startswith(said)]), flush=True)
     print(*(f"{count} {outcome}" for outcome, count in counts.items()), sep=", ", flush=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[2]
 CARRIED = HERE / ".gpu"
 SCRATCH = Path(tempfile.gettempdir()) / "paperlib-gpu"  # the images, their cache and the trainings' own folders
+RESULTS = SCRATCH / "results"  # packed into one archive: few files can be brought back
 
 
 def use_carried_packages() -> None:
@@ -31,7 +32,6 @@ def use_carried_packages() -> None:
     sys.path.append(str(site))
     os.environ["PAPERLIB_ROOT"] = str(SCRATCH)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:False")
     SCRATCH.mkdir(parents=True, exist_ok=True)
 
 

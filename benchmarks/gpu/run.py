@@ -7,6 +7,7 @@ the next goes on.
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.gpu.common import CARRIED, HERE, SCRATCH, pack, use_carried_packages
+from benchmarks.gpu.common import CARRIED, HERE, RESULTS, SCRATCH, pack, use_carried_packages
 
 STAGES = ("checks", "throughput", "campaign")
 GRACE = 5.0  # seconds kept for packing
@@ -30,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--throughput", type=float, default=75, help="seconds for the table of speeds")
     parser.add_argument("--compiled", action="store_true", help="torch.compile is in the table too")
     parser.add_argument("--epochs", type=int, default=10, help="0: as many as let the first three trainings end in time")
+    parser.add_argument("--trainings", type=int, default=0, help="the first so many of the list alone; 0: all")
     parser.add_argument("--attack", choices=("auto", "eager", "graph", "compiled"), default="auto")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", type=int, default=0, help="training images of a trial run; 0: all of them")
@@ -47,6 +49,8 @@ def main() -> None:
     begun = time.time()
     end = begun + given.within - GRACE
     given.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    use_carried_packages()  # unpacked before two processes could do that at once
     print(f"stages {given.stages}, {given.within:.0f} s", flush=True)
     background = start(given, "images", end) if "campaign" in given.stages else None
     for stage in given.stages.split(","):
@@ -62,8 +66,7 @@ def main() -> None:
         print(f"== {stage} ended with {code} after {time.time() - begun:.0f} s in all", flush=True)
     if background:
         stop(background)
-    (given.out / "results").mkdir(exist_ok=True)
-    pack(given.out / "results", given.out / "results.tar")
+    pack(RESULTS, given.out / "results.tar")
     size = sum(file.stat().st_size for file in given.out.glob("*") if file.is_file())
     print(f"{given.out}: {size / 2**20:.1f} MiB", flush=True)
 
@@ -104,13 +107,20 @@ def one(given: argparse.Namespace) -> None:
         elif given.stage == "throughput":
             from benchmarks.gpu import throughput
 
-            throughput.measure(given.out, given.device, given.until, tiny=bool(given.tiny), compiled=given.compiled)
+            throughput.measure(given.out, given.device, given.until, tiny=given.device == "cpu", compiled=given.compiled)
         else:
             from benchmarks.gpu import campaign
 
             images = campaign.images_there(given.until - time.time() - 10)
             campaign.Campaign(
-                given.out, given.device, given.until, epochs=given.epochs, tiny=given.tiny, kind=kind(given), images=images
+                given.out,
+                given.device,
+                given.until,
+                epochs=given.epochs,
+                tiny=given.tiny,
+                kind=kind(given),
+                images=images,
+                most=given.trainings,
             ).run()
     except Exception:
         traceback.print_exc()
@@ -122,7 +132,7 @@ def kind(given: argparse.Namespace) -> str:
     if given.attack != "auto":
         return str(given.attack)
 
-    file = given.out / "results" / "checks.json"
+    file = RESULTS / "checks.json"
     rows = json.loads(file.read_text()).get("rows", []) if file.exists() else []
     bad = [row["what"] for row in rows if row["what"].startswith("graph") and row["outcome"] == "FAILED"]
     if bad:

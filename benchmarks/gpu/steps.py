@@ -1,6 +1,7 @@
 """One training step as `training.fit` takes it, to be timed; and the methods that the GPU measures and trains."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,23 +39,18 @@ def training_attack(eps: float = 8 / 255, steps: int = 10, step_size: float = 2 
 
 
 class Stepper:
-    """Steps of a method on a batch of noise. The labels are the network's own answers, so that every term has work."""
+    """Steps of a method on a batch of noise. The labels are the network's own answers, so that every term has work.
+
+    With `vary` one label more is wrong in each step: RAAT's consistency then sees another number of images each time.
+    """
 
     def __init__(
-        self,
-        method: Any,
-        device: str,
-        *,
-        width: int,
-        batch: int,
-        bf16: bool,
-        channels_last: bool,
-        kind: str,
-        size: int = 32,
-    ) -> None:
+        self, method: Any, device: str, *, width: int, batch: int, bf16: bool, channels_last: bool, kind: str,
+        size: int = 32, vary: bool = False, network: str = "resnet18",
+    ) -> None:  # fmt: skip
         graphs.KIND = kind  # type: ignore[assignment]
-        self.device, self.bf16, self.index = device, bf16, 0
-        self.model = models.build("resnet18", classes=10, channels=3, width=width, seed=0, normalisation="none").to(device)
+        self.device, self.bf16, self.index = device, bf16 and training.computes_in_bf16(device), 0
+        self.model = models.build(network, classes=10, channels=3, width=width, seed=0, normalisation="none").to(device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = method
@@ -63,14 +59,19 @@ class Stepper:
         images = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad():
             labels = self.model.eval()(images).argmax(1)
+        self.vary = vary
         self.batch = Batch(images, labels, partial(crop_and_flip, padding=4, fill=0.0, flip=True))
 
     def __call__(self) -> None:
         training._draw_from(self.index)
         self.index += 1
         self.model.train()
+        batch = self.batch
+        if self.vary:
+            kept = torch.arange(len(batch.labels), device=self.device) >= 1 + self.index
+            batch = replace(batch, labels=torch.where(kept, batch.labels, (batch.labels + 1) % 10))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            total = self.method.loss(self.model, self.batch, Step(self.index, 1000, 0))["total"]
+            total = self.method.loss(self.model, batch, Step(self.index, 1000, 0))["total"]
         self.optimizer.zero_grad(set_to_none=True)
         training.backward(total, len(self.batch.labels), len(self.batch.labels))
         nn.utils.clip_grad_norm_(self.model.parameters(), torch.inf)

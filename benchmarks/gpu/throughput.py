@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import pack, save, seconds_of, table
+from benchmarks.gpu.common import RESULTS, pack, save, seconds_of, table
 from benchmarks.gpu.steps import Stepper, method_of, training_attack
 from paperlib import cost, models
 from paperlib.attacks import evaluating, pgd
@@ -19,9 +19,9 @@ from paperlib.runs import environment
 METHODS = ("pgd_at", "raat", "pag", "trades", "standard")
 EPOCH = 50_000
 FORMS: dict[str, dict[str, Any]] = {
-    "tf32": {"bf16": False, "channels_last": False, "kind": "eager"},
-    "bf16 channels-last": {"bf16": True, "channels_last": True, "kind": "eager"},
     "bf16 channels-last, graph": {"bf16": True, "channels_last": True, "kind": "graph"},
+    "bf16 channels-last": {"bf16": True, "channels_last": True, "kind": "eager"},
+    "tf32": {"bf16": False, "channels_last": False, "kind": "eager"},
     "bf16 channels-last, compiled": {"bf16": True, "channels_last": True, "kind": "compiled"},
 }
 
@@ -35,7 +35,6 @@ def rate(device: str) -> float:
 
 def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool) -> None:
     """Write throughput.json and .txt after every row."""
-    torch.backends.cudnn.benchmark = True
     batch, repeats, widths = (8, 2, (4,)) if tiny else (128, 12, (64, 32))
     card = rate(device)
     print(f"8192³ in bf16: {card / 1e12:.0f} TFLOP/s", flush=True)
@@ -44,21 +43,23 @@ def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool)
 
     def keep(row: dict[str, Any]) -> None:
         rows.append(row)
-        save(out / "results" / "throughput.json", {"bf16 flop/s": card, "environment": environment(), "rows": rows})
-        (out / "results" / "throughput.txt").write_text(table(rows) + "\n", encoding="utf-8")
-        pack(out / "results", out / "results.tar")
-        print(table([row]).splitlines()[-1], flush=True)
+        save(RESULTS / "throughput.json", {"bf16 flop/s": card, "environment": environment(), "rows": rows})
+        (RESULTS / "throughput.txt").write_text(table(rows) + "\n", encoding="utf-8")
+        pack(RESULTS, out / "results.tar")
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
-    def step(name: str, width: int, form: str) -> dict[str, Any]:
+    def step(name: str, width: int, form: str, vary: bool = False, benchmark: bool = False) -> dict[str, Any]:
+        torch.backends.cudnn.benchmark = benchmark
         attack = training_attack(steps=2) if tiny else training_attack()
         means = torch.rand(10, 1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
-        stepper = Stepper(method_of(name, attack, means), device, width=width, batch=batch, **FORMS[form])
+        stepper = Stepper(method_of(name, attack, means), device, width=width, batch=batch, vary=vary, **FORMS[form])
         if (name, width) not in flops:
             flops[name, width] = cost.flops(stepper.plain, stepper.model, stepper.batch, Step(0, 1000, 0))
         seconds = stepper.seconds(repeats)
         least = flops[name, width] / card
         return {
-            "method": name, "width": width, "form": form, "ms a step": round(1000 * seconds, 2),
+            "method": name, "width": width,
+            "form": form + ", members vary" * vary + ", cudnn benchmark" * benchmark, "ms a step": round(1000 * seconds, 2),
             "img/s": round(batch / seconds), "s an epoch": round(EPOCH / batch * seconds, 1),
             "GFLOP": round(flops[name, width] / 1e9), "share of the card": round(least / seconds, 3),
         }  # fmt: skip
@@ -79,6 +80,9 @@ def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool)
     first, *others = widths
     for form in list(FORMS)[:3]:
         work += [(f"{name} {first} {form}", partial(step, name, first, form)) for name in METHODS if _differs(name, form)]
+    graph = next(iter(FORMS))
+    work.insert(2, ("raat, members vary", partial(step, "raat", first, graph, vary=True)))
+    work.insert(2, ("pgd_at, cudnn benchmark", partial(step, "pgd_at", first, graph, benchmark=True)))
     work.append((f"PGD-20 {first}", partial(attacked, first)))
     for width in others:
         for form in list(FORMS)[:3]:
@@ -99,7 +103,6 @@ def measure(out: Path, device: str, until: float, *, tiny: bool, compiled: bool)
             keep({"method": what, "form": f"{type(error).__name__}: {str(error)[:80]}"})
             if "CUDA error" in str(error):
                 raise
-    print(table(rows), flush=True)
 
 
 def _differs(name: str, form: str) -> bool:
