@@ -166,10 +166,11 @@ fragments = study.fragmentation_each(toys)
 tables.save(run, study.fragmentation_table(fragments, toy_scores), "toy", "The toy: mean and deviation over seeds.", 2)
 
 # %% [markdown]
-# Does that picture hang on the mislabelled points? The same at other shares of them; bands are the smallest and largest seed.
+# Does that picture hang on the mislabelled points? The same at other shares of them; bars are the smallest and largest seed.
 
 # %%
-figures.panels(run, study.toy_points(study.toy_sweep(run, toys, training.train_each)), "toy_shares", x="share", label="")
+shares_swept = study.toy_points(study.toy_sweep(run, toys, training.train_each))
+figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", label="")
 
 # %% [markdown]
 # ## The methods

@@ -586,3 +586,22 @@ def test_the_literal_sign_pushes_gradients_away_from_the_features() -> None:
     for literal, sign in ((False, 1), (True, -1)):
         terms = {name: float(value.detach()) for name, value in parts[literal].items()}
         assert terms["total"] == pytest.approx(terms["task"] + sign * 0.5 * (1 - terms["cosine 1"]))
+
+
+def test_the_papers_basis_is_the_images_that_all_its_models_have_right() -> None:
+    def row(method: str, seed: int, measure: str, hits: str) -> dict[str, Any]:
+        each = np.array([hit == "x" for hit in hits])
+        return {"method": method, "seed": seed, "measure": measure, "n": len(each), "accuracy": each.mean(), "each": each}
+
+    table = pd.DataFrame([
+        row("standard", 0, "clean", "xxxx.x"), row("standard", 0, "fgsm", "x....."),
+        row("deep", 0, "clean", "xxx.xx"), row("deep", 0, "fgsm", "xx...x"),
+        row("deep", 1, "clean", "xx.xxx"), row("deep", 1, "fgsm", "x....x"),
+        row("gradient_penalty", 0, "clean", "......"), row("gradient_penalty", 0, "fgsm", "......"),
+    ])  # fmt: skip
+    found = study.jointly_correct(table).set_index(["method", "seed"])
+    assert set(found["measure"]) == {"fgsm_joint"}
+    assert set(found["n"]) == {3}  # the first, the second and the last
+    assert found["accuracy"].to_dict() == pytest.approx({("standard", 0): 1 / 3, ("deep", 0): 1, ("deep", 1): 2 / 3})
+    nothing = table.assign(each=[np.zeros(6, bool)] * len(table))
+    assert study.jointly_correct(nothing).empty

@@ -274,6 +274,26 @@ def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
 
 
+JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models; reviews of it name no others
+
+
+def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
+    """Every attack's rows once more on the images that all of the paper's models, of all seeds, have right when clean.
+
+    That is the paper's basis, as its reviews say. `table` is of attacks on the same images, with `each`. Rows as
+    `evaluate_each` has, measure "<attack>_joint"; none where no image is right under all.
+    """
+    own = table[table["method"].isin(JOINT)]
+    kept = np.logical_and.reduce(list(own.loc[own["measure"] == "clean", "each"]))
+    if not kept.any():
+        return own[:0]
+    rows = [
+        (row.method, row.seed, f"{row.measure}_joint", int(kept.sum()), float(row.each[kept].mean()), row.each[kept])
+        for row in own[own["measure"] != "clean"].itertuples(index=False)
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
 def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
     """The ratios of `distance_table` as rows that claims can be held against: measure "<attack>_ratio", mean, low, high."""
     seeds, count = found.groupby("method")["seed"].nunique(), len(found["each"].iloc[0])

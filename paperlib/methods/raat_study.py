@@ -275,16 +275,17 @@ def toy_sweep(run: Run, trained: Mapping[str, Mapping[int, nn.Module]], train_ea
 
 
 def toy_points(sweep: pd.DataFrame) -> pd.DataFrame:
-    """What is drawn of `toy_sweep`: columns panel (regions, length), line (the method), share, value, low, high.
+    """What is drawn of `toy_sweep`: columns panel, line (the method), "mislabelled points (%)", value, low, high.
 
     Mean over seeds, and the smallest and largest of them.
     """
+    panels = {"regions": "connected regions", "length": "length of the boundary"}
     rows = [
-        (panel, method, share, part[panel].mean(), part[panel].min(), part[panel].max())
-        for panel in ("regions", "length")
+        (panel, method, share, part[name].mean(), part[name].min(), part[name].max())
+        for name, panel in panels.items()
         for (method, share), part in sweep.groupby(["method", "share"])
     ]
-    return pd.DataFrame(rows, columns=["panel", "line", "share", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=["panel", "line", "mislabelled points (%)", "value", "low", "high"])
 
 
 def toy_attacks(settings: RaatSettings) -> dict[str, Attack]:
