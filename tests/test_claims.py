@@ -334,3 +334,22 @@ def test_a_claims_file_of_another_form_is_refused_by_place(place: str, value: ob
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=re.escape(message)):
         claims.ledger.read(file)
+
+
+def test_fourteen_of_raats_45_improvements_do_not_follow_from_its_tables() -> None:
+    tables = [name for name, table in claims.load("raat")["tables"].items() if table.get("improvement")]
+    nothing = pd.DataFrame({"method": [], "measure": [], "mean": []})
+    found = pd.concat([claims.improvements("raat", name, ["raat", "raat_plus_plus"], nothing) for name in tables])
+    assert len(found) == 45
+    assert (found["agree"] == "no").sum() == 14
+    assert found["here"].isna().all()
+
+
+def test_an_improvement_is_of_the_best_on_both_sides() -> None:
+    means = {"pgd_at": 0.5, "trades": 0.4, "raat": 0.45, "raat_plus_plus": 0.55}
+    measured = pd.DataFrame(
+        [(method, "pgd_10", mean) for method, mean in means.items()], columns=["method", "measure", "mean"]
+    )
+    found = claims.improvements("raat", "cifar10_resnet18_linf", ["raat", "raat_plus_plus"], measured)
+    assert found.loc["pgd_10", "here"] == pytest.approx(10)
+    assert found.loc["pgd_10", "from the table"] == pytest.approx(100 * (54.87 / 53.61 - 1))

@@ -289,6 +289,28 @@ def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
+def improvements(paper: str, table: str, own: Sequence[str], measured: pd.DataFrame) -> pd.DataFrame:
+    """What a table prints as the gain of its best own method over the best other, beside what follows from its rows.
+
+    One row a measure, in percent of the best other: printed, from the table, whether they agree to within 0.01, and
+    the same of `measured`, where it has methods of both kinds. `own` are the paper's methods.
+    """
+    known, printed = rows(paper, table), load(paper)["tables"][table]["improvement"]
+    means = measured.set_index(["method", "measure"])["mean"]
+
+    def gain(values: Mapping[str, float]) -> float:
+        kinds = [[value for method, value in values.items() if (method in own) is mine] for mine in (True, False)]
+        return 100 * (max(kinds[0]) / max(kinds[1]) - 1) if all(kinds) and max(kinds[1]) else math.nan
+
+    lines = {}
+    for measure, value in printed.items():
+        follows = gain({method: row[measure] for method, row in known.items()})
+        here = gain({method: float(means[method, measure]) for method in known if (method, measure) in means.index})
+        agree = "yes" if abs(follows - value) < 0.01 else "no"
+        lines[measure] = {"printed": value, "from the table": follows, "agree": agree, "here": here}
+    return pd.DataFrame(lines).T
+
+
 def show(verdicts: pd.DataFrame) -> Any:
     """The verdicts as a notebook shows them, the scale they hold for in the caption."""
     scale = next(iter(verdicts["scale"]), "")

@@ -26,13 +26,17 @@ class Paper(_Part):
 
 
 class Table(_Part):
-    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it."""
+    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it.
+
+    `improvement` is what it prints by measure as the gain of its best method over the best other, in percent of that.
+    """
 
     place: str
     unit: str
     notebook: str
     rows: dict[str, dict[str, Number]]
     deviation: dict[str, dict[str, Number]] = {}
+    improvement: dict[str, Number] = {}
 
 
 class Scale(_Part):
