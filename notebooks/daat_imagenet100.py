@@ -151,6 +151,12 @@ swept = study.train(run, s, study.weights(s, size, teacher), images, training.tr
 everything = trained | controls
 
 # %% [markdown]
+# What that cost. B.1 has roughly twice PGD-AT's time; times are this machine's, and mean something only if nothing else ran on it.
+
+# %%
+tables.save(run, study.costs(training.histories(run), list(everything)), "cost", "Training time.", 2)
+
+# %% [markdown]
 # ## Table 1
 
 # %%

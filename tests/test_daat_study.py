@@ -226,3 +226,12 @@ def test_early_and_by_budget_are_measures_that_claims_name() -> None:
     )
     found = study.budget_rows(settings(epsilons="[0.5, 2]"), curve)
     assert found.set_index("measure")["accuracy"].to_dict() == {"budget_0.5": 0.8, "budget_2": 0.2, "largest_budget": 0.2}
+
+
+def test_costs_are_means_over_seeds_and_times_pgd_ats() -> None:
+    histories = {"pgd_at-seed0": {"seconds": 60.0}, "pgd_at-seed1": {"seconds": 120.0}, "daat-seed0": {"seconds": 180.0}}
+    table = study.costs(histories, ["pgd_at", "daat"])
+    assert table["minutes"].to_dict() == {"pgd_at": 1.5, "daat": 3.0}
+    assert table["× PGD-AT"].to_dict() == {"pgd_at": 1.0, "daat": 2.0}
+    assert table.loc["daat", "paper"] == 2.0
+    assert np.isnan(table.loc["pgd_at", "paper"])

@@ -243,3 +243,13 @@ def test_what_batch_norm_cannot_differentiate_is_an_error() -> None:
     (gradient,) = torch.autograd.grad(loss, layer.weight, create_graph=True)
     with pytest.raises(NotImplementedError, match="parameters' gradients"):
         gradient.sum().backward()
+
+
+def test_wrn_is_initialised_as_in_raats_code() -> None:
+    model = models.build("wide_resnet28", classes=10, channels=3, width=32, seed=0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 2000:
+            fan = module.out_channels * module.kernel_size[0] ** 2
+            assert float(module.weight.std() * (fan / 2) ** 0.5) == pytest.approx(1, rel=0.1)
+        if isinstance(module, torch.nn.Linear):
+            assert not module.bias.any()

@@ -10,7 +10,7 @@ No code is public, and the text leaves open or contradicts:
 - A is "aggregated across layers": `saliency.attended` has the class token's row, the mean over all blocks and heads. The
   edges are averaged over each patch.
 - φ is "intermediate": here the class and patch tokens after the last norm.
-- G is of the adversarial image, G(x + δ), as Equation (2) has it. B.1 speaks of the clean image: `edges_of="clean"`. With
+- G is of the adversarial image, G(x + δ), as in Equation (2). B.1 names G(x) as an alternative: `edges_of="clean"`. With
   exact depth, which no attack moves, the two are the same.
 - A clip of the gradient's norm and bfloat16 are choices of the settings; the paper names neither.
 - The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed

@@ -329,6 +329,16 @@ def early_rows(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str],
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy"])
 
 
+def costs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Training time by method: minutes, mean over seeds, and times PGD-AT's beside what B.1 states for DAAT."""
+    minutes = {
+        name: float(np.mean([one["seconds"] / 60 for training, one in histories.items() if method_of(training) == name]))
+        for name in names
+    }
+    table = pd.DataFrame({"minutes": minutes})
+    return table.assign(**{"× PGD-AT": table["minutes"] / minutes["pgd_at"], "paper": pd.Series({"daat": 2.0})})
+
+
 def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
     """The sweep over ε as measures that claims name: "budget_<factor>", and the largest once more as "largest_budget"."""
     factors = {f"eps={factor:g}x": f"budget_{factor:g}" for factor in settings.epsilons}
