@@ -22,12 +22,12 @@ from torchvision.io import decode_jpeg, encode_jpeg
 from paperlib import audit, models, planted, probes, training
 from paperlib.attacks import pgd
 from paperlib.data import Splits, load, subset
-from paperlib.evaluation import binomial_interval
 from paperlib.files import described, digest, read_json, root, write_json, write_text
 from paperlib.methods import Method
 from paperlib.methods.baselines import TRADES, AdversarialTraining, GradientPenalty, Standard
 from paperlib.methods.ramped import ramped
 from paperlib.settings import TrainingSettings
+from paperlib.statistics import binomial_interval
 
 FOLDER = root() / "runs" / "calibration"
 IMAGES = 200  # test images of each audit

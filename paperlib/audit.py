@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from paperlib import distributed, probes
 from paperlib.attacks import Norm, evaluating, masking_flags, pgd
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
-from paperlib.evaluation import at_chance, binomial_interval, correct
+from paperlib.evaluation import at_chance, correct
 from paperlib.files import InputError, digest, read_json, write_json
 from paperlib.probes import Found
 from paperlib.progress import Bar
 from paperlib.runs import Run
+from paperlib.statistics import binomial_interval
 
 Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
 MEANINGS: dict[Verdict, str] = {

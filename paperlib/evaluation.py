@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import beta, norm, t
+from scipy.stats import t
 from torch import Tensor, nn
 
 from paperlib import distributed
@@ -20,6 +20,7 @@ from paperlib.files import described, digest, read_tensors, root, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
 from paperlib.runs import Run, recall
+from paperlib.statistics import FEWEST, between_images, binomial_interval, image_interval, seeds_half
 
 CHUNK = 250  # images attacked together at most, and lost when the process is killed
 LEARNT = 0.1  # of the way from chance to perfect that a network must have gone to be held against anything
@@ -212,81 +213,127 @@ def flags(*tables: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["flags"] != "", ["method", "seed", "measure", "flags"]]
 
 
-def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of Clopper & Pearson (1934) for a share of `hits` among `count`."""
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
-    return low, high
+# Outcomes that are neither right nor wrong and yet lie in [0,1].
+SHARES = {
+    "mean", "nrr", "gradient_on_edges", "gradient_on_contours", "cam_moved", "cam_on_object", "cam_on_object_attacked",
+}  # fmt: skip
+
+
+ANYWHERE = (-math.inf, math.inf)
+
+
+def limits(measure: str, each: np.ndarray | None) -> tuple[float, float]:
+    """Between what the mean of a measure must lie: a share in [0,1], a cosine or correlation in [−1,1], else ANYWHERE."""
+    if each is None or each.dtype == bool or measure in SHARES:
+        return 0.0, 1.0
+    return (-1.0, 1.0) if "cosine" in measure or "correlation" in measure else ANYWHERE
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
 
-    Columns mean, deviation (of seeds; NaN for one), low, high, seeds, n, sample_low, sample_high, each and by_seed. The
-    interval's arms are the root of the squares of the test sample's, which stands apart as well, and, where there are
-    several seeds, the seeds' (Student's t): the images and the seeds are drawn independently. The test sample's is
-    binomial, or normal where a measure gives an image something else than right or wrong. `each` is the mean over seeds
-    by image, None where the table has no outcomes by image; `by_seed` is of each seed.
+    Columns mean, deviation (of seeds; NaN for one), low, high, seeds, n, sample_low, sample_high, each, by_seed, seed_list,
+    limits. Outcomes are taken as mean + seed + image + rest, each drawn on its own, so the variance of the mean over S
+    seeds and N images is
+
+        s² / S + σ_b² / N,
+
+    with s² the variance of the seeds' means on these images, which has the seeds' and the rest's share, and σ_b² that of
+    `between_images`: what the rest adds to the images' means is not counted again. The interval's arms are the root of
+    the squares of Student's t of the first (S − 1 degrees of freedom) and of `image_interval` of the second, which stands
+    apart as sample_low … sample_high; it is cut at the `limits` of the measure. One seed has the second alone: its luck is
+    left out. Below FEWEST images there is no interval (NaN). `each` are the outcomes by seed and image, S×N, None where
+    the table has none by image; `by_seed` the mean of each seed, in the order of `seed_list`.
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
         mean, seeds, count = float(part["accuracy"].mean()), len(part), int(part["n"].iloc[0])
-        images = list(part["each"]) if "each" in part and isinstance(part["each"].iloc[0], np.ndarray) else []
-        each = np.mean(images, axis=0) if images else None
-        shares = each is None or images[0].dtype == bool
-        if each is None or shares:
-            low, high = binomial_interval(round(mean * count), count)
+        by_image = "each" in part and isinstance(part["each"].iloc[0], np.ndarray)
+        each = np.stack(list(part["each"])) if by_image else None
+        least, most = bounds = limits(str(measure), each)
+        if each is not None:
+            sample = image_interval(each, bounds)
         else:
-            half = float(norm.ppf(0.975)) * each.std(ddof=1) / math.sqrt(count)
-            low, high = mean - half, mean + half
-        sample = low, high
+            sample = binomial_interval(round(mean * count), count) if count >= FEWEST else (math.nan, math.nan)
         deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
-        if seeds > 1:
-            half = float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
-            least, most = (0.0, 1.0) if shares else (-math.inf, math.inf)
-            low, high = max(least, mean - math.hypot(mean - low, half)), min(most, mean + math.hypot(high - mean, half))
-        rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each, part["accuracy"].to_numpy()))
+        half = seeds_half(part["accuracy"])
+        low = max(mean - math.hypot(mean - sample[0], half), least)  # in this order what is not a number stays so
+        high = min(mean + math.hypot(sample[1] - mean, half), most)
+        named = tuple(map(int, part["seed"]))
+        by_seed = part["accuracy"].to_numpy()
+        rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each, by_seed, named, bounds))
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
-    return pd.DataFrame(rows, columns=[*columns, "by_seed"])
+    return pd.DataFrame(rows, columns=[*columns, "by_seed", "seed_list", "limits"])
 
 
 def at_chance(clean: Mapping[str, Any], classes: int) -> bool:
-    """Whether a row of a `summary`, of clean accuracy, is of networks that have hardly learnt: they test nothing."""
-    return bool(clean["low"] <= 1 / classes + LEARNT * (1 - 1 / classes))
+    """Whether a row of a `summary`, of clean accuracy, is of networks that have hardly learnt: they test nothing.
 
-
-def difference(
-    first: Mapping[str, Any], second: Mapping[str, Any], *, same_models: bool = False
-) -> tuple[float, float, float]:
-    """first − second of two rows of a `summary`, and its 95 % interval: arms of test sample and seeds, squared and added.
-
-    Of the test sample: as Newcombe's (1998) method 10, but from the rows' intervals, which are exact where his are
-    Wilson's, and the correlation of the outcomes image by image as it is, where both have them for as many images; else
-    the outcomes count as independent. Of the seeds, where both sides have several: Welch's t; where only one side has,
-    its deviation stands for both; or with `same_models`, two measures of the same trainings, Student's t of their
-    differences.
+    Nor is it known of those that have learnt on too few images for an interval.
     """
-    value = first["mean"] - second["mean"]
-    (l1, u1), (l2, u2) = (_sample_arms(row) for row in (first, second))
-    phi = _correlation(first["each"], second["each"])
+    return not clean["low"] > 1 / classes + LEARNT * (1 - 1 / classes)
+
+
+class Difference(NamedTuple):
+    """Of two means, in their units: the value and its 95 % interval, of how many seeds, and their deviation."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    deviation: float
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
+    """first − second of two rows of a `summary`, with its 95 % interval, seed by seed and image by image.
+
+    Trainings of one seed share initial weights and the order of the data. So where the two have seeds in common, value and
+    interval are of these alone: with d the differences by seed and image, the variance is that of `summary`,
+
+        s_d² / S + (σ_1² + σ_2² − 2 σ_12) / N,
+
+    s_d² of the seeds' mean differences, and σ_12 the covariance of `between_images`. Student's t with S − 1 degrees of
+    freedom is of the first. The second is of the rows' own image intervals and their correlation σ_12 / σ_1 σ_2, put
+    together as Newcombe (1998, paired data, method 10) does, so that arms are unlike near 0 and 1; with his correction
+    1 / 2SN of a positive covariance where outcomes are right or wrong. Images count as independent where the rows have
+    outcomes of other numbers of images, or none by image. Without a common seed, Welch's t stands for the first where both
+    sides have several. Where one has a single seed, or one seed is common, the interval is of the images alone. The
+    deviation is of the paired differences, else the larger of the two, NaN of one seed.
+    """
+    shared = [seed for seed in first.get("seed_list", ()) if seed in second.get("seed_list", ())]
+    one, two = (_of_seeds(row, shared) for row in (first, second))
+    value, seeds = one["mean"] - two["mean"], len(shared) or min(first["seeds"], second["seeds"])
+    (l1, u1), (l2, u2) = ((row["mean"] - row["sample_low"], row["sample_high"] - row["mean"]) for row in (one, two))
+    phi = _correlation(one["each"], two["each"], bool(shared))
     low = math.sqrt(max(l1**2 + u2**2 - 2 * phi * l1 * u2, 0.0))  # in this order what is not a number stays so
     high = math.sqrt(max(u1**2 + l2**2 - 2 * phi * u1 * l2, 0.0))
-    if same_models and first["seeds"] == second["seeds"] > 1:
-        apart = np.asarray(first["by_seed"]) - np.asarray(second["by_seed"])
-        half = float(t.ppf(0.975, len(apart) - 1)) * float(apart.std(ddof=1)) / math.sqrt(len(apart))
-        low, high = math.hypot(low, half), math.hypot(high, half)
-    elif min(first["seeds"], second["seeds"]) > 1:
-        (one, k), (two, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
-        if one + two > 0:
-            freedom = (one + two) ** 2 / (one**2 / k + two**2 / m)
-            half = float(t.ppf(0.975, freedom)) * math.sqrt(one + two)
-            low, high = math.hypot(low, half), math.hypot(high, half)
-    elif max(first["seeds"], second["seeds"]) > 1:  # the one seed varies as the others do
-        several = max(first, second, key=lambda row: row["seeds"])
-        half = float(t.ppf(0.975, several["seeds"] - 1)) * several["deviation"] * math.sqrt(1 + 1 / several["seeds"])
-        low, high = math.hypot(low, half), math.hypot(high, half)
-    return value, value - low, value + high
+    half, deviation = 0.0, math.nan
+    if len(shared) > 1:
+        apart = np.asarray(one["by_seed"]) - np.asarray(two["by_seed"])
+        half, deviation = seeds_half(apart), float(apart.std(ddof=1))
+    elif seeds > 1:
+        (s1, k), (s2, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
+        deviation = max(first["deviation"], second["deviation"])
+        if s1 + s2 > 0:
+            half = float(t.ppf(0.975, (s1 + s2) ** 2 / (s1**2 / k + s2**2 / m))) * math.sqrt(s1 + s2)
+    (least, most), (bottom, top) = (row.get("limits", ANYWHERE) for row in (first, second))
+    low, high = max(value - math.hypot(low, half), least - top), min(value + math.hypot(high, half), most - bottom)
+    return Difference(value, low, high, seeds, deviation)
+
+
+def _of_seeds(row: Mapping[str, Any], seeds: Sequence[int]) -> Mapping[str, Any]:
+    """A row of a `summary` with these of its seeds alone, in their order; as it is where there are none."""
+    if not seeds or list(seeds) == list(row["seed_list"]):
+        return row
+    chosen = [row["seed_list"].index(seed) for seed in seeds]
+    by_seed = np.asarray(row["by_seed"])[chosen]
+    each, mean = row["each"], float(by_seed.mean())
+    if each is not None:
+        each = each[chosen]
+        low, high = image_interval(each, row["limits"])
+    else:  # as far from its mean as that of all seeds
+        low, high = (mean + row[end] - row["mean"] for end in ("sample_low", "sample_high"))
+    return {**row, "mean": mean, "by_seed": by_seed, "each": each, "sample_low": low, "sample_high": high}
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -301,33 +348,32 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataFrame:
     """Each method's measures less those of `against`, of a `summary`, in points: index method, columns (measure, …).
 
-    difference, its 95 % interval low … high, "seeds" (the larger of the two deviations over seeds) and "told": "yes" where
-    the interval leaves out zero, "smaller than the seeds' spread", or "no".
+    difference, its 95 % interval low … high, "seeds" (the deviation over seeds, see `difference`) and "told": "yes" where
+    the interval leaves out zero, "smaller than the seeds' spread", "no", or that there are too few images.
     """
     known = {(row["method"], row["measure"]): row for row in table.to_dict("records")}
     rows: dict[str, dict[tuple[str, str], Any]] = {}
     for method in [name for name in dict.fromkeys(table["method"]) if name != against]:
         for measure in [name for name in measures if (method, name) in known and (against, name) in known]:
             first, second = known[method, measure], known[against, measure]
-            value, low, high = (100 * number for number in difference(first, second))
-            spread = 100 * np.nanmax([first["deviation"], second["deviation"], 0.0])
+            apart = difference(first, second)
+            value, low, high, spread = (100 * number for number in (*apart[:3], np.nan_to_num(apart.deviation)))
             told = "yes" if low > 0 or high < 0 else "smaller than the seeds' spread" if abs(value) < spread else "no"
+            told = f"fewer than {FEWEST} images" if math.isnan(low) else told
             found = {"difference": value, "low": low, "high": high, "seeds": spread, "told": told}
             rows.setdefault(method, {}).update({(measure, name): one for name, one in found.items()})
     return pd.DataFrame(rows).T
 
 
-def _sample_arms(row: Mapping[str, Any]) -> tuple[float, float]:
-    """How far the test sample's interval reaches below and above the mean of a row of a `summary`."""
-    return row["mean"] - row["sample_low"], row["sample_high"] - row["mean"]
-
-
-def _correlation(first: np.ndarray | None, second: np.ndarray | None) -> float:
-    if first is None or second is None or len(first) != len(second):
+def _correlation(first: np.ndarray | None, second: np.ndarray | None, shared: bool) -> float:
+    """Of what two methods' trainings expect of an image, from outcomes S×N of each; 0 where it is not known."""
+    if first is None or second is None or first.shape[1] != second.shape[1]:
         return 0.0
-    if len(first) < 2 or first.std() == 0 or second.std() == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+    one, two = (between_images(values, values, shared=True) for values in (first, second))
+    both = between_images(first, second, shared)
+    if first.dtype == second.dtype == bool and both > 0:
+        both = max(both - 1 / (2 * min(first.size, second.size)), 0.0)
+    return max(-1.0, min(1.0, both / math.sqrt(one * two))) if min(one, two) > 1e-12 else 0.0
 
 
 @torch.no_grad()

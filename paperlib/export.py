@@ -131,7 +131,8 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
             means = zip(clean["by_seed"], robust["by_seed"], strict=True)
             called = method if measure == "autoattack" else f"{method}_{norm}"
             seen = f"AutoAttack ({norm}) on {robust['n']} images, clean on {clean['n']}, preset {settings['preset']}"
-            for seed, (right, left) in zip(settings["seeds"], means, strict=False):  # some methods have the first alone
+            seeds = clean.get("seed_list", settings["seeds"])  # some methods have the first alone
+            for seed, (right, left) in zip(seeds, means, strict=False):
                 entries[re.sub(r"[^A-Za-z0-9_.-]", "_", f"{called}_seed{seed}")] = {
                     **{name: about[name] for name in ("link", "name", "venue")}, "authors": ", ".join(about["authors"]),
                     "dataset": settings["data"].rstrip("/").rpartition("/")[2],

@@ -20,15 +20,15 @@ from torch import Tensor
 from paperlib import depth
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, as_float
-from paperlib.evaluation import at_chance, binomial_interval
+from paperlib.evaluation import at_chance
 from paperlib.files import InputError
 from paperlib.oracles import Oracle
+from paperlib.statistics import binomial_interval
 
 Training = Literal["plain", "robust"]
 
 SUPPORT = 0.25  # share of the pixels that a restricted classifier may use
 STEPS = 1000  # of L-BFGS-B at most
-COLUMNS = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
 RIDGE = 1e-3  # weight of ‖w‖²/2: without it the weights of classes that can be told apart grow without end
 
 
@@ -132,7 +132,7 @@ def bound_rows(found: pd.DataFrame) -> pd.DataFrame:
     for support, row in found.iterrows():
         least = row["Δ/γ"]
         values.append((f"smallest: {support}", "bound", least, np.nan, least, least, 1, int(row["n"]), least, least, None))
-    return pd.DataFrame(values, columns=COLUMNS)
+    return _frame(values, (0.0, math.inf))
 
 
 def _score(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -206,6 +206,13 @@ def rows(found: pd.DataFrame) -> pd.DataFrame:
     for (training, support), row in found.iterrows():
         mean, low, high = (row[name] / 100 for name in ("robust (%)", "low", "high"))
         values.append(
-            (f"{training}: {support}", "robust", mean, np.nan, low, high, 1, int(row["n"]), low, high, row["each"])
+            (f"{training}: {support}", "robust", mean, np.nan, low, high, 1, int(row["n"]), low, high, row["each"][None])
         )
-    return pd.DataFrame(values, columns=COLUMNS)
+    return _frame(values, (0.0, 1.0))
+
+
+def _frame(values: list[tuple[Any, ...]], limits: tuple[float, float]) -> pd.DataFrame:
+    """Rows as `evaluation.summary` has, of one seed each, whose measure lies between the limits."""
+    columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
+    rows = [(*row, np.array([row[2]]), (0,), limits) for row in values]
+    return pd.DataFrame(rows, columns=[*columns, "by_seed", "seed_list", "limits"])

@@ -1,19 +1,74 @@
-"""Intervals: of a mean, of a ratio of median distances and the table of them, of a rank correlation."""
+"""Intervals: of a share, of a mean over images and seeds, of a ratio of median distances, of a rank correlation."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, t
+from scipy.stats import beta, norm, rankdata, t
 
 from paperlib.files import InputError
 
+FEWEST = 20  # images below which no interval is given and nothing is decided
+
+
+def binomial_interval(hits: float, count: float, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of Clopper & Pearson (1934) for a share of `hits` among `count`; both need not be whole."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high
+
 
 def mean_interval(each: np.ndarray) -> tuple[float, float, float]:
-    """The mean of N values and its 95 % interval, ± 1.96 standard errors: mean, low, high."""
-    mean, half = float(each.mean()), 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5
+    """The mean of N values and its 95 % interval, ± 1.96 standard errors, NaN below FEWEST values: mean, low, high."""
+    mean, half = float(each.mean()), 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) >= FEWEST else math.nan
     return mean, mean - half, mean + half
+
+
+def between_images(first: np.ndarray, second: np.ndarray, shared: bool) -> float:
+    """The covariance over images of what two methods' trainings expect of an image; outcomes S×N and T×N, same images.
+
+    Of one seed, of its outcomes themselves. Of several it is without what an outcome owes to its own seed: with `shared`
+    seeds, row by row, the mean over pairs of different seeds of the covariance over images; without, of the means over
+    seeds. A method with itself, `shared`, is the variance σ_b² of images in outcome = mean + seed + image + rest.
+    """
+    one, two = (values - values.mean(1, keepdims=True) for values in (first.astype(float), second.astype(float)))
+    together, (seeds, count) = float(one.mean(0) @ two.mean(0)) / one.shape[1], one.shape
+    if not shared or seeds == 1:
+        return together
+    return (seeds**2 * together - float((one * two).sum()) / count) / (seeds * (seeds - 1))
+
+
+def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of outcomes S×N that the choice of images alone leaves: low, high; NaN below FEWEST.
+
+    Within `limits` it is Clopper and Pearson's for the effective number of images n* that has the outcomes' variance,
+    p (1 − p) / n* = σ_b² / N of `between_images` (Korn & Graubard 1998), at most all S N outcomes; N where no outcome
+    differs. One seed's right or wrong has n* = N. Where the limits are infinite it is the mean ± 1.96 σ_b / √N.
+    """
+    seeds, count = each.shape
+    mean, variance = float(each.mean()), max(between_images(each, each, shared=True), 0.0)
+    if count < FEWEST:
+        return math.nan, math.nan
+    if math.isinf(limits[1] - limits[0]):
+        half = float(norm.ppf(0.975)) * math.sqrt(variance / (count - 1))
+        return mean - half, mean + half
+    least, size = limits[0], limits[1] - limits[0]
+    share = (mean - least) / size
+    most = share * (1 - share) * size**2  # the variance of outcomes at the limits alone
+    effective = count if most <= 0 else count * min(most / variance if variance > 0 else math.inf, seeds)
+    low, high = binomial_interval(share * effective, effective)
+    return least + size * low, least + size * high
+
+
+def seeds_half(by_seed: Sequence[float] | np.ndarray) -> float:
+    """Student's half width of the 95 % interval of the mean over seeds, on the images as they are; zero of one seed."""
+    values = np.asarray(by_seed, dtype=float)
+    if (count := len(values)) < 2:
+        return 0.0
+    return float(t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
 
 
 def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -55,7 +110,8 @@ def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
     """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
 
     `found` is of `evaluation.distances_each`. The ratio is of medians over the images that both have right and the seeds
-    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common.
+    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common or
+    fewer than FEWEST images.
     """
     each = {key: part.set_index("seed")["each"] for key, part in found.groupby(["attack", "method"], sort=False)}
     rows = []
@@ -68,7 +124,8 @@ def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
         row["ratio"] = row["low"] = row["high"] = math.nan
         if seeds := [seed for seed in own.index if seed in theirs.index]:
             first, second = (np.stack([part[seed] for seed in seeds]) for part in (own, theirs))
-            row["ratio"], row["low"], row["high"] = median_ratio(first, second)
+            row["ratio"], *ends = median_ratio(first, second)
+            row["low"], row["high"] = ends if first.shape[1] >= FEWEST else (math.nan, math.nan)
         rows.append(row)
     return pd.DataFrame(rows).set_index(["attack", "method"])
 

@@ -54,11 +54,11 @@ def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int,
     found = {}
     for method in methods:
         least, reported = known[method, "worst"], known[method, REPORTED]
-        gain, low, high = difference(least, known[against, "worst"])
-        gap, gap_low, _ = difference(reported, least, same_models=True)
+        gain, low, high, *_ = difference(least, known[against, "worst"])
+        gap, gap_low, *_ = difference(reported, least)
         overstated = gap_low > GAP
         doubts = [sign for sign in signs.get(method, []) if sign not in signs.get(against, [])]
-        apparent = difference(reported, known[against, REPORTED])[1] > 0
+        apparent = difference(reported, known[against, REPORTED]).low > 0
         if method == against:
             outcome = "–"
         elif at_chance(known[method, "clean"], classes):

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paperlib import claims, runs
+from paperlib import claims, evaluation, runs
 from paperlib.files import InputError, read_json
 from paperlib.methods import raat_study
 
@@ -241,12 +242,50 @@ def test_what_is_excluded_is_not_tested(home: Path) -> None:
     assert verdicts.loc["raat-clean", "spread"] is None
 
 
-def test_the_spread_is_that_of_the_side_which_varies_more(home: Path) -> None:
+def test_the_spread_is_that_of_the_differences_where_seeds_are_shared(home: Path) -> None:
     run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
     measured = summary({("raat", "clean"): 0.7, ("pgd_at", "clean"): 0.5})
-    measured["seeds"], measured["deviation"], measured["by_seed"] = 3, [0.01, 0.03], [[0.7] * 3, [0.5] * 3]
+    measured["seeds"], measured["deviation"] = 3, [0.01, 0.03]
+    measured["by_seed"], measured["seed_list"] = [[0.71, 0.7, 0.69], [0.53, 0.5, 0.47]], [(0, 1, 2), (0, 1, 2)]
     verdicts = claims.judge("raat", run, measured, 10).set_index("id")
-    assert verdicts.loc["raat-clean", "spread"] == pytest.approx(3)
+    assert verdicts.loc["raat-clean", "spread"] == pytest.approx(2)
+    assert verdicts.loc["raat-clean", "seeds"] == 3
+    stored = read_json(run.folder / "measures.json")
+    assert stored[0]["seed_list"] == [0, 1, 2]
+    measured["seed_list"] = [(0, 1, 2), (3, 4, 5)]
+    assert claims.judge("raat", run, measured, 10).set_index("id").loc["raat-clean", "spread"] == pytest.approx(3)
+
+
+def test_a_single_seed_borrows_nothing_and_is_said(home: Path) -> None:
+    """Two seeds of RAAT that differ by much, one of PGD-AT: the shared seed alone decides."""
+    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    measured = summary({("raat", "clean"): 0.5, ("pgd_at", "clean"): 0.5})
+    measured["seeds"], measured["deviation"] = [2, 1], [0.28, math.nan]
+    measured["by_seed"], measured["seed_list"] = [[0.7, 0.3], [0.5]], [(0, 1), (0,)]
+    verdict = claims.judge("raat", run, measured, 10).set_index("id").loc["raat-clean"]
+    assert (verdict["measured"], verdict["low"]) == pytest.approx((20, 20 - 2 * math.sqrt(2)))
+    assert verdict["seeds"] == 1
+    assert "one seed" in verdict["reason"]
+
+
+@pytest.mark.parametrize(("n", "decided"), [(19, False), (20, True)])
+def test_nothing_is_decided_on_fewer_than_twenty_images(n: int, decided: bool, home: Path) -> None:
+    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    rows = [
+        {
+            "method": method,
+            "seed": 0,
+            "measure": measure,
+            "n": count,
+            "accuracy": float(right),
+            "each": np.full(count, right),
+        }
+        for method in ("vanilla", "one_image")
+        for measure, count, right in (("clean", 100, True), ("pgd_l2", n, method == "one_image"))
+    ]
+    verdict = claims.judge("pag", run, evaluation.summary(pd.DataFrame(rows)), 10).set_index("id").loc["l2-one-image"]
+    assert (verdict["outcome"] == "reproduced") == decided
+    assert (f"{n} images, fewer than 20" in verdict["reason"]) != decided
 
 
 def test_a_network_at_chance_tests_nothing(home: Path) -> None:

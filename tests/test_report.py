@@ -28,7 +28,8 @@ OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
 def summary_row(method: str, measure: str, mean: float, seeds: int = 1) -> dict[str, object]:
     return {"method": method, "measure": measure, "mean": mean, "deviation": float("nan") if seeds == 1 else 0.0,
             "low": mean - 0.05, "high": mean + 0.05, "seeds": seeds, "n": 100, "sample_low": mean - 0.05,
-            "sample_high": mean + 0.05, "each": None, "by_seed": [mean] * seeds}  # fmt: skip
+            "sample_high": mean + 0.05, "each": None, "by_seed": [mean] * seeds,
+             "seed_list": tuple(range(seeds))}  # fmt: skip
 
 
 def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[str, object] | None = None) -> runs.Run:

@@ -13,6 +13,7 @@ from paperlib import evaluation
 from paperlib.claims import ledger
 from paperlib.files import InputError, write_json
 from paperlib.runs import Run, read_presets
+from paperlib.statistics import FEWEST
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
@@ -80,9 +81,10 @@ def judge(
     they are added to the reason. `case` says which of the paper's tables the run is held against, its data set if not
     given. `excluded` are methods that nothing may be held against, with the reason. Columns: id, place, statement, kind,
     claimed and measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason,
-    `scale`: where the run is not as the paper, without which no verdict stands; case; n test images and seeds, of the side
-    with fewer; `spread`: the larger of their deviations over seeds, in points (of kind ratio, of the ratio); None of one
-    seed.
+    `scale`: where the run is not as the paper, without which no verdict stands; case; n test images, of the side with
+    fewer; the seeds that both have, or as many as the side with fewer; `spread`: the deviation over seeds of their
+    difference (see `evaluation.difference`), in points (of kind ratio, of the ratio); None of one seed. On fewer than
+    `statistics.FEWEST` images nothing is decided.
     """
     about = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -102,11 +104,16 @@ def judge(
             if (name, "clean") in values and evaluation.at_chance(values[name, "clean"], classes)
         ]
         difference = low = high = None
+        both = [] if absent else [values[side, claim["measure"]] for side in needed]
+        apart = evaluation.difference(*both) if len(both) == 2 else None
+        seeds, n, spread = _sizes([values.get((side, claim["measure"])) for side in needed], apart, 1 if ratio else 100)
         if absent:
             outcome, reason = "not tested here", f"this run has no {claim['measure']} of {absent[0]}"
         elif barred := [side for side in sides if side in (excluded or {})]:
             outcome, reason = "not tested here", f"{barred[0]} {(excluded or {})[barred[0]]}"
-        elif (seeds := min(values[side, claim["measure"]]["seeds"] for side in needed)) < claim.get("seeds", 1):
+        elif n is not None and n < FEWEST:
+            outcome, reason = "not tested here", f"{n} images, fewer than {FEWEST}"
+        elif seeds is not None and seeds < claim.get("seeds", 1):
             outcome, reason = "not tested here", f"needs {claim['seeds']} seeds or more, this run has {seeds}"
         elif (
             claim["kind"] == "gain"
@@ -117,12 +124,10 @@ def judge(
         elif chance:
             outcome, reason = "not tested here", f"the clean accuracy of {chance[0]} is close to chance"
         else:
-            both = [values[side, claim["measure"]] for side in needed]
-            if ratio:
-                difference, low, high = (both[0][name] for name in ("mean", "low", "high"))
+            if apart:
+                difference, low, high = (100 * number for number in apart[:3])
             else:
-                same = len({side.partition(" on ")[0] for side in sides}) == 1  # models, on other images
-                difference, low, high = (100 * number for number in evaluation.difference(*both, same_models=same))
+                difference, low, high = (both[0][name] for name in ("mean", "low", "high"))
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
             if seeds == 1:
                 reason += "; one seed, whose luck the interval leaves out"
@@ -132,27 +137,32 @@ def judge(
             {
                 "id": claim["id"], "place": claim["place"], "statement": claim["statement"], "kind": claim["kind"],
                 "claimed": claimed, "measured": difference, "low": low, "high": high, "outcome": outcome,
-                "reason": reason, "scale": scale, "case": case,
-                **_sizes([values.get((side, claim["measure"])) for side in needed], 1 if ratio else 100),
+                "reason": reason, "scale": scale, "case": case, "n": n, "seeds": seeds, "spread": spread,
             }
         )  # fmt: skip
     write_json(run.folder / "claims.json", judged)
     kept = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n"]
-    rows_kept = [{name: row[name] for name in kept} | _by_seed(row.get("by_seed", math.nan)) for row in values.values()]
+    rows_kept = [{name: row[name] for name in kept} | _by_seed(row) for row in values.values()]
     write_json(run.folder / "measures.json", rows_kept)
     return pd.DataFrame(judged)
 
 
-def _by_seed(means: Any) -> dict[str, list[float]]:
-    return {"by_seed": list(map(float, means))} if np.ndim(means) else {}  # a ratio is of all seeds at once
+def _by_seed(row: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The mean of each seed, and which seeds; nothing of a ratio, which is of all seeds at once."""
+    means = row.get("by_seed", math.nan)
+    return {"by_seed": list(map(float, means)), "seed_list": list(row["seed_list"])} if np.ndim(means) else {}
 
 
-def _sizes(sides: Sequence[Mapping[str, Any] | None], scale: int) -> dict[str, int | float | None]:
-    """Of how many test images and seeds a claim was decided, of the side that has fewer; the wider spread over seeds."""
+def _sizes(
+    sides: Sequence[Mapping[str, Any] | None], apart: evaluation.Difference | None, scale: int
+) -> tuple[int | None, int | None, float | None]:
+    """Of how many seeds and test images a claim was decided, and the spread over seeds."""
     known = [side for side in sides if side is not None]
-    deviations = [scale * float(side["deviation"]) for side in known if not math.isnan(side["deviation"])]
-    sizes = {name: min(int(side[name]) for side in known) if known else None for name in ("n", "seeds")}
-    return {**sizes, "spread": max(deviations, default=None)}
+    if not known:
+        return None, None, None
+    deviation = apart.deviation if apart else known[0]["deviation"]
+    seeds = apart.seeds if apart else min(int(side["seeds"]) for side in known)
+    return seeds, min(int(side["n"]) for side in known), None if math.isnan(deviation) else scale * float(deviation)
 
 
 def verdict(
