@@ -22,18 +22,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from paperlib import models, saliency, training
+from paperlib import models, training
 from paperlib.attacks import evaluating, pgd
-from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import Splits, folder, load, scenes
 from paperlib.evaluation import evaluate
-from paperlib.files import InputError, read_json, root, write_json, write_text
-from paperlib.geometry import all_classes, cosine
+from paperlib.geometry import all_classes, cosine, saliency
 from paperlib.methods import Batch, Step, pag
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, RAATSharp
-from paperlib.runs import environment
-from paperlib.settings import TrainingSettings
+from paperlib.models.batchnorm import BatchNorm2d
+from paperlib.runs.files import InputError, read_json, root, write_json, write_text
+from paperlib.runs.run import environment
+from paperlib.runs.settings import TrainingSettings
 
 BATCH, WIDTH, REPEATS = 64, 16, 5
 Row = dict[str, Any]

@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from paperlib import audit, models, planted, probes, training
+from paperlib import audit, models, training
 from paperlib.attacks import pgd
+from paperlib.audit import planted, probes
 from paperlib.data import Splits, load, subset
-from paperlib.files import described, digest, read_json, root, write_json, write_text
+from paperlib.evaluation.intervals import binomial_interval
 from paperlib.methods import Method
 from paperlib.methods.baselines import TRADES, AdversarialTraining, GradientPenalty, Standard
 from paperlib.methods.ramped import ramped
-from paperlib.settings import TrainingSettings
-from paperlib.statistics import binomial_interval
+from paperlib.runs.files import described, digest, read_json, root, write_json, write_text
+from paperlib.runs.settings import TrainingSettings
 
 FOLDER = root() / "runs" / "calibration"
 IMAGES = 200  # test images of each audit

@@ -91,14 +91,18 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib.studies import focus, landscape, measures
+from paperlib import studies
+from paperlib.figures import source, tables
 from paperlib.data import load, subset
-from paperlib.methods import combined, pag_study
-from paperlib.methods import matrix_study as study
-from paperlib.minimum_norm import l2_attacks, pixel_attacks
-from paperlib.statistics import distance_table
+from paperlib.methods import combined
+from paperlib.studies import pag as pag_study
+from paperlib.studies import matrix as study
+from paperlib.attacks.minimum_norm import l2_attacks, pixel_attacks
+from paperlib.evaluation.intervals import distance_table
 
-run = runs.start("alignment_matrix", globals())
+run = studies.start("alignment_matrix", globals())
 run
 
 # %% [markdown]
@@ -119,9 +123,9 @@ figures.contact_sheet(run, images.train)
 network = training.build(s, images, 0)
 study.check(s, network, sample)
 methods = study.methods(s, images.train, network, run.device, training.build(s, images, 0))  # a teacher to count with
-cost = matrix.costs(methods, network, images, run.device)
-equal = matrix.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
-tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
+cost = measures.costs(methods, network, images, run.device)
+equal = measures.equal_epochs(cost, s.equal_compute, s.epochs) if s.equal_compute else None
+tables.save(run, measures.cost_table(cost, s.epochs, equal), "cost", "Cost of a step in plain steps, and epochs.", 1)
 
 # %% [markdown]
 # ## Training
@@ -136,11 +140,11 @@ tables.save(run, matrix.cost_table(cost, s.epochs, equal), "cost", "Cost of a st
 source.show(combined.Combined.loss)
 
 # %%
-teachers = study.train(run, {"pgd_at": methods["pgd_at"]}, images, training.train_each)["pgd_at"]
+teachers = study.train(run, {"pgd_at": methods["pgd_at"]}, images)["pgd_at"]
 methods = study.methods(s, images.train, network, run.device, teachers[s.seeds[0]])
-trained = study.train(run, methods, images, training.train_each)
+trained = study.train(run, methods, images)
 judge = training.judge(run, images)
-longer = study.train(run, methods, images, training.train_each, equal) if equal else {}
+longer = study.train(run, methods, images, equal) if equal else {}
 everything = trained | longer
 
 # %% [markdown]
@@ -185,7 +189,7 @@ tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.")
 # more robust.
 
 # %%
-aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=study.toward_means(images.train, run.device),
+aligned = focus.by_image(run, everything, sample, measures.per_image, targets=study.toward_means(images.train, run.device),
                          layers=study.layers(network, images.train), attack=study.attacks(s)["pgd_margin"],
                          attention=study.attention(s), target=study.target(s, size), eps=s.eps, norm=s.norm)
 
@@ -193,8 +197,8 @@ aligned = focus.by_image(run, everything, sample, matrix.per_image, targets=stud
 scores = pag_study.scores_each(run, everything, judge, sample)
 flat = landscape.flatness(run, everything, sample)
 measured = evaluation.combine(table, strong, others, aligned, scores, flat)
-models = matrix.by_model(measured)
-tables.save(run, models[[name for name in matrix.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
+models = measures.by_model(measured)
+tables.save(run, models[[name for name in measures.MEASURES if name in models]], "measures", "Alignment of each model.", 3)
 
 # %% [markdown]
 # ## Which measure tells?
@@ -204,12 +208,12 @@ tables.save(run, models[[name for name in matrix.MEASURES if name in models]], "
 # whatever their gradients are like.
 
 # %%
-learnt = matrix.learnt(models, table, len(images.test.classes))
+learnt = measures.learnt(models, table, len(images.test.classes))
 left_out = models[~models.index.isin(learnt.index)]
 tables.save(run, left_out[["clean", "autoattack"]], "left_out", "Accuracy of what has hardly learnt.", 2)
 
 # %%
-tells = matrix.predictors(learnt, "autoattack")
+tells = measures.predictors(learnt, "autoattack")
 tables.save(run, tells, "predictors", "Rank correlation with accuracy under AutoAttack.", 2)
 
 # %%
@@ -220,22 +224,22 @@ figures.correlations(run, tells, "autoattack")
 # same within each kind, and every model as a mark.
 
 # %%
-kinds = matrix.kinds(learnt, study.on_adversarial(s))
-tables.save(run, matrix.within(kinds, "autoattack"), "within", "Rank correlation with AutoAttack within each kind.", 2)
+kinds = measures.kinds(learnt, study.on_adversarial(s))
+tables.save(run, measures.within(kinds, "autoattack"), "within", "Rank correlation with AutoAttack within each kind.", 2)
 
 # %%
 shown = kinds | {"close to chance, left out": left_out}
-figures.against(run, shown, [name for name in matrix.MEASURES if name in models], "autoattack")
+figures.against(run, shown, [name for name in measures.MEASURES if name in models], "autoattack")
 
 # %%
-tables.save(run, matrix.predictors(learnt, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
+tables.save(run, measures.predictors(learnt, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
 
 # %% [markdown]
 # ## Accuracy, robustness, cost
 # The most robust first. A filled mark: no other is at least as good in all three, and better in one.
 
 # %%
-found = matrix.front(summary, "autoattack", cost)
+found = measures.front(summary, "autoattack", cost)
 figures.front(run, found, "autoattack")
 
 # %% [markdown]

@@ -86,12 +86,14 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib import studies
+from paperlib.figures import source, tables
 from paperlib.data import load, subset
 from paperlib.methods import pag
-from paperlib.methods import pag_study as study
+from paperlib.studies import pag as study
 
-run = runs.start("cifar_pag", globals())
+run = studies.start("cifar_pag", globals())
 run
 
 # %% [markdown]

@@ -91,12 +91,16 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, depth, evaluation, figures, focus, linear, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib.geometry import depth
+from paperlib.studies import focus, linear
+from paperlib import studies
+from paperlib.figures import source, tables
 from paperlib.data import as_float, load, subset
 from paperlib.methods import daat
-from paperlib.methods import daat_study as study
+from paperlib.studies import daat as study
 
-run = runs.start("daat_imagenet100", globals())
+run = studies.start("daat_imagenet100", globals())
 run
 
 # %% [markdown]
@@ -143,11 +147,11 @@ source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
 # %%
 plain = training.train_each(run, study.stand_in(s), images, seeds=[s.seeds[0] + 1000], epochs=s.teacher_epochs)
 teacher = study.teacher(s, size, plain)
-trained = study.train(run, s, study.methods(s, size, teacher), images, training.train_each)
+trained = study.train(run, s, study.methods(s, size, teacher), images)
 
 # %%
-controls = study.train(run, s, study.controls(s, size, teacher), images, training.train_each)
-swept = study.train(run, s, study.weights(s, size, teacher), images, training.train_each)
+controls = study.train(run, s, study.controls(s, size, teacher), images)
+swept = study.train(run, s, study.weights(s, size, teacher), images)
 everything = trained | controls
 
 # %% [markdown]
@@ -165,6 +169,8 @@ some = subset(images.test, s.autoattack_images or s.audit_images, 0)
 strong = evaluation.evaluate_each(run, trained | swept, some, study.strong_attacks(s), "strong")
 same = evaluation.same_images(table, ["pgd_margin"], images.test, s.autoattack_images)
 summary = evaluation.summary(evaluation.combine(table, same, strong))
+
+# %%
 rows = summary[summary["method"].isin(list(trained))]
 tables.save(run, claims.beside("daat", "table1", rows), "accuracy", "Accuracy (%), beside Table 1.")
 

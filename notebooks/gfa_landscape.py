@@ -88,14 +88,18 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, landscape, runs, source, tables, training, trial
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib.studies import landscape
+from paperlib import studies
+from paperlib.figures import source, tables
+from paperlib.evaluation import trial
 from paperlib.data import load, subset
 from paperlib.methods import baselines, gfa
-from paperlib.methods import gfa_study as study
-from paperlib.minimum_norm import l2_attacks, pixel_attacks
-from paperlib.statistics import distance_table
+from paperlib.studies import gfa as study
+from paperlib.attacks.minimum_norm import l2_attacks, pixel_attacks
+from paperlib.evaluation.intervals import distance_table
 
-run = runs.start("gfa_landscape", globals())
+run = studies.start("gfa_landscape", globals())
 run
 
 # %% [markdown]
@@ -247,7 +251,7 @@ figures.panels(run, landscape.amplification(run, trained, sample, attack), "ampl
 # %%
 swept = training.train_each(run, study.sweep_methods(s, names), images, attack, seeds=s.seeds[:1])
 tasked = training.train_each(run, study.task_methods(s, names), images, attack, seeds=s.seeds[:1])
-other = study.train_architectures(run, s, images, attack, training.train_each)
+other = study.train_architectures(run, s, images, attack)
 groups = study.by_task(s, tasked, swept, other)
 more = study.others_each(run, groups, images.test, evaluation.evaluate_each)
 

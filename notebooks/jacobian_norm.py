@@ -63,11 +63,13 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib import studies
+from paperlib.figures import source, tables
 from paperlib.data import load, subset
 from paperlib.methods import jacobian
 
-run = runs.start("jacobian_norm", globals())
+run = studies.start("jacobian_norm", globals())
 run
 
 # %% [markdown]

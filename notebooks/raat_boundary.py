@@ -94,13 +94,16 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, gaussian, interpolation, runs, source, tables, training
+from paperlib import audit, claims, evaluation, figures, training
+from paperlib.geometry import gaussian, interpolation
+from paperlib import studies
+from paperlib.figures import source, tables
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
 from paperlib.methods import baselines, raat
-from paperlib.methods import raat_study as study
+from paperlib.studies import raat as study
 
-run = runs.start("raat_boundary", globals())
+run = studies.start("raat_boundary", globals())
 run
 
 # %% [markdown]
@@ -169,7 +172,7 @@ tables.save(run, study.fragmentation_table(fragments, toy_scores), "toy", "The t
 # Does that picture hang on the mislabelled points? The same at other shares of them; bars are the smallest and largest seed.
 
 # %%
-shares_swept = study.toy_points(study.toy_sweep(run, toys, training.train_each))
+shares_swept = study.toy_points(study.toy_sweep(run, toys))
 figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", label="")
 
 # %% [markdown]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from paperlib.files import InputError, root
+from paperlib import studies
+from paperlib.runs.files import InputError, read_json, root
 
 if TYPE_CHECKING:
-    from paperlib.settings import Settings
+    from paperlib.runs.settings import Settings
 
 Norm = Literal["linf", "l2"]  # attacks.Norm, without waiting for PyTorch
 
@@ -66,11 +67,12 @@ def main() -> None:
 @app.command("list")
 def list_() -> None:
     """The notebooks, their presets and the data sets."""
-    from paperlib import report, runs
+    from paperlib import report
     from paperlib.data import DESCRIPTIONS
+    from paperlib.runs import run as runs
 
     print("notebooks")
-    for notebook in sorted(runs.studies()):
+    for notebook in sorted(studies.known()):
         print(f"  {notebook:16} {report.headline(notebook)}\n  {'':16} presets: {', '.join(runs.read_presets(notebook))}")
     print("data sets")
     for name, words in DESCRIPTIONS.items():
@@ -101,11 +103,12 @@ def reproduce(
     cell_timeout: CellTimeout = None,
 ) -> None:
     """Run every notebook at a preset and end with a table of what held."""
-    from paperlib import report, runs
+    from paperlib import report
+    from paperlib.runs import run as runs
 
     given = _parse([], venue)
-    chosen = sorted(runs.studies())
-    plans = {name: runs.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
+    chosen = sorted(studies.known())
+    plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def one(name: str) -> tuple[int, float]:
@@ -122,9 +125,9 @@ def reproduce(
     for name, (_, seconds) in ended.items():
         folder = runs.folder_of(name, preset, plans[name])
         file = folder / "claims.json"
-        counts = report.tally(report.read_json(file)) if file.exists() else ("–", "–", "–")
+        counts = report.tally(read_json(file)) if file.exists() else ("–", "–", "–")
         state = runs.status(folder)["state"]
-        scale = "" if file.exists() and not report.read_json(file)[0]["scale"] else ", not as the paper in all settings"
+        scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
     print(f"report: {_relative(report.build())}")
     raise typer.Exit(int(any(code for code, _ in ended.values())))
@@ -133,9 +136,9 @@ def reproduce(
 @app.command("dry-run")
 def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = None) -> None:
     """A step of each method on random images: what a preset costs here, before its data and networks are there."""
-    from paperlib import dry_run, runs
+    from paperlib.studies import dry_run
 
-    settings = runs.resolve(notebook, preset, _parse(parameter or [], None))
+    settings = studies.resolve(notebook, preset, _parse(parameter or [], None))
     print(dry_run.measure(notebook, settings).to_string(float_format=lambda value: f"{value:.3g}", na_rep=""))
 
 
@@ -152,10 +155,11 @@ def audit(
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
     import torch
 
-    from paperlib import audit, external, report
+    from paperlib import audit, report
     from paperlib.data import folder, load, subset
-    from paperlib.files import digest
-    from paperlib.settings import read_value
+    from paperlib.models import external
+    from paperlib.runs.files import digest
+    from paperlib.runs.settings import read_value
 
     radius = read_value(eps)
     if not isinstance(radius, float | int):
@@ -192,8 +196,9 @@ def grid(
     cell_timeout: CellTimeout = None,
 ) -> None:
     """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
-    from paperlib import grid, report
-    from paperlib.progress import duration
+    from paperlib import report
+    from paperlib.runs.progress import duration
+    from paperlib.studies import grid
 
     if profile and not (profile / "config.yaml").exists():
         raise InputError(f"--profile {profile}: should be a folder with config.yaml, as in grids/profiles")
@@ -226,8 +231,9 @@ def grid(
 @app.command("grid-job", hidden=True)
 def grid_job(plan: Path, name: str, mark: Path) -> None:
     """One job of a grid, for its engine: a run, unless it is finished already, and a mark when it is."""
-    from paperlib import grid, runs
-    from paperlib.files import write_json
+    from paperlib.runs import run as runs
+    from paperlib.runs.files import write_json
+    from paperlib.studies import grid
 
     job = grid.read(plan)[name]
 
@@ -254,9 +260,9 @@ def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
     """What `launch` starts for each device of a run, which sees that one alone."""
-    from paperlib import launch, runs
+    from paperlib.runs import launch
 
-    on_gpu = runs.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
+    on_gpu = studies.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(launch.rank() + 1)))).split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = seen[launch.rank()] if on_gpu and launch.rank() < len(seen) else ""
     raise typer.Exit(_execute(notebook, preset, _parse(parameter or [], None), cell_timeout))
@@ -268,7 +274,7 @@ def status(
 ) -> None:
     """Every run: how it stands, what it is doing or was doing last, how much disk it takes, how its claims came out."""
     from paperlib import report
-    from paperlib.export import damaged_left_out
+    from paperlib.report.export import damaged_left_out
 
     while True:
         lines = []
@@ -283,8 +289,9 @@ def status(
 
 def _line(entry: dict[str, Any]) -> str:
     """A run of `report.runs` as `status` shows it."""
-    from paperlib import progress, report
-    from paperlib.tidy import megabytes, size_of
+    from paperlib import report
+    from paperlib.runs import progress
+    from paperlib.runs.tidy import megabytes, size_of
 
     about, folder = entry["status"], entry["folder"]
     seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
@@ -310,7 +317,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Remove half-written files, and what else you name. Lists it, with what it frees, and asks first."""
-    from paperlib import tidy
+    from paperlib.runs import tidy
 
     found = tidy.removable(unfinished=unfinished, old=old, data=data)
     for one in found:
@@ -380,10 +387,11 @@ def _from_here(given: dict[str, Any]) -> dict[str, Any]:
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
     """Run a notebook through papermill into its run's folder. Returns the exit code."""
-    from paperlib import distributed, launch, runs
+    from paperlib.runs import distributed, launch
+    from paperlib.runs import run as runs
 
     given = _from_here(given)
-    settings = runs.resolve(notebook, preset, given)  # refused here, before anything starts
+    settings = studies.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
     # As read and checked: a notebook's own cell would see the text "8/255".
@@ -470,7 +478,8 @@ def _execute_parts(
     """`_execute` in a process for each device. Raises InputError where there are fewer GPUs."""
     import torch
 
-    from paperlib import launch, runs
+    from paperlib.runs import launch
+    from paperlib.runs import run as runs
 
     devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
     if 0 < gpus < devices:

@@ -34,12 +34,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from paperlib import cli, external, grid, report, runs, training
+from paperlib import cli, report, studies, training
 from paperlib.claims import ledger
 from paperlib.data import Splits, folder, imagenet100, scenes, tiny_imagenet, toy
-from paperlib.files import InputError, read_about, read_tensors, write_tensors
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import Standard
+from paperlib.models import external
+from paperlib.runs.files import InputError, read_about, read_tensors, write_tensors
+from paperlib.studies import grid
+from paperlib.training import kept
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -85,7 +88,7 @@ def write_text(file: Path, text: str) -> None:
 # Each target: a folder and chance to a function that tries one input -------------------------------------------------
 
 Target = Callable[[random.Random, Path], object]
-NOTEBOOKS = sorted(runs.studies())
+NOTEBOOKS = sorted(studies.known())
 ORIGINAL = {name: (REPOSITORY / "notebooks" / "presets" / f"{name}.yaml").read_text(encoding="utf-8") for name in NOTEBOOKS}
 LEDGERS = [file.read_text(encoding="utf-8") for file in sorted((REPOSITORY / "paperlib" / "claims").glob("*.yaml"))]
 GRID = (REPOSITORY / "grids" / "toy_seeds.yaml").read_text(encoding="utf-8")
@@ -95,7 +98,7 @@ def parameters(chance: random.Random, home: Path) -> object:
     """As `-p name=value` hands them over."""
     notebook = chance.choice(NOTEBOOKS)
     presets = yaml.safe_load(ORIGINAL[notebook])
-    names = list(runs.studies()[notebook].model_fields)
+    names = list(studies.known()[notebook].model_fields)
     given = {}
     for _ in range(chance.randint(1, 3)):
         name = chance.choice(names)
@@ -103,14 +106,14 @@ def parameters(chance: random.Random, home: Path) -> object:
         if chance.random() < 0.6:
             value = chance.choice([damaged_text(chance, value), chance.choice(WORDS)])
         given[damaged_text(chance, name) if chance.random() < 0.1 else name] = value
-    return runs.resolve(notebook, chance.choice(["quick", "laptop", "gpu", "paper", "tiny"]), given)
+    return studies.resolve(notebook, chance.choice(["quick", "laptop", "gpu", "paper", "tiny"]), given)
 
 
 def presets(chance: random.Random, home: Path) -> object:
     notebook = chance.choice(NOTEBOOKS)
     write_text(home / "notebooks" / "presets" / f"{notebook}.yaml", damaged_text(chance, ORIGINAL[notebook]))
     try:
-        return runs.resolve(notebook, "quick", {})
+        return studies.resolve(notebook, "quick", {})
     finally:
         write_text(home / "notebooks" / "presets" / f"{notebook}.yaml", ORIGINAL[notebook])
 
@@ -151,7 +154,7 @@ def checkpoint(chance: random.Random, home: Path) -> object:
     """A training that goes on from a damaged checkpoint."""
     place = home / "runs" / "toy_pag" / "fuzzed" / "training" / "standard-seed0"
     shutil.rmtree(place, ignore_errors=True)
-    points, settings = toy.line(4, 0), runs.resolve("toy_pag", "quick", {"epochs": 2, "batch_size": 8})
+    points, settings = toy.line(4, 0), studies.resolve("toy_pag", "quick", {"epochs": 2, "batch_size": 8})
     fit = partial(
         training.fit, method=Stopping(), data=Splits(points, points, points), settings=settings, folder=place, seed=0
     )
@@ -390,7 +393,7 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
     faults = []
     before = os.environ.get("PAPERLIB_ROOT")
     os.environ["PAPERLIB_ROOT"] = str(home)
-    seconds, training.CHECKPOINT_SECONDS = training.CHECKPOINT_SECONDS, -1  # a checkpoint after every step
+    seconds, kept.CHECKPOINT_SECONDS = kept.CHECKPOINT_SECONDS, -1  # a checkpoint after every step
     here, alarm = Path.cwd(), signal.signal(signal.SIGALRM, hangs)
     os.chdir(outside)  # what is written without a folder shows there
     try:
@@ -420,7 +423,7 @@ def fuzz(count: int, seed: int, home: Path, targets: list[Target] = TARGETS) -> 
     finally:
         os.chdir(here)
         signal.signal(signal.SIGALRM, alarm)
-        training.CHECKPOINT_SECONDS = seconds
+        kept.CHECKPOINT_SECONDS = seconds
         if before is None:
             del os.environ["PAPERLIB_ROOT"]
         else:

@@ -1,6 +1,6 @@
 """What the processes of `test_distributed.py` compute, each its part; and what one process computes of the whole.
 
-python parts.py FOLDER everything    started by paperlib.launch, writes FOLDER/<rank>.safetensors
+python parts.py FOLDER everything    started by paperlib.runs.launch, writes FOLDER/<rank>.safetensors
 python parts.py FOLDER killed        the second process dies
 """
 
@@ -21,13 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from paperlib import audit, distributed, evaluation, models, oracles, saliency, training
+from paperlib import audit, evaluation, models, training
 from paperlib.attacks import pgd
-from paperlib.batchnorm import synchronised
 from paperlib.data import ImageSet, Splits
 from paperlib.data.streamed import Streamed
-from paperlib.files import write_tensors
-from paperlib.geometry import weighted_layers
+from paperlib.geometry import oracles, saliency, weighted_layers
 from paperlib.methods import Batch, Method, Step, baselines
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.daat import DAAT
@@ -36,7 +34,11 @@ from paperlib.methods.jacobian import JacobianRegularisation
 from paperlib.methods.pag import PAG, toward
 from paperlib.methods.raat import RAAT, PartitionedAT, RAATSharp
 from paperlib.methods.ramped import Ramped
-from paperlib.settings import TrainingSettings
+from paperlib.models.batchnorm import synchronised
+from paperlib.runs import distributed
+from paperlib.runs.files import write_tensors
+from paperlib.runs.settings import TrainingSettings
+from paperlib.training import kept, loop
 
 COUNT, CLASSES = 7, 3  # images of the batch: 4 for the first of two processes and 3 for the second
 # No random start: the draws of a process are its own, and here all must be as in one.
@@ -186,12 +188,12 @@ class StopsAt(baselines.AdversarialTraining):
 def fitted(folder: Path, method: Method | None = None) -> tuple[nn.Module, int]:
     """Trained through `training.fit`, with nothing in it that is drawn; and in how many steps."""
     model = models.build("small_cnn", classes=CLASSES, channels=3, width=4, seed=0)
-    whole, recipe, back = baselines.AdversarialTraining(ATTACK), training._recipe, training.backward
+    whole, recipe, back = baselines.AdversarialTraining(ATTACK), kept.recipe_of, loop.backward
     taken = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(training, "_recipe", lambda model, method, *rest: recipe(model, whole, *rest))  # also of a half
-        patch.setattr(training, "backward", lambda *given: (taken.append(1), back(*given)))
+        patch.setattr(kept, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(kept, "recipe_of", lambda model, method, *rest: recipe(model, whole, *rest))  # also of a half
+        patch.setattr(loop, "backward", lambda *given: (taken.append(1), back(*given)))
         settings = TrainingSettings(**SETTINGS)
         model = training.fit(model, method or whole, splits(), settings, folder, seed=0, attack=ATTACK)
     return model, len(taken)

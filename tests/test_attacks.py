@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from paperlib import attacks
 from paperlib.attacks import Norm, apgd, ascent, autoattack, evaluating, fgsm, masking_flags, pgd, project
-from paperlib.files import InputError
+from paperlib.attacks.libraries import SHORT
+from paperlib.runs.files import InputError
 
 os.environ["GIT_PYTHON_REFRESH"] = "quiet"  # foolbox looks for a git binary when it is imported
 
@@ -232,7 +233,7 @@ def test_shortened_autoattack_leaves_parts_out_and_asks_less(
     ran = [record.getMessage().split()[1] for record in caplog.records if record.getMessage().startswith("running ")]
     assert ran == parts
     targets = 3 if classes > 3 else 0
-    assert attacks.SHORT["queries"] <= len(calls) < attacks.SHORT["queries"] + 110 * (1 + targets) + 50
+    assert SHORT["queries"] <= len(calls) < SHORT["queries"] + 110 * (1 + targets) + 50
 
 
 def test_autoattack_works_with_few_classes_and_one_image() -> None:

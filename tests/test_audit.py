@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from paperlib import audit, cli, data, external, planted, probes, report, runs
+from paperlib import audit, cli, data, report, studies
 from paperlib.attacks import Norm, lengths
+from paperlib.audit import checks, planted, probes
 from paperlib.data import ImageSet
-from paperlib.files import InputError, read_json, write_json
+from paperlib.models import external
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_json, write_json
 
 
 class Honest(nn.Module):
@@ -200,13 +203,13 @@ def test_a_share_is_a_sign_from_two_images_on() -> None:
 
 
 def test_the_audit_of_a_run_is_kept_and_made_anew_for_other_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
+    run = runs.Run("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
     model, judge = Honest(), Honest(2.0)
     table = audit.audit_each(run, {"a": {0: model}}, images(20), eps=0.05, norm="linf", transfer_from=judge)
     assert table.loc["verdict", "a"] in audit.MEANINGS
     asked: list[int] = []
     whole = audit.audit
-    monkeypatch.setattr(audit, "audit", lambda *given, **more: asked.append(1) or whole(*given, **more))
+    monkeypatch.setattr(checks, "audit", lambda *given, **more: asked.append(1) or whole(*given, **more))
     assert audit.audit_each(run, {"a": {0: model}}, images(20), eps=0.05, norm="linf", transfer_from=judge).equals(table)
     assert not asked
     audit.audit_each(run, {"a": {0: Honest(3.0)}}, images(20), eps=0.05, norm="linf", transfer_from=judge)

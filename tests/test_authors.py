@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, pgd
-from paperlib.batchnorm import BatchNorm2d
 from paperlib.methods import Batch, Method, Step, baselines, pag, raat
+from paperlib.models.batchnorm import BatchNorm2d
 
 CLASSES, COUNT, SIDE = 3, 48, 6
 EPS, STEP_SIZE, STEPS = 0.3, 0.1, 4

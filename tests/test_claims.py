@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paperlib import claims, evaluation, runs
-from paperlib.files import InputError, read_json
-from paperlib.methods import raat_study
+from paperlib import claims, evaluation, studies
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_json
+from paperlib.studies import raat as raat_study
 
 
 def test_the_papers_numbers_are_where_they_should_be() -> None:
@@ -60,7 +61,7 @@ def test_every_claim_is_complete_and_points_at_numbers_that_exist(paper: str) ->
     identifiers = [claim["id"] for claim in ledger["claims"]]
     assert len(set(identifiers)) == len(identifiers)
     for claim in ledger["claims"]:
-        assert claim["notebook"] in runs.studies()
+        assert claim["notebook"] in studies.known()
         assert claim["kind"] in ("gain", "keep", "ratio")
         assert claim["statement"].endswith((".", ")."))
         cases = claim.get("claimed", {})
@@ -71,7 +72,7 @@ def test_every_claim_is_complete_and_points_at_numbers_that_exist(paper: str) ->
             if number is not None and claim["kind"] == "gain" and case in ("scenes", "cifar10", "cifar10_resnet18_linf"):
                 assert number > 0, claim["id"]  # the paper does say so
     for notebook, scale in ledger["scale"].items():
-        known = set(runs.studies()[notebook].model_fields)
+        known = set(studies.known()[notebook].model_fields)
         assert set(scale["besides"]) <= known
         assert all(set(changes) <= known for changes in [scale.get("instead", {}), *scale["by_case"].values()])
 
@@ -184,7 +185,7 @@ def summary(values: dict[tuple[str, str], float]) -> pd.DataFrame:
 @pytest.mark.parametrize(("clean", "outcome"), [(0.85, "reproduced"), (0.79, "not tested here"), (0.70, "not reproduced")])
 def test_clean_accuracy_may_fall_as_far_as_in_the_paper_and_no_further(home: Path, clean: float, outcome: str) -> None:
     """One Image loses 93.61 − 79.46 = 14.15 points in Table 1."""
-    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    run = runs.Run("cifar_pag", "quick", studies.resolve("cifar_pag", "quick"), home / "runs" / "x")
     measured = summary({("vanilla", "clean"): 0.93, ("one_image", "clean"): clean})
     verdicts = claims.judge("pag", run, measured, 10, case="cifar10").set_index("id")
     assert verdicts.loc["clean-one-image", "outcome"] == outcome
@@ -192,7 +193,7 @@ def test_clean_accuracy_may_fall_as_far_as_in_the_paper_and_no_further(home: Pat
 
 
 def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None:
-    settings = runs.resolve("cifar_pag", "quick")
+    settings = studies.resolve("cifar_pag", "quick")
     run = runs.Run("cifar_pag", "quick", settings, home / "runs" / "x")
     measured = summary({("vanilla", "pgd_l2"): 0.01, ("one_image", "pgd_l2"): 0.4})
     verdicts = claims.judge("pag", run, measured, 10, {"one_image": ["FGSM fools, PGD does not"]}).set_index("id")
@@ -207,14 +208,14 @@ def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None
         assert "epochs" in scale
     assert len(read_json(home / "runs" / "x" / "claims.json")) == len(verdicts)
 
-    paper = runs.Run("cifar_pag", "paper", runs.resolve("cifar_pag", "paper"), home / "runs" / "y")
+    paper = runs.Run("cifar_pag", "paper", studies.resolve("cifar_pag", "paper"), home / "runs" / "y")
     for scale in claims.judge("pag", paper, measured, 10)["scale"]:
         assert "(paper:" not in scale
         assert "held-out" in scale  # what is never as in the paper
-    other = runs.Run("cifar_pag", "paper", runs.resolve("cifar_pag", "paper", {"attack_steps": 1}), home / "runs" / "z")
+    other = runs.Run("cifar_pag", "paper", studies.resolve("cifar_pag", "paper", {"attack_steps": 1}), home / "runs" / "z")
     assert claims.judge("pag", other, measured, 10)["scale"][0].startswith("attack_steps 1 (paper: 20)")
     stl = {"data": "stl10", "batch_size": 32}
-    stl10 = runs.Run("cifar_pag", "paper", runs.resolve("cifar_pag", "paper", stl), home / "runs" / "stl")
+    stl10 = runs.Run("cifar_pag", "paper", studies.resolve("cifar_pag", "paper", stl), home / "runs" / "stl")
     assert claims.judge("pag", stl10, measured, 10)["scale"][0].startswith("eps_l2 0.5 (paper: 1.5)")
 
 
@@ -234,14 +235,14 @@ def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None
     ],
 )
 def test_raats_cases_are_held_against_their_own_settings(changes: dict[str, Any], expected: list[str], home: Path) -> None:
-    settings = runs.resolve("raat_boundary", "paper", changes)
+    settings = studies.resolve("raat_boundary", "paper", changes)
     run = runs.Run("raat_boundary", "paper", settings, home)
     found = claims.differences(run, claims.load("raat")["scale"]["raat_boundary"], raat_study.case(settings))
     assert sorted(found) == sorted(expected)
 
 
 def test_what_is_excluded_is_not_tested(home: Path) -> None:
-    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    run = runs.Run("raat_boundary", "quick", studies.resolve("raat_boundary", "quick"), home / "runs" / "x")
     values = {(method, measure): 0.5 + 0.2 * (method == "raat") for method in ("raat", "pgd_at", "pgd_at_long")
               for measure in ("clean", "pgd_10")}  # fmt: skip
     verdicts = claims.judge("raat", run, summary(values), 10, excluded={"pgd_at_long": "took too long"}).set_index("id")
@@ -253,7 +254,7 @@ def test_what_is_excluded_is_not_tested(home: Path) -> None:
 
 
 def test_the_spread_is_that_of_the_differences_where_seeds_are_shared(home: Path) -> None:
-    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    run = runs.Run("raat_boundary", "quick", studies.resolve("raat_boundary", "quick"), home / "runs" / "x")
     measured = summary({("raat", "clean"): 0.7, ("pgd_at", "clean"): 0.5})
     measured["seeds"], measured["deviation"] = 3, [0.01, 0.03]
     measured["by_seed"], measured["seed_list"] = [[0.71, 0.7, 0.69], [0.53, 0.5, 0.47]], [(0, 1, 2), (0, 1, 2)]
@@ -268,7 +269,7 @@ def test_the_spread_is_that_of_the_differences_where_seeds_are_shared(home: Path
 
 def test_a_single_seed_borrows_nothing_and_is_said(home: Path) -> None:
     """Two seeds of RAAT that differ by much, one of PGD-AT: the shared seed alone decides."""
-    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick"), home / "runs" / "x")
+    run = runs.Run("raat_boundary", "quick", studies.resolve("raat_boundary", "quick"), home / "runs" / "x")
     measured = summary({("raat", "clean"): 0.5, ("pgd_at", "clean"): 0.5})
     measured["seeds"], measured["deviation"] = [2, 1], [0.28, math.nan]
     measured["by_seed"], measured["seed_list"] = [[0.7, 0.3], [0.5]], [(0, 1), (0,)]
@@ -280,7 +281,7 @@ def test_a_single_seed_borrows_nothing_and_is_said(home: Path) -> None:
 
 @pytest.mark.parametrize(("n", "decided"), [(19, False), (20, True)])
 def test_nothing_is_decided_on_fewer_than_twenty_images(n: int, decided: bool, home: Path) -> None:
-    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    run = runs.Run("cifar_pag", "quick", studies.resolve("cifar_pag", "quick"), home / "runs" / "x")
     rows = [
         {
             "method": method,
@@ -299,7 +300,7 @@ def test_nothing_is_decided_on_fewer_than_twenty_images(n: int, decided: bool, h
 
 
 def test_a_network_at_chance_tests_nothing(home: Path) -> None:
-    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    run = runs.Run("cifar_pag", "quick", studies.resolve("cifar_pag", "quick"), home / "runs" / "x")
     values = {
         ("vanilla", "clean"): 0.9,
         ("vanilla", "pgd_l2"): 0.0,
@@ -313,7 +314,7 @@ def test_a_network_at_chance_tests_nothing(home: Path) -> None:
 
 
 def test_claims_need_their_seeds_and_room_for_a_gain(home: Path) -> None:
-    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    run = runs.Run("cifar_pag", "quick", studies.resolve("cifar_pag", "quick"), home / "runs" / "x")
     values = {("vanilla", "pag_score"): 0.97, ("one_image", "pag_score"): 0.99}
     values |= {("vanilla", "pgd_linf"): 0.0, ("one_image", "pgd_linf"): 0.2}
     verdicts = claims.judge("pag", run, summary(values), 10).set_index("id")

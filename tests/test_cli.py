@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from paperlib import cli, progress, runs
+from paperlib import cli, studies
+from paperlib.runs import progress
+from paperlib.runs import run as runs
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -25,7 +27,7 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "toy"], f"no notebook 'toy'; there are {', '.join(sorted(runs.studies()))}"),
+        (["run", "toy"], f"no notebook 'toy'; there are {', '.join(sorted(studies.known()))}"),
         (["run", "toy_pag", "-p", "epoch=3"], "did you mean 'epochs'"),
         (["run", "toy_pag", "-p", "epochs"], "should be name=value"),
         (["run", "toy_pag", "-p", "epochs=-1"], "greater than or equal to 1"),
@@ -51,8 +53,8 @@ def test_wrong_input_is_refused_with_code_2_before_anything_starts(
 
 
 def test_status_tells_each_run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.start("toy_pag", {"epochs": 3}).finish()
-    at_work = runs.start("toy_pag", {"epochs": 4})
+    studies.start("toy_pag", {"epochs": 3}).finish()
+    at_work = studies.start("toy_pag", {"epochs": 4})
     with progress.Bar(10, "vanilla-seed0", "step"):
         assert call(monkeypatch, "status") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -67,7 +69,7 @@ def test_clean_lists_and_asks_before_it_removes(
 ) -> None:
     assert call(monkeypatch, "clean") == 0
     assert capsys.readouterr().out == "nothing to remove\n"
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
     monkeypatch.setattr("typer.confirm", lambda question: not print(question) and False)
     assert call(monkeypatch, "clean", "--unfinished") == 0

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperlib import cost, models
+from paperlib import models
 from paperlib.attacks import pgd
-from paperlib.files import InputError
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.gfa import GFA
 from paperlib.methods.raat import RAAT
+from paperlib.runs.files import InputError
+from paperlib.training import cost
 
 STEP = Step(0, 10, 0)
 

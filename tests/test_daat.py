@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import models, oracles, runs, saliency, training
+from paperlib import models, studies, training
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
 from paperlib.data.augment import crop_and_flip
-from paperlib.files import InputError
+from paperlib.geometry import oracles, saliency
 from paperlib.methods import Batch, Step, baselines, daat
 from paperlib.methods.daat import DAAT
+from paperlib.runs.files import InputError
 
 STEP = Step(0, 100, 0)
 ATTACK = partial(pgd, eps=0.03, norm="linf", steps=2, step_size=0.02)
@@ -175,7 +176,7 @@ def test_training_gives_each_image_its_own_depth(home: Path, vit: nn.Module) -> 
         return oracles.uniform_target(images, distance, grid)
 
     still = partial(pgd, eps=0.0, norm="linf", steps=1, step_size=0.0)
-    settings = runs.resolve("gfa_landscape", "quick", {"epochs": 1, "batch_size": 8, "crop_fill": "reflect"})
+    settings = studies.resolve("gfa_landscape", "quick", {"epochs": 1, "batch_size": 8, "crop_fill": "reflect"})
     splits = Splits(everything, everything[:4], everything[:4])
     training.fit(vit, DAAT(still, saliency.attended, watched), splits, settings, home / "fit", seed=0)
     assert seen == [8, 8, 4]

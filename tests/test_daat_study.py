@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from paperlib import dry_run, external, models, oracles, runs, saliency
+from paperlib import models, studies
 from paperlib.data import ImageSet, scenes
-from paperlib.files import InputError
-from paperlib.methods import daat_study as study
+from paperlib.geometry import oracles, saliency
 from paperlib.methods.daat import DAAT
 from paperlib.methods.ramped import Ramped
+from paperlib.models import external
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError
+from paperlib.studies import daat as study
+from paperlib.studies import dry_run
 
 
 def settings(**changes: Any) -> study.DaatSettings:
-    found = runs.resolve("daat_imagenet100", "quick", {"depth_images": 32, "depth_epochs": 1, **changes})
+    found = studies.resolve("daat_imagenet100", "quick", {"depth_images": 32, "depth_epochs": 1, **changes})
     assert isinstance(found, study.DaatSettings)
     return found
 
@@ -78,7 +82,7 @@ def test_table_1_differs_only_in_its_terms(home: Path) -> None:
     assert [method.method.weight for method in study.weights(s, 32, teacher).values()] == [0.5]  # type: ignore[attr-defined]
 
 
-def test_some_are_trained_with_the_first_seed_alone(home: Path) -> None:
+def test_some_are_trained_with_the_first_seed_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s = settings(seeds="[3, 4]", controls="[uniform, shuffled]", weights="[0.5]", one_seed="[uniform, sweep, standard]")
     asked: dict[str, list[int]] = {}
 
@@ -86,8 +90,9 @@ def test_some_are_trained_with_the_first_seed_alone(home: Path) -> None:
         asked.update(dict.fromkeys(methods, seeds))
         return {name: {} for name in methods}
 
+    monkeypatch.setattr(study, "train_each", train_each)
     named = {**study.methods(s, 32, None), **study.controls(s, 32, None), **study.weights(s, 32, None)}
-    study.train(None, s, named, None, train_each)  # type: ignore[arg-type]
+    study.train(None, s, named, None)  # type: ignore[arg-type]
     assert {name for name, seeds in asked.items() if seeds == [3]} == {"daat_uniform", "standard", "daat_lambda_0.5"}
     assert {name for name, seeds in asked.items() if seeds == [3, 4]} == set(named) - {
         "daat_uniform", "standard", "daat_lambda_0.5",
@@ -196,14 +201,14 @@ def test_a_dry_run_needs_no_data_and_counts_every_method(home: Path) -> None:
     pytest.importorskip("transformers")
     small = {"model": "vit_conv", "width": 32, "image_size": 32, "oracle": "learned", "controls": "[uniform]",
              "one_seed": "[uniform, sweep]", "device": "cpu"}  # fmt: skip
-    given = runs.resolve("daat_imagenet100", "paper", small)
+    given = studies.resolve("daat_imagenet100", "paper", small)
     found = dry_run.measure("daat_imagenet100", given)
     assert list(found.index) == ["standard", "pgd_at", "daat"]
     assert found["days"].to_numpy() == pytest.approx((125_000 * 300 / found["img/s"] / 86_400).to_numpy())
     assert float(found["GiB, batch 256"]["daat"]) > 0
     assert not (home / "data").exists()
     with pytest.raises(InputError, match="toy_pag has no dry run; daat_imagenet100 has"):
-        dry_run.measure("toy_pag", runs.resolve("toy_pag"))
+        dry_run.measure("toy_pag", studies.resolve("toy_pag"))
 
 
 def test_the_untrained_oracle_has_the_published_shape() -> None:

@@ -18,7 +18,7 @@ from paperlib.data import cache, images, scenes, toy
 from paperlib.data.augment import crop_and_flip
 from paperlib.data.folder import load as load_folder
 from paperlib.data.folder import read_image
-from paperlib.files import InputError
+from paperlib.runs.files import InputError
 
 
 def make_tree(root: Path, size: Callable[[int], int] = lambda index: 8, other: str = "test") -> Path:

@@ -12,9 +12,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance_nd
 from torch import Tensor
 
-from paperlib import depth
 from paperlib.data import load
-from paperlib.files import InputError
+from paperlib.geometry import depth
+from paperlib.runs.files import InputError
 
 
 def ramp(slope: float = 0.5) -> Tensor:

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from paperlib import cli, distributed, launch, models, runs, training
-from paperlib.files import InputError, read_tensors, write_json
+from paperlib import cli, models, studies, training
 from paperlib.methods.baselines import Standard
-from paperlib.settings import TrainingSettings
+from paperlib.runs import distributed, launch
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_tensors, write_json
+from paperlib.runs.settings import TrainingSettings
 
-PROGRAM = "import sys; from paperlib.launch import launch; print(launch(sys.argv[1:], 2))"
+PROGRAM = "import sys; from paperlib.runs.launch import launch; print(launch(sys.argv[1:], 2))"
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -174,7 +176,7 @@ def test_nothing_listens_where_another_machine_could_reach_it(tmp_path: Path) ->
 
 def test_what_cannot_be_shared_out_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"devices = 2: a notebook.*paperlib run toy_pag -p devices=2"):
-        runs.start("toy_pag", {"devices": 2})
+        studies.start("toy_pag", {"devices": 2})
     settings = TrainingSettings(**{**parts.SETTINGS, "batch_size": 2})
     model = models.build("small_cnn", classes=3, channels=3, width=4, seed=0)
     monkeypatch.setattr(distributed, "world", lambda: 2)
@@ -198,7 +200,7 @@ def test_fewer_gpus_than_devices_are_refused_before_anything_starts(
 
 def test_why_a_run_failed_stays_what_its_own_process_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"devices": 2, "seeds": [0]}
-    folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag", "quick", given))
+    folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag", "quick", given))
     for own, state, expected in (
         ("DivergenceError: lower the learning rate", "failed", "DivergenceError: lower the learning rate"),
         ("RuntimeError: Connection closed by peer", "failed", "process 2 of 2"),

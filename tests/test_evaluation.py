@@ -13,12 +13,13 @@ from scipy.stats import binomtest, ttest_ind, ttest_rel
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from paperlib import evaluation, runs
+from paperlib import evaluation, studies
 from paperlib.attacks import fgsm, pgd
 from paperlib.data import ImageSet, subset
-from paperlib.evaluation import AttackError, evaluate
-from paperlib.files import InputError, read_about
-from paperlib.statistics import binomial_interval
+from paperlib.evaluation import AttackError, accuracy, evaluate
+from paperlib.evaluation.intervals import binomial_interval
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_about
 
 
 class Threshold(nn.Module):
@@ -107,7 +108,7 @@ def test_outputs_that_are_no_numbers_are_wrong() -> None:
 
 
 def test_a_killed_evaluation_goes_on_by_chunk_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "shareable", lambda images, most: 10)
+    monkeypatch.setattr(accuracy, "shareable", lambda images, most: 10)
     model, data, calls = Threshold(), images(), CALLS
     calls.clear()
 
@@ -379,7 +380,7 @@ def test_the_summary_takes_outcomes_by_image() -> None:
 
 
 def test_distances_are_kept_by_chunk_and_go_on(home: Path) -> None:
-    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
+    run = runs.Run("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"device": "cpu"}), home / "runs" / "x")
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     data = ImageSet(torch.randint(0, 256, (7, 1, 2, 2), dtype=torch.uint8), torch.zeros(7, dtype=torch.long), ("a", "b"))
     seen = CALLS
@@ -424,7 +425,7 @@ def test_gaps_say_what_they_can_tell() -> None:
 
 def test_an_attack_on_fewer_images_is_held_against_the_same_ones(home: Path) -> None:
     """The rows picked from an evaluation of all images are those of an evaluation of the subset itself."""
-    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick"), home / "runs" / "x")
+    run = runs.Run("toy_pag", "quick", studies.resolve("toy_pag", "quick"), home / "runs" / "x")
     trained = {"a": {0: Threshold()}, "b": {0: Threshold(-10.0)}}
     whole = evaluation.evaluate_each(run, trained, images(), {"pgd": PGD})
     alone = evaluation.evaluate_each(run, trained, subset(images(), 12, 0), {"pgd": PGD}, "few")

@@ -4,13 +4,15 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import figures, runs, tables
-from paperlib.files import read_json
+from paperlib import figures, studies
+from paperlib.figures import tables
+from paperlib.runs import run as runs
+from paperlib.runs.files import read_json
 
 
 @pytest.fixture
 def run(home: Path) -> runs.Run:
-    return runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick", {"venue": "icml"}), home / "runs" / "x")
+    return runs.Run("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"venue": "icml"}), home / "runs" / "x")
 
 
 def draw(run: runs.Run, name: str) -> None:

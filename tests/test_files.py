@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paperlib.files import (
+from paperlib.methods.baselines import Standard
+from paperlib.runs.files import (
     InputError,
     described,
     read_about,
@@ -18,7 +19,6 @@ from paperlib.files import (
     write_json,
     write_tensors,
 )
-from paperlib.methods.baselines import Standard
 
 
 def test_tensors_and_description_come_back(tmp_path: Path) -> None:

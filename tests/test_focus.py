@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import depth, evaluation, focus, models, oracles, runs
+from paperlib import evaluation, models, studies
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet
-from paperlib.methods import daat_study
+from paperlib.geometry import depth, oracles
+from paperlib.runs import run as runs
+from paperlib.studies import daat as daat_study
+from paperlib.studies import focus
 
 SIDE = 8
 NOTHING = partial(pgd, eps=0.0, norm="linf", steps=1, step_size=0.0)
@@ -141,7 +144,7 @@ def test_what_moves_depth_is_compared_at_equal_size(data: ImageSet) -> None:
 def test_rows_are_those_of_an_evaluation_and_do_not_depend_on_the_chunk(
     data: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.Run("daat_imagenet100", "quick", runs.resolve("daat_imagenet100"), home / "runs" / "x")
+    run = runs.Run("daat_imagenet100", "quick", studies.resolve("daat_imagenet100"), home / "runs" / "x")
     trained = {"one": {0: linear(torch.ones(3, SIDE, SIDE)), 1: linear(-torch.ones(3, SIDE, SIDE))}}
     place = partial(focus.gradient_place, oracle=oracles.exact, operator="sobel", eps=0.03, norm="linf")
     whole = focus.by_image(run, trained, data, place)
@@ -157,7 +160,7 @@ def test_rows_are_those_of_an_evaluation_and_do_not_depend_on_the_chunk(
 
 
 def test_the_uniform_baseline_is_a_line_over_all_blocks(data: ImageSet, home: Path) -> None:
-    run = runs.Run("daat_imagenet100", "quick", runs.resolve("daat_imagenet100"), home / "runs" / "x")
+    run = runs.Run("daat_imagenet100", "quick", studies.resolve("daat_imagenet100"), home / "runs" / "x")
     model = models.build("vit", classes=2, channels=3, width=32, seed=0, size=SIDE)
     attentions = daat_study.attentions(run.settings, model)
     assert list(attentions) == ["1", "2", "3", "4", "5", "6", "aligned"]

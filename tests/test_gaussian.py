@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from paperlib import gaussian
+from paperlib.geometry import gaussian
 
 D, SIGMA, EPS = 40, 1.3, 0.4
 MEAN = np.ones(D)

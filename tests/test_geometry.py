@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from paperlib import models
-from paperlib.files import InputError
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, layer_outputs, nonlinear_layers
+from paperlib.runs.files import InputError
 
 RATES = (0.25, 0.5, 0.75)
 

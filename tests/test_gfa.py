@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import attacks, geometry, models, runs, training, trial
+from paperlib import attacks, geometry, models, studies, training
 from paperlib.attacks import pgd, square, transfer
 from paperlib.data import ImageSet, Splits
-from paperlib.files import InputError
+from paperlib.evaluation import trial
+from paperlib.evaluation.intervals import distance_table
+from paperlib.geometry.radial import into_cone, pgd_in_cone, radial
 from paperlib.methods import Batch, Step, baselines, gfa
-from paperlib.methods import gfa_study as study
 from paperlib.methods.gfa import GFA
-from paperlib.radial import into_cone, pgd_in_cone, radial
-from paperlib.statistics import distance_table
+from paperlib.runs.files import InputError
+from paperlib.studies import gfa as study
 
 STEP = Step(0, 10, 0)
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -141,7 +142,9 @@ def blobs(count: int, seed: int) -> ImageSet:
 def test_training_raises_the_cosine_and_the_other_sign_lowers_it(home: Path) -> None:
     """The sign question: 1 − cos added to the loss aligns, subtracted it anti-aligns. And images that no step has seen."""
     data = Splits(blobs(128, 0), blobs(40, 1), blobs(40, 2))
-    settings = runs.resolve("toy_pag", "quick", {"epochs": 4, "learning_rate": 0.01, "batch_size": 32, "selection": "last"})
+    settings = studies.resolve(
+        "toy_pag", "quick", {"epochs": 4, "learning_rate": 0.01, "batch_size": 32, "selection": "last"}
+    )
     reached = {}
     for name, weight in (("plain", 0.0), ("aligned", 0.3), ("subtracted", -0.3)):
         model = models.build("mlp", classes=2, channels=1, width=16, seed=0, normalisation="none", size=8)
@@ -554,17 +557,17 @@ def test_distances_become_medians_ratios_and_accuracies() -> None:
 )
 def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        runs.resolve("gfa_landscape", "paper", changes)
+        studies.resolve("gfa_landscape", "paper", changes)
 
 
 def test_nothing_is_built_that_was_not_asked_for() -> None:
-    bare = runs.resolve("gfa_landscape", "paper", {"mlp": {}, "sweep": [], "tasks": {}, "architectures": {},
+    bare = studies.resolve("gfa_landscape", "paper", {"mlp": {}, "sweep": [], "tasks": {}, "architectures": {},
                                                    "literal": False,
                                                    "methods": ["standard", "first"]})  # fmt: skip
     names = ["1", "4", "7"]
     assert set(study.methods(bare, names)) == {"standard", "first"}
     assert study.mlp_methods(bare, []) == study.sweep_methods(bare, names) == study.task_methods(bare, names) == {}
-    whole = runs.resolve("gfa_landscape", "paper")
+    whole = studies.resolve("gfa_landscape", "paper")
     assert study.methods(whole, names)["deep"].layers == tuple(names)  # type: ignore[attr-defined]
     assert study.training_attack(whole).keywords["loss"] == "mse"
     tasked = study.task_methods(whole, names)

@@ -11,12 +11,14 @@ import torch
 from parts import COUNT, images, network
 from torch import Tensor, nn
 
-from paperlib import graphs, training
-from paperlib.attacks import Attack, evaluating, pgd
+from paperlib import training
+from paperlib.attacks import Attack, evaluating, graphs, pgd
 from paperlib.methods import Batch, Step, baselines
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.raat import RAAT
 from paperlib.methods.ramped import Ramped
+from paperlib.runs.files import read_json
+from paperlib.training import kept
 
 ATTACK = partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.06)
 STEP = Step(40, 100, 4)
@@ -154,10 +156,10 @@ def test_how_often_losses_are_read_changes_nothing(tmp_path: Path, monkeypatch: 
 
     found = []
     for every in (1, 3, 20):
-        monkeypatch.setattr(training, "READ_EVERY", every)
+        monkeypatch.setattr(kept, "READ_EVERY", every)
         folder = tmp_path / str(every)
         model = training.fit(net(), baselines.AdversarialTraining(SHORT), splits(), settings(), folder, seed=0)
-        history = training.read_json(folder / "history.json")["epochs"]
+        history = read_json(folder / "history.json")["epochs"]
         found.append((history, model.state_dict()))
     for history, weights in found[1:]:
         assert history == found[0][0]

@@ -14,8 +14,10 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from paperlib import grid, runs
-from paperlib.files import InputError, read_json, write_json, write_text
+from paperlib import studies
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_json, write_json, write_text
+from paperlib.studies import grid
 
 
 def write(home: Path, content: object) -> Path:
@@ -36,7 +38,7 @@ def test_a_group_is_a_job_for_every_combination_after_those_it_waits_for(home: P
         ([0], 0.01), ([0], 0.1), ([1], 0.01), ([1], 0.1),
     ]  # fmt: skip
     assert jobs["tables"].after == ("each_0", "each_1", "each_2", "each_3")
-    assert jobs["each_0"].folder == runs.folder_of("toy_pag", "paper", runs.resolve(
+    assert jobs["each_0"].folder == runs.folder_of("toy_pag", "paper", studies.resolve(
         "toy_pag", "paper", {"epochs": 3, "seeds": [0], "learning_rate": 0.01}))  # fmt: skip
     assert len(grid.read(REPOSITORY / "grids" / "toy_seeds.yaml")) == 28
 
@@ -86,7 +88,7 @@ def test_what_is_expected_comes_from_earlier_runs(home: Path) -> None:
 
 def test_the_engine_takes_the_plan(home: Path) -> None:
     plan = write(home, {"a": {"notebook": "toy_pag"}, "b": {"notebook": "toy_pag", "preset": "laptop", "after": ["a"]}})
-    file = REPOSITORY / "paperlib" / "Snakefile"
+    file = REPOSITORY / "paperlib" / "studies" / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(file), "--directory", str(home), "--cores", "1", "-n"]
     environment = {**os.environ, "PAPERLIB_GRID": str(plan), "PAPERLIB_ROOT": str(home),
                    grid.CELL_TIMEOUT: ""}  # fmt: skip

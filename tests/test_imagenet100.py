@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from paperlib import data, models, runs, training
+from paperlib import data, models, studies, training
 from paperlib.data import folder, imagenet100
 from paperlib.data.streamed import Streamed
 from paperlib.evaluation import evaluate
-from paperlib.files import InputError, digest
 from paperlib.methods.baselines import Standard
+from paperlib.runs.files import InputError, digest
 
 CLASSES = ("n01558993", "n01692333", "n01729322")
 ODD = "n00000001"  # a class of the thousand that is not among the hundred
@@ -113,7 +113,7 @@ def test_training_and_evaluation_take_it_and_give_what_tensors_give(home: Path) 
     streamed = load(validation_images=3)
     tensors = data.Splits(*(data.ImageSet(part.images[:], part.labels, part.classes)
                             for part in (streamed.train, streamed.validation, streamed.test)))  # fmt: skip
-    settings = runs.resolve("gfa_landscape", "quick", {"epochs": 2, "batch_size": 2})
+    settings = studies.resolve("gfa_landscape", "quick", {"epochs": 2, "batch_size": 2})
     found = []
     for name, splits in (("streamed", streamed), ("tensors", tensors)):
         model = models.build("small_cnn", classes=3, channels=3, width=4, seed=0)

@@ -1,6 +1,6 @@
 import pytest
 
-from paperlib import interpolation
+from paperlib.geometry import interpolation
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperlib import landscape, runs
+from paperlib import studies
 from paperlib.data import ImageSet
+from paperlib.runs import run as runs
+from paperlib.studies import landscape
 
-N, SIDE = 6, 4
+N, SIDE = 24, 4
 
 
 @pytest.fixture
 def run(home: Path) -> runs.Run:
-    settings = runs.resolve("gfa_landscape", "quick", {"landscape_reach": 1.0, "device": "cpu"})
+    settings = studies.resolve("gfa_landscape", "quick", {"landscape_reach": 1.0, "device": "cpu"})
     return runs.Run("gfa_landscape", "quick", settings, home / "runs" / "x")
 
 

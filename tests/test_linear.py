@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from paperlib import linear, oracles
 from paperlib.data import ImageSet
-from paperlib.files import InputError
+from paperlib.geometry import oracles
+from paperlib.runs.files import InputError
+from paperlib.studies import linear
 
 EPS = 0.05
 

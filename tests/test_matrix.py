@@ -10,16 +10,21 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from paperlib import matrix, models, runs, training
+from paperlib import models, studies, training
 from paperlib.attacks import Attack, pgd
 from paperlib.data import ImageSet, Splits
-from paperlib.files import InputError
-from paperlib.methods import Batch, Method, Step, matrix_study, pag, raat_study
+from paperlib.evaluation.intervals import rank_correlation
+from paperlib.geometry.oracles import exact, target
+from paperlib.geometry.saliency import activated
+from paperlib.methods import Batch, Method, Step, pag
 from paperlib.methods.combined import Combined
 from paperlib.methods.ramped import Ramped
-from paperlib.oracles import exact, target
-from paperlib.saliency import activated
-from paperlib.statistics import rank_correlation
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError
+from paperlib.studies import matrix as matrix_study
+from paperlib.studies import measures
+from paperlib.studies import raat as raat_study
+from paperlib.training.kept import recipe_of
 
 MIXED = {"combinations": "{mixed: {base: pgd_at, add: {first: 0.1, raat: 1.0}}}"}
 
@@ -99,14 +104,14 @@ def test_predictors_find_what_tells_and_what_only_follows_the_gradient() -> None
         index=pd.MultiIndex.from_product([range(20), range(3)], names=["method", "seed"]),
     )
     models_.loc[(0, 0), "flatness"] = np.nan
-    found = matrix.predictors(models_, "autoattack")
+    found = measures.predictors(models_, "autoattack")
     assert list(found.index) == ["flatness", "linearity", "small_gradient"]  # in the order of MEASURES
     assert found.loc["flatness", ("beside the gradient", "low")] > 0.5
     assert found.loc["linearity", ("ρ", "low")] > 0
     assert found.loc["flatness", ("models", "")] == 59
     assert np.isnan(found.loc["small_gradient", ("beside the gradient", "value")])
     twice = models_.rename(index=lambda name: f"{name}_equal", level="method")
-    both = matrix.predictors(pd.concat([models_.rename(index=str, level="method"), twice]), "autoattack")
+    both = measures.predictors(pd.concat([models_.rename(index=str, level="method"), twice]), "autoattack")
     pd.testing.assert_frame_equal(both, found)  # the same models again
 
 
@@ -120,8 +125,8 @@ def test_what_only_tells_the_kinds_apart_tells_nothing_within_one() -> None:
     models_ = pd.DataFrame(
         {"autoattack": robust, "small_gradient": own, "flatness": adversarial + 0.1 * noise}, index=index
     )
-    assert matrix.predictors(models_, "autoattack").loc["flatness", ("ρ", "low")] > 0
-    found = matrix.within(matrix.kinds(models_, set(names[6:])), "autoattack")
+    assert measures.predictors(models_, "autoattack").loc["flatness", ("ρ", "low")] > 0
+    found = measures.within(measures.kinds(models_, set(names[6:])), "autoattack")
     for kind in ("trained on adversarial images", "trained on clean images"):
         assert found.loc["small_gradient", (kind, "low")] > 0.5
         assert found.loc["flatness", (kind, "low")] < 0 < found.loc["flatness", (kind, "high")]
@@ -138,27 +143,27 @@ def test_a_model_that_has_hardly_learnt_tells_nothing() -> None:
     low = pd.Series(0.9, index).mask(index == ("a", 0), 0.18).mask(index == ("b", 0), 0.19)
     table = low.rename("low").reset_index().assign(measure="clean")
     table = pd.concat([table, table.assign(measure="fgsm", low=0.0)])
-    found = matrix.learnt(models_, table, 10)  # of ten classes a tenth is chance, and a tenth of the way up 0.19
+    found = measures.learnt(models_, table, 10)  # of ten classes a tenth is chance, and a tenth of the way up 0.19
     assert list(models_.index.difference(found.index)) == [("a", 0), ("b", 0)]
-    halves = matrix.kinds(found, set("cdefg"))
+    halves = measures.kinds(found, set("cdefg"))
     assert [len(part) for part in halves.values()] == [5, 6]
-    nobody = matrix.learnt(models_, table.assign(low=0.0), 10)
+    nobody = measures.learnt(models_, table.assign(low=0.0), 10)
     for some, told in ((found, True), (nobody, False)):
-        whole = matrix.predictors(some, "autoattack")
+        whole = measures.predictors(some, "autoattack")
         assert list(whole.index) == ["flatness", "small_gradient"]
         assert whole["ρ"].notna().all(axis=None) == whole.loc["flatness", "beside the gradient"].notna().all() == told
-        within = matrix.within(matrix.kinds(some, set("cdefg")), "autoattack")
+        within = measures.within(measures.kinds(some, set("cdefg")), "autoattack")
         assert within.xs("value", axis=1, level=1).notna().all(axis=None) == told
 
 
 def test_who_trains_on_adversarial_images_is_known_of_combinations_too() -> None:
-    settings = runs.resolve("alignment_matrix", "quick", {**MIXED, "defences": ["standard", "first", "pgd_at", "daat"]})
+    settings = studies.resolve("alignment_matrix", "quick", {**MIXED, "defences": ["standard", "first", "pgd_at", "daat"]})
     assert matrix_study.on_adversarial(settings) == {"pgd_at", "daat", "mixed"}
 
 
 def test_the_other_norm_is_the_other() -> None:
     for norm, other, radius in (("linf", "pgd_l2", 128 / 255), ("l2", "pgd_linf", 8 / 255)):
-        attacks = matrix_study.other_attacks(runs.resolve("alignment_matrix", "quick", {"norm": norm}))
+        attacks = matrix_study.other_attacks(studies.resolve("alignment_matrix", "quick", {"norm": norm}))
         assert list(attacks) == ["pgd_100", other]
         assert attacks[other].keywords["eps"] == radius
         assert attacks["pgd_100"].keywords["norm"] == norm
@@ -172,7 +177,7 @@ def test_a_linear_model_is_linear_and_its_gradient_is_its_weights(norm: str) -> 
     torch.manual_seed(0)
     model = Linear(2).double()
     x, y = torch.rand(5, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0])
-    found = matrix.first_order(model, x, y, eps=0.1, norm=norm)  # type: ignore[arg-type]
+    found = measures.first_order(model, x, y, eps=0.1, norm=norm)  # type: ignore[arg-type]
     assert float(found["linearity"].abs().max()) < 1e-12
     apart = (model.map.weight[0] - model.map.weight[1]).detach()
     dual = apart.abs().sum() if norm == "linf" else apart.norm()
@@ -190,7 +195,7 @@ def test_the_error_of_a_square_is_its_second_order() -> None:
 
     x = torch.full((2, 1, 2, 2), 0.75, dtype=torch.float64)
     torch.manual_seed(0)
-    found = matrix.first_order(Square(), x, torch.tensor([0, 1]), eps=0.1, norm="linf", steps=20)["linearity"]
+    found = measures.first_order(Square(), x, torch.tensor([0, 1]), eps=0.1, norm="linf", steps=20)["linearity"]
     scale = Square()(x).std(1)
     torch.testing.assert_close(found, -(4 * 0.1**2) / scale, rtol=1e-6, atol=0)
 
@@ -200,20 +205,20 @@ def test_every_measure_of_every_image_is_a_number() -> None:
     model, data = models.small_cnn(3, width=4).eval(), images()
     floats = ImageSet(data.images.float() / 255, data.labels, data.classes, data.depth)
     layers = matrix_study.layers(model, data)
-    found = matrix.per_image(
+    found = measures.per_image(
         model, floats, targets=matrix_study.toward_means(data, torch.device("cpu")), layers=layers,
         attack=partial(pgd, eps=0.05, norm="linf", steps=2, step_size=0.03), attention=partial(activated, layer="6"),
         target=target(exact), eps=0.05, norm="linf",
     )  # fmt: skip
-    measured = matrix.by_model(pd.DataFrame([
+    measured = measures.by_model(pd.DataFrame([
         {"method": "net", "seed": 0, "measure": name, "accuracy": float(each.mean())} for name, each in found.items()
     ]))  # fmt: skip
-    assert set(measured) == set(matrix.MEASURES) - {"pag_score", "flatness"}
+    assert set(measured) == set(measures.MEASURES) - {"pag_score", "flatness"}
     assert all(values.shape == (12,) and values.isfinite().all() for values in found.values())
     assert all(not values.requires_grad for values in found.values())
     own = pag.alignment(model, data, matrix_study.toward_means(data, torch.device("cpu"))).mean(1)
     torch.testing.assert_close(found["pag_cosine"], own, rtol=1e-4, atol=1e-6)
-    assert float(found[matrix.DEFECT].min()) >= 0
+    assert float(found[measures.DEFECT].min()) >= 0
 
 
 # Cost and front ----------------------------------------------------------------------
@@ -221,9 +226,9 @@ def test_every_measure_of_every_image_is_a_number() -> None:
 
 def test_equal_compute_is_equal() -> None:
     found = pd.Series({"standard": 1.0, "pgd_at": 6.0, "raat": 13.0})
-    assert matrix.equal_epochs(found, "pgd_at", 10) == {"standard": 60, "pgd_at": 10, "raat": 5}
-    assert matrix.equal_epochs(found, "standard", 1) == {"standard": 1, "pgd_at": 1, "raat": 1}
-    table = matrix.cost_table(found, 10, {"standard": 60, "pgd_at": 10, "raat": 5})
+    assert measures.equal_epochs(found, "pgd_at", 10) == {"standard": 60, "pgd_at": 10, "raat": 5}
+    assert measures.equal_epochs(found, "standard", 1) == {"standard": 1, "pgd_at": 1, "raat": 1}
+    table = measures.cost_table(found, 10, {"standard": 60, "pgd_at": 10, "raat": 5})
     assert list(table["equal, in plain epochs"]) == [60, 60, 65]
 
 
@@ -233,7 +238,7 @@ def test_the_front_holds_what_nothing_beats_in_all_three() -> None:
         for name, pair in {"a": (0.9, 0.1), "b": (0.8, 0.5), "c": (0.8, 0.4), "d": (0.7, 0.45)}.items()
         for measure, value in zip(("clean", "robust"), pair, strict=True)
     ]
-    found = matrix.front(pd.DataFrame(rows), "robust", pd.Series({"a": 1.0, "b": 6.0, "c": 7.0, "d": 2.0, "e": 1.0}))
+    found = measures.front(pd.DataFrame(rows), "robust", pd.Series({"a": 1.0, "b": 6.0, "c": 7.0, "d": 2.0, "e": 1.0}))
     assert found["front"].to_dict() == {"a": True, "b": True, "c": False, "d": True}
     assert found.loc["a", "clean"] == 90
 
@@ -242,10 +247,10 @@ def test_robust_alignment_is_a_ratio_of_means() -> None:
     """So an image whose outputs hardly move, and bulge on the way, does not decide for a model."""
     rows = [
         {"method": "a", "seed": 0, "measure": name, "accuracy": value}
-        for name, value in {matrix.DEFECT: 0.3, matrix.MOVED: 0.6, "clean": 0.9}.items()
+        for name, value in {measures.DEFECT: 0.3, measures.MOVED: 0.6, "clean": 0.9}.items()
     ]
     still = [{**row, "method": "b", "accuracy": 0.0} for row in rows]
-    models_ = matrix.by_model(pd.DataFrame(rows + still))
+    models_ = measures.by_model(pd.DataFrame(rows + still))
     assert list(models_["robust_alignment"].fillna(7)) == [-0.5, 7]
     assert set(models_) == {"clean", "robust_alignment"}
 
@@ -258,7 +263,7 @@ def test_every_defence_and_combination_of_every_preset_takes_a_step() -> None:
     for preset in runs.read_presets("alignment_matrix"):
         given = {"combinations": {"all": {"base": "trades", "add": dict.fromkeys(matrix_study.TERMS, 0.1)}}, "neighbors": 2}
         given |= {"data": "scenes", "oracle": "exact", "width": 4}
-        settings = runs.resolve("alignment_matrix", preset, given)
+        settings = studies.resolve("alignment_matrix", preset, given)
         model = models.of_settings(settings, classes=3, channels=3, size=8, seed=0)
         matrix_study.check(settings, model, data)
         teacher = models.of_settings(settings, classes=3, channels=3, size=8, seed=1)
@@ -306,14 +311,14 @@ def test_wrong_settings_are_refused_with_the_right_ones() -> None:
         ({"crop_fill": "0.5"}, "crop_fill must be reflect"),
     ):
         with pytest.raises(InputError, match=words):
-            runs.resolve("alignment_matrix", "quick", given)
+            studies.resolve("alignment_matrix", "quick", given)
 
 
 def test_what_does_not_fit_is_refused_before_training() -> None:
-    settings = runs.resolve("alignment_matrix", "quick", {"layer": "banana"})
+    settings = studies.resolve("alignment_matrix", "quick", {"layer": "banana"})
     with pytest.raises(InputError, match="banana"):
         matrix_study.check(settings, models.small_cnn(3, width=4), images())
-    settings = runs.resolve("alignment_matrix", "quick", {})
+    settings = studies.resolve("alignment_matrix", "quick", {})
     with pytest.raises(InputError, match="DEEP needs 3"):
         matrix_study.check(settings, nn.Sequential(*[nn.Identity()] * 12, nn.Conv2d(3, 3, 1)), images())
 
@@ -321,35 +326,38 @@ def test_what_does_not_fit_is_refused_before_training() -> None:
 def test_rigd_distils_its_teacher() -> None:
     """Where the trained network is the teacher, nothing is misaligned; cost knows the teacher's passes."""
     data = images()
-    settings = runs.resolve("alignment_matrix", "quick", {"defences": "[standard, class_mean, rigd, pgd_at]", "width": 4})
+    settings = studies.resolve(
+        "alignment_matrix", "quick", {"defences": "[standard, class_mean, rigd, pgd_at]", "width": 4}
+    )
     model, other = (models.of_settings(settings, classes=3, channels=3, size=8, seed=seed).eval() for seed in (0, 1))
     batch = Batch(data.images.float() / 255, data.labels, lambda x: x.clone(), data.depth)
     for teacher, aligned in ((copy.deepcopy(model), True), (other, False)):
         methods = matrix_study.methods(settings, data, model, torch.device("cpu"), teacher)
         assert (float(methods["rigd"].loss(model, batch, Step(0, 1, 0))["misalignment"].detach()) < 1e-5) == aligned
-    cost = matrix.costs(methods, model, Splits(data, data, data), torch.device("cpu"))
+    cost = measures.costs(methods, model, Splits(data, data, data), torch.device("cpu"))
     assert cost["rigd"] > cost["class_mean"] + 0.3  # a plain step is three passes, the teacher's gradient two
 
 
-def test_the_weights_are_averaged_where_the_defence_asks() -> None:
+def test_the_weights_are_averaged_where_the_defence_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, dict[str, object]] = {}
 
     def train_each(run: object, methods: dict[str, object], *_: object, **changes: object) -> dict[str, object]:
         asked.update(dict.fromkeys(methods, changes))
         return {name: {0: None} for name in methods}
 
+    monkeypatch.setattr(matrix_study, "train_each", train_each)
     given = {"average": 0.7, "average_start": 0.2, "combinations": "{mixed: {base: wa, add: {first: 0.1}}}"}
-    settings = runs.resolve("alignment_matrix", "quick", given)
+    settings = studies.resolve("alignment_matrix", "quick", given)
     run, data = runs.Run("alignment_matrix", "quick", settings, None), Splits(images(), images(), images())  # type: ignore[arg-type]
     methods = {"raat": None, "wa": None, "raat_sharp": None, "mixed": None}
-    matrix_study.train(run, methods, data, train_each)  # type: ignore[arg-type]
-    matrix_study.train(run, methods, data, train_each, dict.fromkeys(methods, 3))  # type: ignore[arg-type]
+    matrix_study.train(run, methods, data)  # type: ignore[arg-type]
+    matrix_study.train(run, methods, data, dict.fromkeys(methods, 3))  # type: ignore[arg-type]
     averaged = {name: (changes.get("ema"), changes.get("ema_start")) for name, changes in asked.items()}
     for name in methods:
         assert averaged[name] == averaged[f"{name}_equal"] == ((None, None) if name == "raat" else (0.7, 0.2))
 
 
-def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
+def test_trainings_of_equal_compute_have_their_own_names_and_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[int], object]] = []
 
     def train_each(
@@ -358,6 +366,7 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
         asked.append((*methods, changes["seeds"], changes.get("epochs")))  # type: ignore[arg-type]
         return {name: {0: None} for name in methods}
 
+    monkeypatch.setattr(matrix_study, "train_each", train_each)
     data = Splits(images(), images(), images())
     methods = {"raat": None, "pgd_at": None, "mixed": None}
     for chosen, first, second in (
@@ -366,10 +375,10 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
         ("[combinations, raat]", ([0], [0, 1], [0]), ([0], [0, 1], [0])),
     ):
         asked.clear()
-        settings = runs.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": chosen, **MIXED})
+        settings = studies.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": chosen, **MIXED})
         run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
-        assert list(matrix_study.train(run, methods, data, train_each)) == [*methods]  # type: ignore[arg-type]
-        longer = matrix_study.train(run, methods, data, train_each, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]
+        assert list(matrix_study.train(run, methods, data)) == [*methods]  # type: ignore[arg-type]
+        longer = matrix_study.train(run, methods, data, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]
         assert list(longer) == ["raat_equal", "pgd_at_equal", "mixed_equal"]
         assert asked[:3] == [(name, seeds, None) for name, seeds in zip(methods, first, strict=True)]
         assert asked[3:] == [*zip(longer, second, (3, 7, 2), strict=True)]
@@ -377,14 +386,14 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs() -> None:
 
 def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
     """Of the images, methods and attacks that both train on, the recipes are the same, and so are the files."""
-    own, others = runs.resolve("alignment_matrix", "quick"), runs.resolve("raat_boundary", "quick")
+    own, others = studies.resolve("alignment_matrix", "quick"), studies.resolve("raat_boundary", "quick")
     for name in ("data", "train_images", "validation_images", "test_images", "image_size"):
         assert getattr(own, name) == getattr(others, name)
     data = Splits(images(), images(), images())
 
     def recipes(settings: Any, methods: Mapping[str, Method], attack: Attack) -> dict[str, str | None]:
         model = training.build(settings, data, 0)
-        return {name: training._recipe(model, one, data, settings, 0, attack, "cpu") for name, one in methods.items()}
+        return {name: recipe_of(model, one, data, settings, 0, attack, "cpu") for name, one in methods.items()}
 
     network = training.build(own, data, 0)
     methods = matrix_study.methods(own, data.train, network, torch.device("cpu"), network)
@@ -396,7 +405,7 @@ def test_quick_takes_what_the_notebook_of_raat_trained() -> None:
 
 
 def test_the_ramp_is_in_every_attack_in_training() -> None:
-    settings = runs.resolve("alignment_matrix", "quick", {"ramp": "[0.25, 0.75]", **MIXED})
+    settings = studies.resolve("alignment_matrix", "quick", {"ramp": "[0.25, 0.75]", **MIXED})
     network = models.small_cnn(3, width=4)
     methods = matrix_study.methods(settings, images(), network, torch.device("cpu"), network)
     ramped = {name for name, method in methods.items() if isinstance(method, Ramped)}

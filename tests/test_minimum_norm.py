@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from paperlib import models
 from paperlib.attacks import evaluating
+from paperlib.attacks.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
 from paperlib.data import ImageSet
 from paperlib.evaluation import evaluate
-from paperlib.files import InputError
-from paperlib.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
-from paperlib.statistics import median_ratio
+from paperlib.evaluation.intervals import median_ratio
+from paperlib.runs.files import InputError
 
 
 class Plane(nn.Module):

@@ -7,9 +7,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from paperlib import external, models
-from paperlib.batchnorm import BatchNorm2d
-from paperlib.files import InputError
+from paperlib import models
+from paperlib.models import external
+from paperlib.models.batchnorm import BatchNorm2d
+from paperlib.runs.files import InputError
 
 
 def parameters(model: nn.Module) -> int:

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paperlib import depth, oracles
 from paperlib.data import as_float, scenes
-from paperlib.files import InputError
+from paperlib.geometry import depth, oracles
+from paperlib.runs.files import InputError
 
 
 def test_the_exact_oracle_is_the_renderers_and_needs_it() -> None:

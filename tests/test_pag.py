@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import external, models, runs
-from paperlib.batchnorm import BatchNorm2d
+from paperlib import models, studies
 from paperlib.data import ImageSet
-from paperlib.files import InputError
 from paperlib.geometry import all_classes, class_gradients, cosine, distance_to_boundary, input_gradients, scores
-from paperlib.methods import Batch, Step, baselines, pag, pag_study
+from paperlib.methods import Batch, Step, baselines, pag
+from paperlib.models import external
+from paperlib.models.batchnorm import BatchNorm2d
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError
+from paperlib.studies import pag as pag_study
 
 STEP = Step(0, 1, 0)
 
@@ -419,7 +422,7 @@ def test_the_authors_target_gradients_are_read_and_looked_up(tmp_path: Path) -> 
 
 def test_published_gradients_need_their_folder() -> None:
     with pytest.raises(InputError, match="go together"):
-        runs.resolve("cifar_pag", "quick", {"sources": "[published]", "weights": "{published: 1.5}"})
+        studies.resolve("cifar_pag", "quick", {"sources": "[published]", "weights": "{published: 1.5}"})
 
 
 def test_both_norms_become_one_measure_and_alignment_a_row() -> None:
@@ -429,7 +432,7 @@ def test_both_norms_become_one_measure_and_alignment_a_row() -> None:
         ["class_mean on L2", "pgd", 0.5], ["class_mean on L∞", "pgd", 0.2],
     ]  # fmt: skip
     data, templates, directions = image_set(8, 3), torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    chosen = runs.resolve("cifar_pag", "quick", {"gradient": "logit", "device": "cpu"})
+    chosen = studies.resolve("cifar_pag", "quick", {"gradient": "logit", "device": "cpu"})
     run = runs.Run("cifar_pag", "quick", chosen, Path("unused"))
     rows = pag_study.alignment_rows(run, {"lambda_1": {0: Template(templates)}}, lambda x, k: directions[k], data)
     assert rows["accuracy"].iloc[0] == pytest.approx(float(cosine(templates, directions).mean()), abs=1e-6)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from paperlib import progress
-from paperlib.files import read_json, write_json
+from paperlib.runs import progress
+from paperlib.runs.files import read_json, write_json
 
 
 class Clock:

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paperlib import models, runs, training
+from paperlib import models, studies, training
 from paperlib.attacks import pgd
-from paperlib.batchnorm import BatchNorm2d
 from paperlib.data import ImageSet, Splits
-from paperlib.files import InputError
 from paperlib.methods import Batch, Step, baselines, raat
-from paperlib.methods import raat_study as study
 from paperlib.methods.raat import RAAT, PartitionedAT, RAATSharp, dicar, partition
+from paperlib.models.batchnorm import BatchNorm2d
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError
+from paperlib.studies import raat as study
 
 STEP = Step(0, 1, 0)
 
@@ -541,16 +542,16 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
 )
 def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        runs.resolve("raat_boundary", "paper", changes)
+        studies.resolve("raat_boundary", "paper", changes)
 
 
 def test_the_paper_preset_is_appendix_d1() -> None:
-    chosen = runs.resolve("raat_boundary", "paper")
+    chosen = studies.resolve("raat_boundary", "paper")
     rates = [training.learning_rate(chosen, Step(0, 1, epoch)) for epoch in range(chosen.epochs)]
     assert [rates[epoch] for epoch in (0, 99, 100, 104, 105, 109)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     attack = study.training_attack(chosen)
     assert (attack.keywords["eps"], attack.keywords["step_size"], attack.keywords["steps"]) == (8 / 255, 2 / 255, 10)
-    l2 = study.training_attack(runs.resolve("raat_boundary", "paper", {"norm": "l2"}))
+    l2 = study.training_attack(studies.resolve("raat_boundary", "paper", {"norm": "l2"}))
     assert (l2.keywords["eps"], l2.keywords["step_size"]) == pytest.approx((128 / 255, 32 / 255))
     sharp = chosen.model_copy(update=chosen.sharp)
     rates = [training.learning_rate(sharp, Step(0, 1, epoch)) for epoch in range(sharp.epochs)]
@@ -567,13 +568,13 @@ def test_the_paper_preset_is_appendix_d1() -> None:
     assert set(chosen.methods) == {"pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"}
     assert (sharp.model, sharp.width, sharp.ema, sharp.epochs) == ("preact_resnet18", 64, 0.999, 200)
     assert study.case(chosen) == "cifar10_resnet18_linf"
-    wide = runs.resolve("raat_boundary", "paper", {"model": "wide_resnet28", "width": 160, "data": "cifar100"})
+    wide = studies.resolve("raat_boundary", "paper", {"model": "wide_resnet28", "width": 160, "data": "cifar100"})
     assert study.case(wide) == "cifar100_wide_linf"
 
 
 def test_figure_2s_schedule_keeps_its_epochs() -> None:
     """Drops at epochs 100 and 105 are after the end of its 100 epochs, and not at 91 and 95."""
-    chosen = runs.resolve("raat_boundary", "paper")
+    chosen = studies.resolve("raat_boundary", "paper")
     poc = chosen.model_copy(update={"epochs": chosen.study_epochs, "milestones": study.study_milestones(chosen)})
     assert {training.learning_rate(poc, Step(0, 1, epoch)) for epoch in range(100)} == {0.1}
     longer = poc.model_copy(update={"epochs": 120, "study_epochs": 120, "milestones": chosen.milestones})
@@ -583,7 +584,7 @@ def test_figure_2s_schedule_keeps_its_epochs() -> None:
 
 
 def test_every_method_has_the_attack_that_it_asks_for() -> None:
-    chosen = runs.resolve("raat_boundary", "paper")
+    chosen = studies.resolve("raat_boundary", "paper")
     built = study.methods(chosen)
     starts = {name: method.attack.keywords["start_deviation"] for name, method in built.items()}  # type: ignore[attr-defined]
     assert starts == {
@@ -596,8 +597,9 @@ def test_every_method_has_the_attack_that_it_asks_for() -> None:
     weights = {name: method.weight for name, method in swept.items() if "lambda" in name}  # type: ignore[attr-defined]
     assert {weights[f"{name}_lambda_2"] for name in ("trades", "mart", "cons_at", "raat")} == {2.0}
     assert "trades_lambda_6" not in swept
+    study_settings = studies.resolve("raat_boundary", "paper", {"norm": "l2"})
     in_box = {name: one.attack.keywords["start_in_box"]  # type: ignore[attr-defined]
-              for name, one in study.methods(runs.resolve("raat_boundary", "paper", {"norm": "l2"})).items()}  # fmt: skip
+              for name, one in study.methods(study_settings).items()}  # fmt: skip
     assert {name for name, starts in in_box.items() if starts} == {"pgd_at", "cons_at", "raat"}
     assert set(study.study_methods(chosen)) == {
         "study_full", "study_boundary_0.1", "study_boundary_0", "study_random_0", "study_other_0.1", "study_other_0",
@@ -631,12 +633,12 @@ def test_mean_and_nrr_are_those_of_section_5_3() -> None:
 
 
 def test_the_tables_of_others_stand_beside_runs_of_their_case() -> None:
-    own = {data: study.own_rows(runs.resolve("raat_boundary", "paper", {"data": data}))
+    own = {data: study.own_rows(studies.resolve("raat_boundary", "paper", {"data": data}))
            for data in ("cifar10", "cifar100", "tiny_imagenet", "folder:x")}  # fmt: skip
     assert own["cifar10"] == own["folder:x"] == {"table2": [], "table3": ["wa", "raat_sharp"]}
     assert own["cifar100"] == {"table2": ["raat"], "table3_cifar100": ["wa", "raat_sharp"]}
     assert own["tiny_imagenet"] == {"table2": [], "table3": []}
-    assert study.own_rows(runs.resolve("raat_boundary", "paper", {"norm": "l2"}))["table3"] == []
+    assert study.own_rows(studies.resolve("raat_boundary", "paper", {"norm": "l2"}))["table3"] == []
 
 
 def test_costs_and_times_are_read_from_the_histories() -> None:
@@ -664,7 +666,7 @@ def test_costs_and_times_are_read_from_the_histories() -> None:
 
 
 def test_figure_5_has_its_three_panels() -> None:
-    chosen = runs.resolve("raat_boundary", "paper")
+    chosen = studies.resolve("raat_boundary", "paper")
     methods = ["pgd_at", "raat", "two_views", "bound", "dicar", "eta_0.3", "raat_lambda_6", "mart", "mart_lambda_2"]
     rows = [{"method": method, "measure": measure, "mean": 0.5, "low": 0.4, "high": 0.6}
             for method in methods for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
@@ -688,7 +690,7 @@ def test_defects_are_a_ratio_of_means_with_its_own_spread(home: Any) -> None:
     model = nn.Sequential(nn.Sequential(Squared()), nn.Linear(4, 2))
     pixels = (255 * torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 0.8).round().to(torch.uint8)
     data = ImageSet(pixels, torch.zeros(30, dtype=torch.long), ("a", "b"))
-    run = runs.Run("raat_boundary", "quick", runs.resolve("raat_boundary", "quick", {"eps_linf": 0.1}), home)
+    run = runs.Run("raat_boundary", "quick", studies.resolve("raat_boundary", "quick", {"eps_linf": 0.1}), home)
     found = study.defects_each(run, {"raat": {0: model, 1: model}}, data, chunk=7)
     assert list(found["layer"]) == ["0", "1", "probabilities"] * 2
     first = found.iloc[0]
@@ -718,11 +720,11 @@ def test_selecting_on_the_test_images_holds_nothing_out() -> None:
 
     whole = Splits(images(10), images(4), images(6))
     grey = {"normalisation": "half", "sharp": {}}
-    assert study.splits(runs.resolve("raat_boundary", "paper", grey), whole) is whole
-    found = study.splits(runs.resolve("raat_boundary", "paper", {**grey, "select_on": "test"}), whole)
+    assert study.splits(studies.resolve("raat_boundary", "paper", grey), whole) is whole
+    found = study.splits(studies.resolve("raat_boundary", "paper", {**grey, "select_on": "test"}), whole)
     assert (len(found.train), len(found.validation), len(found.test)) == (14, 6, 6)
     with pytest.raises(InputError, match="normalisation = cifar10 is not for images of 1 channels; choose none or half"):
-        study.splits(runs.resolve("raat_boundary", "paper"), whole)
+        study.splits(studies.resolve("raat_boundary", "paper"), whole)
 
 
 def test_figure_2_is_read_from_the_histories() -> None:

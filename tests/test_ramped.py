@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import fgsm
-from paperlib.files import InputError
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import TRADES, AdversarialTraining, Standard
 from paperlib.methods.combined import Added, Combined
 from paperlib.methods.ramped import Ramped
+from paperlib.runs.files import InputError
 
 BATCH = Batch(torch.rand(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2]), lambda x: x)
 

@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 from test_notebooks import PAPERS, tiny
 from torture import descendants
 
-from paperlib import runs
-from paperlib.files import read_json
+from paperlib.runs import run as runs
+from paperlib.runs.files import read_json
 
 pytestmark = pytest.mark.torture  # minutes: `make torture`
 TOY = ["-p", "seeds=[0]", "-p", "epochs=2", "-p", "neighbors=2"]
@@ -162,7 +162,8 @@ def said_by(process: int) -> str:
 
 LEAK = """
 import resource, torch
-from paperlib import runs, training
+from paperlib.runs import run as runs
+from paperlib import training
 from paperlib.data import Splits, toy
 from paperlib.methods.baselines import Standard
 
@@ -175,8 +176,8 @@ class Counting(Standard):
 
 sizes = {}
 points = toy.line(4, 0)
-settings = runs.resolve("toy_pag", "quick", {"epochs": 200, "batch_size": 8})
-run = runs.start("toy_pag", {"epochs": 200, "batch_size": 8})
+settings = studies.resolve("toy_pag", "quick", {"epochs": 200, "batch_size": 8})
+run = studies.start("toy_pag", {"epochs": 200, "batch_size": 8})
 data = Splits(points, points, points)
 training.fit(torch.nn.Linear(2, 2), Counting(), data, settings, run.folder / "training" / "a-seed0", seed=0)
 run.finish()
@@ -192,7 +193,8 @@ def test_memory_does_not_grow_over_two_hundred_epochs(home: Path) -> None:
 
 SIXTY = """
 import resource, torch
-from paperlib import evaluation, runs, training
+from paperlib import evaluation, training
+from paperlib.runs import run as runs
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
 from functools import partial
@@ -204,11 +206,11 @@ images.random_()
 labels = torch.arange(60_000) % 10
 data = ImageSet(images, labels, tuple("abcdefghij"))
 few = data[:100]
-settings = runs.resolve("cifar_pag", "quick", {"epochs": 1, "batch_size": 500})
+settings = studies.resolve("cifar_pag", "quick", {"epochs": 1, "batch_size": 500})
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 model = build("small_cnn", classes=10, channels=3, width=2, seed=0, stem_stride=2)
 before = peak()
-run = runs.start("cifar_pag", {"epochs": 1, "batch_size": 500})
+run = studies.start("cifar_pag", {"epochs": 1, "batch_size": 500})
 training.fit(model, Standard(), Splits(data, few, few), settings, run.folder / "training" / "a-seed0", seed=0)
 evaluation.evaluate(model, data, {}, run.folder / "a.safetensors")
 run.finish()

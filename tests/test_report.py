@@ -18,9 +18,12 @@ import yaml
 from conftest import REPOSITORY
 from PIL import Image
 
-from paperlib import audit, claims, export, figures, report, runs, tables
-from paperlib.files import write_json, write_text
-from paperlib.methods import raat_study
+from paperlib import audit, claims, figures, report, studies
+from paperlib.figures import tables
+from paperlib.report import export
+from paperlib.runs import run as runs
+from paperlib.runs.files import write_json, write_text
+from paperlib.studies import raat as raat_study
 
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
 
@@ -34,8 +37,8 @@ def summary_row(method: str, measure: str, mean: float, seeds: int = 1) -> dict[
 
 def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[str, object] | None = None) -> runs.Run:
     """A finished run with claims, measures, figures, a table, an audit and its executed notebook."""
-    settings = runs.resolve(notebook, preset, dict(given or {}))
-    run = runs.start(notebook, {"preset": preset, **(given or {})})
+    settings = studies.resolve(notebook, preset, dict(given or {}))
+    run = studies.start(notebook, {"preset": preset, **(given or {})})
     rows = [summary_row(method, measure, 0.5 + 0.1 * place, len(getattr(settings, "seeds", [0])))
             for place, method in enumerate(("standard", "pgd_at", "raat", "vanilla"))
             for measure in ("clean", "pgd_10", "autoattack")]  # fmt: skip
@@ -60,7 +63,7 @@ def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[
 
 
 def predicted() -> pd.DataFrame:
-    """Of `matrix.predictors`."""
+    """Of `measures.predictors`."""
     columns = pd.MultiIndex.from_tuples(
         [(part, end) for part in ("ρ", "beside the gradient") for end in ("value", "low", "high")] + [("models", "")]
     )
@@ -68,7 +71,7 @@ def predicted() -> pd.DataFrame:
 
 
 def front() -> pd.DataFrame:
-    """Of `matrix.front`."""
+    """Of `measures.front`."""
     row = {f"{measure}{end}": 50.0 for measure in ("clean", "autoattack") for end in ("", " low", " high")}
     return pd.DataFrame([{**row, "cost": 2.0, "front": True}], index=["raat"])
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from paperlib import files, progress, runs
-from paperlib.files import InputError, read_json, write_json
-from paperlib.settings import read_value
+from paperlib import studies
+from paperlib.runs import files, progress
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, read_json, write_json
+from paperlib.runs.settings import read_value
 
 # Settings ------------------------------------------------------------------------
 
@@ -40,13 +42,13 @@ def test_values_are_read_as_meant(text: Any, value: Any) -> None:
     assert read_value(text) == value
 
 
-@pytest.mark.parametrize("notebook", sorted(runs.studies()))
+@pytest.mark.parametrize("notebook", sorted(studies.known()))
 def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
     presets = runs.read_presets(notebook)
     assert tuple(presets) == runs.PRESETS
     for name, values in presets.items():
-        assert set(values) == set(runs.studies()[notebook].model_fields), name
-        runs.resolve(notebook, name)
+        assert set(values) == set(studies.known()[notebook].model_fields), name
+        studies.resolve(notebook, name)
 
 
 @pytest.mark.parametrize(
@@ -76,31 +78,31 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
 )
 def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        runs.resolve("cifar_pag", "quick", overrides)
+        studies.resolve("cifar_pag", "quick", overrides)
 
 
 def test_unknown_notebooks_and_presets_are_refused() -> None:
     with pytest.raises(InputError, match="no notebook 'cifar'; there are alignment_matrix, cifar_pag, daat_imagenet100"):
-        runs.resolve("cifar")
+        studies.resolve("cifar")
     with pytest.raises(InputError, match="preset = 'tiny': toy_pag has quick, laptop, gpu, paper"):
-        runs.resolve("toy_pag", "tiny")
+        studies.resolve("toy_pag", "tiny")
 
 
 def test_fractions_are_read_and_the_same_settings_find_the_same_folder() -> None:
-    text = runs.resolve("cifar_pag", "quick", {"eps_linf": "8/255"})
-    number = runs.resolve("cifar_pag", "quick", {"eps_linf": 8 / 255})
+    text = studies.resolve("cifar_pag", "quick", {"eps_linf": "8/255"})
+    number = studies.resolve("cifar_pag", "quick", {"eps_linf": 8 / 255})
     assert text == number
     assert runs.folder_of("cifar_pag", "quick", text) == runs.folder_of("cifar_pag", "quick", number)
-    assert runs.folder_of("cifar_pag", "quick", text) != runs.folder_of("cifar_pag", "quick", runs.resolve("cifar_pag"))
-    venue = runs.resolve("cifar_pag", "quick", {"venue": "icml"})
-    assert runs.folder_of("cifar_pag", "quick", venue) == runs.folder_of("cifar_pag", "quick", runs.resolve("cifar_pag"))
+    assert runs.folder_of("cifar_pag", "quick", text) != runs.folder_of("cifar_pag", "quick", studies.resolve("cifar_pag"))
+    venue = studies.resolve("cifar_pag", "quick", {"venue": "icml"})
+    assert runs.folder_of("cifar_pag", "quick", venue) == runs.folder_of("cifar_pag", "quick", studies.resolve("cifar_pag"))
 
 
 # Runs ------------------------------------------------------------------------------
 
 
 def test_a_run_writes_settings_environment_and_status(home: Path) -> None:
-    run = runs.start("toy_pag", {"preset": "quick", "epochs": 7, "seeds": None})
+    run = studies.start("toy_pag", {"preset": "quick", "epochs": 7, "seeds": None})
     assert run.settings.epochs == 7
     assert yaml.safe_load((run.folder / "settings.yaml").read_text())["epochs"] == 7
     (about,) = read_json(run.folder / "environment.json")  # one session so far
@@ -121,18 +123,18 @@ def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: 
         "In": ["", "epochs = None", "# Parameters\nepoch = 3\n"],
     }
     with pytest.raises(InputError, match="unknown parameter 'epoch'"):
-        runs.start("toy_pag", namespace)
+        studies.start("toy_pag", namespace)
     with pytest.raises(InputError, match=r"eps = float\('nan'\): should be a plain value"):  # as papermill writes it
-        runs.start("toy_pag", {"In": ["# Parameters\neps = float('nan')\n"]})
+        studies.start("toy_pag", {"In": ["# Parameters\neps = float('nan')\n"]})
     assert not (home / "runs").exists()
     namespace = {"preset": "quick", "epochs": 3, "epoch": 3, "In": ["", "# Parameters\nepochs = 3\n", "epoch = 3"]}
-    run = runs.start("toy_pag", namespace)  # a user's own variable is his own business
+    run = studies.start("toy_pag", namespace)  # a user's own variable is his own business
     assert run.settings.epochs == 3
     run.finish()
 
 
 def test_null_is_a_value_and_none_is_the_presets(home: Path) -> None:
-    run = runs.start("cifar_pag", {"preset": "laptop", "classes_per_step": "null", "weights": None})
+    run = studies.start("cifar_pag", {"preset": "laptop", "classes_per_step": "null", "weights": None})
     assert run.settings.classes_per_step is None
     assert run.settings.weights["one_image"] == 0.1
     run.finish()
@@ -143,24 +145,23 @@ def test_null_is_a_value_and_none_is_the_presets(home: Path) -> None:
     [("os.kill(os.getpid(), 9)", "killed"), ("sys.exit(1)", "stopped"), ("run.finish()", "finished")],
 )
 def test_status_is_true_whatever_ended_the_process(home: Path, ending: str, state: str) -> None:
-    script = f"import os, sys\nfrom paperlib import runs\nrun = runs.start('toy_pag', {{}})\n{ending}\n"
+    script = f"import os, sys\nfrom paperlib import studies\nrun = studies.start('toy_pag', {{}})\n{ending}\n"
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "PAPERLIB_ROOT": str(home)}, check=False)
-    folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag"))
+    folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag"))
     assert runs.status(folder)["state"] == state
 
 
 def test_two_processes_do_not_share_a_run(home: Path) -> None:
-    script = (
-        "import time\nfrom paperlib import runs\nrun = runs.start('toy_pag', {})\nprint('up', flush=True)\ntime.sleep(60)\n"
-    )
+    begin = "from paperlib import studies\nrun = studies.start('toy_pag', {})\n"
+    script = f"import time\n{begin}print('up', flush=True)\ntime.sleep(60)\n"
     environment = {**os.environ, "PAPERLIB_ROOT": str(home)}
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "up\n"
         with pytest.raises(InputError, match="another process is at work"):
-            runs.start("toy_pag", {})
-        folder = runs.folder_of("toy_pag", "quick", runs.resolve("toy_pag"))
+            studies.start("toy_pag", {})
+        folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag"))
         assert runs.status(folder)["state"] == "running"
     finally:
         other.send_signal(signal.SIGKILL)
@@ -168,13 +169,13 @@ def test_two_processes_do_not_share_a_run(home: Path) -> None:
         other.stdout.close()
     time.sleep(0.1)
     assert runs.status(folder)["state"] == "killed"
-    runs.start("toy_pag", {}).finish()
+    studies.start("toy_pag", {}).finish()
 
 
 def test_a_second_run_in_one_process_lets_go_of_the_first(home: Path) -> None:
     """As when somebody changes a parameter and runs the cell again."""
-    first = runs.start("toy_pag", {"epochs": 3})
-    second = runs.start("toy_pag", {"epochs": 4})
+    first = studies.start("toy_pag", {"epochs": 3})
+    second = studies.start("toy_pag", {"epochs": 4})
     assert [runs.status(run.folder)["state"] for run in (first, second)] == ["stopped", "running"]
     assert not runs._locked(first.folder)
     second.finish()
@@ -188,15 +189,15 @@ def test_the_projects_folder_is_the_same_wherever_one_stands(
     assert files.root() == tmp_path
     monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="should hold notebooks/"):
-        runs.resolve("toy_pag")
+        studies.resolve("toy_pag")
 
 
 def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     file = run.folder / "status.json"
     write_json(file, {**read_json(file), "state": "stopped", "seconds": 10.0})
     runs.release(run.folder)
-    again = runs.start("toy_pag", {"epochs": 3})
+    again = studies.start("toy_pag", {"epochs": 3})
     assert again.before == 10.0
     began = time.time() - 100
     write_json(file, {**read_json(file), "started": began, "seconds": 0.0})  # killed after 70 seconds
@@ -205,12 +206,12 @@ def test_seconds_of_all_sessions_are_added_up(home: Path) -> None:
     (run.folder / runs.ALIVE).touch()
     os.utime(run.folder / runs.ALIVE, (began + 70, began + 70))
     assert runs.status(run.folder)["seconds"] == pytest.approx(70.0)
-    assert runs.start("toy_pag", {"epochs": 3}).before == pytest.approx(80.0)
+    assert studies.start("toy_pag", {"epochs": 3}).before == pytest.approx(80.0)
     runs.release(run.folder)
 
 
 def test_a_run_on_another_machine_is_at_work_as_long_as_there_are_news(home: Path) -> None:
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     file = run.folder / "status.json"
     write_json(file, {**read_json(file), "host": "another"})
     runs.release(run.folder)
@@ -227,7 +228,7 @@ def test_who_holds_a_run_shows_that_it_is_alive_and_says_that_it_stalls(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runs, "BEAT", 0.02)
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     about = {"stage": "attack", "done": 1, "total": 9, "unit": "img", "per_second": None, "left": None, "longest": 0.01}
     write_json(run.folder / progress.NAME, {**about, "updated": time.time() - 300})  # of an earlier session
     time.sleep(0.2)
@@ -255,7 +256,7 @@ def test_who_holds_a_run_shows_that_it_is_alive_and_says_that_it_stalls(
     f'{{"state": "killed", "started": 0, "seconds": {10**400}}}',
 ])  # fmt: skip
 def test_a_damaged_status_is_refused_by_name(home: Path, content: str) -> None:
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
     (run.folder / "status.json").write_text(content)
     with pytest.raises(InputError, match=r"status\.json: says nothing of the run's state; delete it"):

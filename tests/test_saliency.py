@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import models, saliency
-from paperlib.files import InputError
+from paperlib import models
+from paperlib.geometry import saliency
+from paperlib.runs.files import InputError
 
 
 @pytest.fixture

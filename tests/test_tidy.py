@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from paperlib import runs, tidy
-from paperlib.files import InputError, read_json, write_json
+from paperlib import studies
+from paperlib.runs import run as runs
+from paperlib.runs import tidy
+from paperlib.runs.files import InputError, read_json, write_json
 
 
 def aged(path: Path, text: str = "x" * 2048) -> Path:
@@ -24,14 +26,14 @@ def by_version(folder: Path, version: str) -> None:
 
 
 def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
-    finished = runs.start("toy_pag", {"epochs": 3})
+    finished = studies.start("toy_pag", {"epochs": 3})
     finished.finish()
-    old = runs.start("toy_pag", {"epochs": 4})
+    old = studies.start("toy_pag", {"epochs": 4})
     old.finish()
     by_version(old.folder, "0.1.0")
-    ended = runs.start("toy_pag", {"epochs": 5})
+    ended = studies.start("toy_pag", {"epochs": 5})
     runs.release(ended.folder)  # as when its process is killed
-    at_work = runs.start("toy_pag", {"epochs": 6})
+    at_work = studies.start("toy_pag", {"epochs": 6})
     by_version(at_work.folder, "0.1.0")
     half = aged(finished.folder / ".weights.safetensors.0123abcd.tmp")
     aged(home / "data" / "mine" / ".photo.0123abcd.tmp")  # not the project's
@@ -57,7 +59,7 @@ def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
 
 
 def test_what_was_left_half_removed_is_found_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
 
     def refused(*_: object) -> None:
@@ -76,7 +78,7 @@ def test_what_was_left_half_removed_is_found_again(home: Path, monkeypatch: pyte
 
 
 def test_a_run_that_was_begun_meanwhile_is_not_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.start("toy_pag", {"epochs": 3})
+    run = studies.start("toy_pag", {"epochs": 3})
     held = dict(runs._locks)
     monkeypatch.setattr(runs, "_locks", {})  # as another process sees it
     listed = tidy.Removable(run.folder, "killed; the same command would go on with it", 0)

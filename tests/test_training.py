@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from paperlib import models, training
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
-from paperlib.files import read_json, read_tensors, write_tensors
 from paperlib.methods import Batch, Step, baselines, pag
-from paperlib.settings import TrainingSettings
+from paperlib.runs.files import read_json, read_tensors, write_tensors
+from paperlib.runs.settings import TrainingSettings
+from paperlib.training import kept as keeping
+from paperlib.training import loop, optimizer
 
 VALUES: dict[str, Any] = {
     "seeds": [0], "device": "cpu", "devices": 1, "sync_batch_norm": True, "venue": "neurips",
@@ -157,9 +159,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, met
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch, test_training as t\n"
         "from pathlib import Path\n"
-        "t.training.CHECKPOINT_SECONDS = 0.05\n"
-        "back, steps = t.training.backward, []\n"
-        "t.training.backward = lambda *given: (steps.append(1), back(*given))\n"
+        "t.keeping.CHECKPOINT_SECONDS = 0.05\n"
+        "back, steps = t.loop.backward, []\n"
+        "t.loop.backward = lambda *given: (steps.append(1), back(*given))\n"
         "print('ready', flush=True)\n"
         f"t.training.fit(t.net(), {method}, t.splits(),\n"
         f"    t.settings(epochs=8, {changes}), Path(sys.argv[2]), seed=3, attack=t.ATTACK)\n"
@@ -211,7 +213,7 @@ class Exploding:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e12, 0.0])
 def test_divergence_stops_and_says_where(tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # after every step
+    monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", 0)  # after every step
     per_epoch = 8  # ⌈120 / 16⌉
     with pytest.raises(training.DivergenceError) as caught:
         training.fit(net(), Exploding(per_epoch + 2, value), splits(), settings(ema=0.0), tmp_path / "boom", seed=0)
@@ -256,7 +258,7 @@ def test_moving_average_is_its_formula() -> None:
     expected = averaged.running_mean.clone()
     for _ in range(3):
         model(torch.randn(8, 3))
-        training._average(averaged, model, 0.8)
+        optimizer.average(averaged, model, 0.8)
         expected = 0.8 * expected + 0.2 * model.running_mean
     torch.testing.assert_close(averaged.running_mean, expected)
     assert averaged.num_batches_tracked == model.num_batches_tracked
@@ -301,7 +303,7 @@ def test_the_epoch_is_chosen_as_the_settings_say(
         clean, robust = next(scores)
         return {"clean_accuracy": clean, "robust_accuracy": robust}
 
-    monkeypatch.setattr(training, "validate", validated)
+    monkeypatch.setattr(loop, "validate", validated)
     picked = settings(epochs=3, ema=0.0, selection=selection)
     model = training.fit(net(), baselines.Standard(), splits(), picked, tmp_path, seed=0, attack=ATTACK)
     assert torch.equal(next(model.parameters()), kept[chosen - 1])
@@ -316,7 +318,7 @@ def test_bfloat16_is_used_only_where_the_processor_computes_in_it(tmp_path: Path
             return super().loss(model, batch, step)
 
     for able in (True, False):
-        monkeypatch.setattr(training, "computes_in_bf16", lambda device, able=able: able)
+        monkeypatch.setattr(loop, "computes_in_bf16", lambda device, able=able: able)
         training.fit(net(), Spy(), splits(), settings(epochs=1, bf16=True), tmp_path / str(able), seed=0)
         assert set(seen) == {able}
         seen.clear()

@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from paperlib import runs
-from paperlib.files import InputError, checksum, read_json, read_tensors
+from paperlib.runs import run as runs
+from paperlib.runs.files import InputError, checksum, read_json, read_tensors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = "jacobian_norm"

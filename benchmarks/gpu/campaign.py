@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from benchmarks.gpu import records
 from benchmarks.gpu.common import RESULTS, SCRATCH, pack, save, seconds_of
 from benchmarks.gpu.steps import Stepper, method_of, training_attack
-from paperlib import evaluation, graphs, training
-from paperlib.attacks import Attack, autoattack, evaluating, pgd
+from paperlib import evaluation, training
+from paperlib.attacks import Attack, autoattack, evaluating, graphs, pgd
 from paperlib.data import Splits, load, subset
 from paperlib.evaluation import evaluate
-from paperlib.files import read_json, read_tensors, write_tensors
+from paperlib.evaluation.settings import NetworkSettings
 from paperlib.methods.pag import alignment, class_mean, toward
-from paperlib.runs import environment
-from paperlib.settings import NetworkSettings
+from paperlib.runs.files import read_json, read_tensors, write_tensors
+from paperlib.runs.run import environment
 
 RESERVE = 1.1  # times the measured seconds that a training is given
 OVERHEAD = 12.0  # seconds around a training: graphs, libraries' plans for new shapes, digests, files

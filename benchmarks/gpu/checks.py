@@ -22,14 +22,15 @@ sys.path.insert(0, str(HERE / "tests"))
 
 import parts
 
-from paperlib import attacks, graphs, minimum_norm, models, training
-from paperlib.attacks import lengths, pgd
+from paperlib import attacks, models, training
+from paperlib.attacks import graphs, lengths, minimum_norm, pgd
 from paperlib.data import Splits
-from paperlib.files import read_json
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import AdversarialTraining
-from paperlib.runs import environment
-from paperlib.settings import TrainingSettings
+from paperlib.runs.files import read_json
+from paperlib.runs.run import environment
+from paperlib.runs.settings import TrainingSettings
+from paperlib.training import kept
 
 EXACT, SINGLE = 1e-6, 5e-2  # relative errors allowed in double and in single precision
 EPS = 0.05
@@ -361,10 +362,10 @@ def fitted(device: str, folder: Path, method: Any, **changes: Any) -> nn.Module:
 
 def resumed(device: str) -> str:
     """A training that ends in its third epoch and goes on ends as one that was left in peace."""
-    recipe = training._recipe
+    recipe = kept.recipe_of
     attack = partial(pgd, eps=0.1, norm="linf", steps=2, step_size=0.06)
-    seconds, training.CHECKPOINT_SECONDS = training.CHECKPOINT_SECONDS, 0.0
-    training._recipe = lambda model, method, *rest: recipe(model, AdversarialTraining(attack), *rest)  # type: ignore
+    seconds, kept.CHECKPOINT_SECONDS = kept.CHECKPOINT_SECONDS, 0.0
+    kept.recipe_of = lambda model, method, *rest: recipe(model, AdversarialTraining(attack), *rest)  # type: ignore
     deterministic, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
     try:
         with tempfile.TemporaryDirectory() as place:
@@ -376,7 +377,7 @@ def resumed(device: str) -> str:
             again = fitted(device, Path(place) / "half", AdversarialTraining(attack), epochs=4)
             epochs = read_json(Path(place) / "half" / "history.json")["epochs"]
     finally:
-        training.CHECKPOINT_SECONDS, training._recipe = seconds, recipe
+        kept.CHECKPOINT_SECONDS, kept.recipe_of = seconds, recipe
         torch.backends.cudnn.deterministic = deterministic
     if len(epochs) != 4:
         raise FailedError(f"{len(epochs)} epochs of 4")

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.gpu import records
-from paperlib.files import InputError, read_json, read_tensors, write_atomically
+from paperlib.runs.files import InputError, read_json, read_tensors, write_atomically
 
 
 def collect(source: Path, kept: Path = records.KEPT) -> list[str]:

@@ -36,7 +36,7 @@ def use_carried_packages() -> None:
 
 
 def save(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; `paperlib.files` may be what is broken."""
+    """Write JSON whole or not at all; `paperlib.runs.files` may be what is broken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")

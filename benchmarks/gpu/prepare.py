@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from paperlib.files import InputError, root, write_atomically
+from paperlib.runs.files import InputError, root, write_atomically
 
 # What `pip install torch torchvision timm pandas matplotlib pytest …` does not bring, with all that it needs itself.
 WHEELS = (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.common import seconds_of
-from paperlib import graphs, models, training
-from paperlib.attacks import Attack, pgd
+from paperlib import models, training
+from paperlib.attacks import Attack, graphs, pgd
 from paperlib.data.augment import crop_and_flip
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import START, TRADES, AdversarialTraining, GradientPenalty, Standard
@@ -63,7 +63,7 @@ class Stepper:
         self.batch = Batch(images, labels, partial(crop_and_flip, padding=4, fill=0.0, flip=True))
 
     def __call__(self) -> None:
-        training._draw_from(self.index)
+        training.draw_from(self.index)
         self.index += 1
         self.model.train()
         batch = self.batch

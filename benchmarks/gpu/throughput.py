@@ -11,10 +11,11 @@ import torch
 
 from benchmarks.gpu.common import RESULTS, pack, save, seconds_of, table
 from benchmarks.gpu.steps import Stepper, method_of, training_attack
-from paperlib import cost, models
+from paperlib import models
 from paperlib.attacks import evaluating, pgd
 from paperlib.methods import Step
-from paperlib.runs import environment
+from paperlib.runs.run import environment
+from paperlib.training import cost
 
 METHODS = ("pgd_at", "raat", "pag", "trades", "standard")
 EPOCH = 50_000

@@ -11,9 +11,9 @@ import pandas as pd
 
 from paperlib import evaluation
 from paperlib.claims import ledger
-from paperlib.files import InputError, write_json
-from paperlib.runs import Run, read_presets
-from paperlib.statistics import FEWEST
+from paperlib.evaluation.intervals import FEWEST
+from paperlib.runs.files import InputError, write_json
+from paperlib.runs.run import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")

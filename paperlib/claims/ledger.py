@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from paperlib.files import InputError
+from paperlib.runs.files import InputError
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -2,7 +2,7 @@
 
 from paperlib.data import folder, imagenet100, scenes, tiny_imagenet, toy, vision
 from paperlib.data.images import ImageSet, Splits, as_float, balanced, chunk_size, hold_out, joined, shareable, subset
-from paperlib.files import InputError
+from paperlib.runs.files import InputError
 
 __all__ = [
     "DESCRIPTIONS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load", "shareable",

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paperlib.data.cache import Built, cached
 from paperlib.data.images import ImageSet
-from paperlib.files import InputError, root
-from paperlib.progress import Bar
+from paperlib.runs.files import InputError, root
+from paperlib.runs.progress import Bar
 
 LONGEST = 255  # bytes of a file's name; of a longer one Linux does not even say that it is not there
 # What an image may be. Pillow knows more: EPS, for one, would run Ghostscript, whatever the file's name says.

@@ -16,7 +16,7 @@ from pathlib import Path
 from paperlib.data.folder import LONGEST, Listing, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.data.streamed import Streamed
-from paperlib.files import InputError, root
+from paperlib.runs.files import InputError, root
 
 SIZE = 224  # pixels
 SOLUTION = "LOC_val_solution.csv"

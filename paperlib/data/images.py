@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paperlib.files import InputError
+from paperlib.runs.files import InputError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from paperlib.data.cache import cached
 from paperlib.data.images import ImageSet
-from paperlib.files import InputError, root
-from paperlib.progress import Bar
+from paperlib.runs.files import InputError, root
+from paperlib.runs.progress import Bar
 
 SIZES = (32, 64)
 RECIPE = 1  # raise it when any pixel of a scene changes: a cache of older scenes is then rendered anew

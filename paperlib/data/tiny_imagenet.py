@@ -16,7 +16,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from paperlib.data.folder import LONGEST, Listing, decoded, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
-from paperlib.files import InputError, root
+from paperlib.runs.files import InputError, root
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torchvision import datasets
 
 from paperlib.data.images import ImageSet
-from paperlib.files import InputError, root
+from paperlib.runs.files import InputError, root
 
 NAMES = ("cifar10", "cifar100", "stl10", "fashion_mnist")
 # What each set is downloaded from and as, for the message where the network is not there.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from paperlib.files import InputError
 from paperlib.methods import Batch, Method, Step
+from paperlib.runs.files import InputError
 
 
 class Added(NamedTuple):

@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import distributed
 from paperlib.attacks import Attack, evaluating
-from paperlib.depth import Distance, misalignment
-from paperlib.files import InputError
+from paperlib.geometry.depth import Distance, misalignment
+from paperlib.geometry.oracles import Target
+from paperlib.geometry.saliency import Attention, tokens
 from paperlib.methods import Batch, Step, outputs
-from paperlib.oracles import Target
-from paperlib.saliency import Attention, tokens
+from paperlib.runs import distributed
+from paperlib.runs.files import InputError
 
 Schedule = Literal["constant", "warm_up"]
 Seen = Literal["adversarial", "clean"]

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib import distributed
 from paperlib.attacks import each_image, evaluating
 from paperlib.data import ImageSet, as_float
-from paperlib.files import InputError
 from paperlib.geometry import cosine, layer_inputs
 from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import Task, task_loss
+from paperlib.runs import distributed
+from paperlib.runs.files import InputError
 
 
 def aligned(

@@ -15,9 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, autoattack, pgd
+from paperlib.evaluation.settings import NormSettings
 from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import GradientPenalty, Standard
-from paperlib.settings import Count, NormSettings, Positive, Radius
+from paperlib.runs.settings import Count, Positive, Radius
 
 
 def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:

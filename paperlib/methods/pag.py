@@ -33,12 +33,12 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from paperlib import distributed
 from paperlib.attacks import evaluating, pgd
 from paperlib.data import ImageSet, as_float
-from paperlib.files import InputError
 from paperlib.geometry import Output, all_classes, class_gradients, cosine, input_gradients, scores
 from paperlib.methods import Batch, Step, outputs
+from paperlib.runs import distributed
+from paperlib.runs.files import InputError
 
 Targets = Callable[[Tensor, Tensor], Tensor]  # g(x, y_t) of images N×… for each image's classes N×K: N×K×…
 Draw = Literal["per_image", "per_batch"]

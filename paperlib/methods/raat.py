@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib import distributed
 from paperlib.attacks import Attack, each_image, evaluating
-from paperlib.files import InputError
 from paperlib.methods import Batch, Step, outputs
 from paperlib.methods.baselines import TEMPERATURE, boosted_cross_entropy, jensen_shannon, weighted_kl
+from paperlib.runs import distributed
+from paperlib.runs.files import InputError
 
 Form = Literal["code", "text"]
 ETA = 0.1  # η, radius of x″ as a share of ε

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paperlib.files import InputError
 from paperlib.methods import Batch, Step
+from paperlib.runs.files import InputError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""Attacks of well-kept libraries behind the same call: APGD, Square, AutoAttack; transfer from another model."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks.projected import Attack, Norm, evaluating
+from paperlib.runs.files import InputError
+
+LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    loss: Literal["ce", "dlr"] = "ce",
+    steps: int = 100,
+    restarts: int = 1,
+) -> Tensor:
+    """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image where it does not succeed."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    seed = int(torch.randint(2**31, ()))  # drawn from the caller's generator; the library sets the global seed itself
+    with torch.random.fork_rng():
+        attack = APGDAttack(
+            model, n_iter=steps, norm=LIBRARY_NORMS[norm], n_restarts=restarts, eps=eps, seed=seed, loss=loss,
+            device=images.device,
+        )  # fmt: skip
+        return attack.perturb(images.clone(), labels.clone()).detach()
+
+
+def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int = 5000) -> Tensor:
+    """Square (Andriushchenko et al. 2020) through pyautoattack: random search without gradients.
+
+    With fewer queries than AutoAttack's 5,000 its schedule is shortened to them. The clean image where it fails.
+    """
+    from pyautoattack.square import SquareAttack
+
+    seed = int(torch.randint(2**31, ()))
+    with torch.random.fork_rng():
+        attack = SquareAttack(
+            model,
+            norm=LIBRARY_NORMS[norm],
+            n_queries=queries,
+            eps=eps,
+            seed=seed,
+            device=images.device,
+            resc_schedule=queries != 5000,
+        )
+        return attack.perturb(images.clone(), labels.clone()).detach()
+
+
+def transfer(
+    model: nn.Module, images: Tensor, labels: Tensor, *, source: nn.Module, attack: Attack, eps: float, norm: Norm
+) -> Tensor:
+    """What `attack` finds against `source`, an independently trained model; `model` itself is not asked."""
+    with evaluating(source):
+        return attack(source, images, labels, eps=eps, norm=norm)
+
+
+SHORT = {"targets": 3, "queries": 1000}  # of shortened AutoAttack, in place of 9 and 5,000
+
+
+Part = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    short: bool = False,
+    only: Part | None = None,
+) -> Tensor:
+    """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
+
+    `only` runs one of the four parts; the targeted ones need four classes. `short` leaves FAB out, aims at three classes
+    and asks Square for 1,000 queries: a check, no number to report.
+
+    Runs the `autoattack` package where it can be imported, else its repackage `pyautoattack`. With fewer than four
+    classes the targeted losses are not defined, and untargeted APGD-CE, FAB and Square take their place. The warnings
+    about masked gradients are collected by `masking_flags`.
+    """
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    seed = int(torch.randint(2**31, ()))
+    trace = sys.gettrace()  # the library's check for dynamic models ends by switching every debugger off
+    with torch.random.fork_rng():
+        try:
+            run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes, short, only)
+            return run(images.clone(), labels.clone()).detach()
+        finally:
+            sys.settrace(trace)
+
+
+def _autoattack(
+    model: nn.Module,
+    eps: float,
+    norm: str,
+    seed: int,
+    device: torch.device,
+    classes: int,
+    short: bool,
+    only: Part | None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    few = classes < 4
+    if few and only in ("apgd-t", "fab-t"):
+        raise InputError(f"{only} needs four classes or more, this model has {classes}; use apgd-ce or square")
+    attacks = ["apgd-ce", "fab", "square"] if few else ["apgd-ce", "apgd-t", "fab-t", "square"]
+    if short:
+        attacks = [attack for attack in attacks if not attack.startswith("fab")]
+    if only is not None:
+        attacks = [only]
+    try:
+        from autoattack import AutoAttack, checks
+
+        adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device, verbose=False)
+        adversary.logger = _Relay()
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            return adversary.run_standard_evaluation(x, y, bs=len(x))
+    except ImportError:
+        from pyautoattack import AutoAttack, checks
+
+        adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            return adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
+
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # one dynamic model would flag every later one
+    adversary.attacks_to_run = attacks
+    if not few:  # the standard nine target classes, or as many as there are
+        targets = min(SHORT["targets"] if short else 9, classes - 1)
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+    if short:
+        adversary.square.n_queries, adversary.square.resc_schedule = SHORT["queries"], True
+    return run
+
+
+class _Relay:
+    """Hands what the original package logs on to the logger that its repackage uses."""
+
+    def log(self, message: str) -> None:
+        level = logging.WARNING if message.startswith("Warning") else logging.DEBUG
+        logging.getLogger("auto-attack").log(level, message.removeprefix("Warning: "))
+
+
+@contextmanager
+def masking_flags() -> Iterator[list[str]]:
+    """Collects, once each, the warnings that AutoAttack gives about a model whose gradients look masked."""
+    flags: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING and record.getMessage() not in flags:
+                flags.append(record.getMessage())
+
+    logger, collector = logging.getLogger("auto-attack"), Collector()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(collector)
+    try:
+        yield flags
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagate

@@ -1,0 +1,223 @@
+"""Attacks that look for the nearest misclassified image, and the attack on single pixels: thin calls to foolbox and SciPy.
+
+The signature is that of `attacks`; `eps` is infinite unless said, and then what lies beyond is no success. Where an attack
+finds nothing it returns the clean image: of foolbox's own answers every one is checked again, because some of its attacks
+return a black image where they fail, which passes for a success whenever black is misclassified.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import differential_evolution
+from torch import Tensor, nn
+
+from paperlib.attacks import Attack, Norm, each_image, lengths, margin
+from paperlib.runs.files import InputError
+
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
+
+
+SHARPNESS = 10.0  # of the margin's gradient under DDN: of 1 to 100 the nearest images, on three networks of ours
+
+
+def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, norm: Norm) -> Tensor:
+    """How far each image is from its adversarial one: N, zero where the model is wrong anyway, infinite at failures."""
+    with torch.no_grad():
+        wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
+    found = lengths(adversarial - images, norm).where(fooled, torch.inf)
+    return found.masked_fill(wrong, 0)
+
+
+# Foolbox -----------------------------------------------------------------------------------------------------------
+
+
+def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm) -> Tensor:
+    """What a foolbox attack finds, or the clean image: checked here, since its own report cannot be trusted."""
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+    with torch.enable_grad(), _frozen(model):
+        found = attack(wrapped, images, labels, epsilons=None)[1].detach()
+    found = found.nan_to_num(0).clamp(0, 1)
+    with torch.no_grad():
+        fooled = model(found).argmax(1) != labels
+    black = found.flatten(1).abs().amax(1) == 0  # where the library found nothing
+    good = fooled & ~black & (lengths(found - images, norm) <= eps)
+    return torch.where(each_image(good, images), found, images)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients of the weights, which the library would fill."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+class _Scaled(nn.Module):
+    """A model whose margin's gradient has length one, or `length`, at the median image: what the attacks are made for."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, length: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        leaf = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(margin(model(leaf), labels).sum(), leaf)
+        size = float(gradient.flatten(1).norm(dim=1).median())
+        self.scale = size / length if 0 < size < math.inf else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) / self.scale
+
+
+def deepfool(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm, eps: float = math.inf, steps: int = 50
+) -> Tensor:
+    """DeepFool (Moosavi-Dezfooli et al. 2016): to the nearest boundary of the linearised model, again and again.
+
+    It follows one class's boundary at a time and overstates the distance on robust models: see `ddn`.
+    """
+    from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
+
+    kind = {"linf": LinfDeepFoolAttack, "l2": L2DeepFoolAttack}[norm]
+    return _nearest(kind(steps=steps, overshoot=0.02), model, images, labels, eps, norm)
+
+
+def carlini_wagner(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
+    searches: int = 9,
+) -> Tensor:  # fmt: skip
+    """C&W-L2 (Carlini & Wagner 2017) with `searches` binary-search steps over the constant, `steps` of Adam each.
+
+    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    """
+    from foolbox.attacks import L2CarliniWagnerAttack
+
+    _only_l2("carlini_wagner", norm)
+    attack = L2CarliniWagnerAttack(
+        binary_search_steps=searches, steps=steps, stepsize=0.01, initial_const=1.0, abort_early=False
+    )
+    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+
+
+def elastic_net(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
+    searches: int = 9, regularization: float = 0.01,
+) -> Tensor:  # fmt: skip
+    """EAD with the elastic-net rule (Chen et al. 2018): least ‖δ‖₂² + β ‖δ‖₁, with β = `regularization`.
+
+    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    """
+    from foolbox.attacks import EADAttack
+
+    _only_l2("elastic_net", norm)
+    attack = EADAttack(
+        binary_search_steps=searches, steps=steps, initial_stepsize=0.01, initial_const=1.0,
+        regularization=regularization, decision_rule="EN", abort_early=False,
+    )  # fmt: skip
+    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+
+
+def ddn(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 200
+) -> Tensor:
+    """Decoupled direction and norm (Rony et al. 2019), L2: stronger than DeepFool.
+
+    The outputs are scaled first, more than for the others: the cross-entropy of small outputs, such as those of a network
+    that learnt by squared error, hardly knows which class is nearest. Not FMN: foolbox 3.3.4's L2 form never projects.
+    """
+    from foolbox.attacks import DDNAttack
+
+    _only_l2("ddn", norm)
+    return _nearest(DDNAttack(steps=steps), _Scaled(model, images, labels, SHARPNESS), images, labels, eps, norm)
+
+
+def l2_attacks(steps: int) -> dict[str, Attack]:
+    """DeepFool, EAD, C&W, and DDN, which is stronger than DeepFool, all in L2, by name; `steps` of the last three."""
+    return {
+        "deepfool": partial(deepfool, norm="l2"),
+        "ead": partial(elastic_net, norm="l2", steps=steps),
+        "cw": partial(carlini_wagner, norm="l2", steps=steps),
+        "ddn": partial(ddn, norm="l2", steps=steps),
+    }
+
+
+def _only_l2(name: str, norm: Norm) -> None:
+    if norm != "l2":
+        raise InputError(f"{name} with norm = {norm!r}: it is an L2 attack; deepfool has both norms")
+
+
+# One pixel ---------------------------------------------------------------------------------------------------------
+
+
+def one_pixel(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 1.0, norm: Norm = "linf", pixels: int = 1,
+    population: int = 400, generations: int = 75,
+) -> Tensor:  # fmt: skip
+    """The one-pixel attack (Su et al. 2019) on images N×C×H×W: SciPy's differential evolution lowers p(y).
+
+    `population` candidates, each `pixels` times a place and a colour, over `generations`; an image is left as soon as one
+    fools the model. The pixels take any colour: `eps` must be 1 in L∞. Seeded by PyTorch's global generator.
+    """
+    if (norm, eps) != ("linf", 1.0):
+        raise InputError(f"one_pixel with norm = {norm!r}, eps = {eps:g}: its pixels take any colour, so linf and 1")
+    results = [
+        _evolved(model, image, label, pixels, population, generations) for image, label in zip(images, labels, strict=True)
+    ]
+    return torch.stack(results)
+
+
+def pixel_attacks(generations: int) -> dict[str, Attack]:
+    """The one-pixel attack by its name, for `evaluation.evaluate_each`."""
+    return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=generations)}
+
+
+def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, population: int, generations: int) -> Tensor:
+    channels, height, width = image.shape
+    genes = 2 + channels
+    best = image
+
+    def apply(candidates: np.ndarray) -> Tensor:
+        """The image under each of S candidates, given as (pixels · genes)×S: S×C×H×W."""
+        values = torch.as_tensor(candidates.T, dtype=image.dtype, device=image.device).view(-1, pixels, genes)
+        changed = image.repeat(len(values), 1, 1, 1)
+        rows = values[..., 0].long().clamp(0, height - 1)
+        columns = values[..., 1].long().clamp(0, width - 1)
+        members = torch.arange(len(values), device=image.device)
+        for pixel in range(pixels):
+            changed[members, :, rows[:, pixel], columns[:, pixel]] = values[:, pixel, 2:]
+        return changed
+
+    def confidence(candidates: np.ndarray) -> np.ndarray:
+        nonlocal best
+        changed = apply(candidates)
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in changed.split(500)])
+        fooled = (logits.argmax(1) != label).nonzero()
+        if len(fooled) and best is image:
+            best = changed[fooled[0, 0]]
+        return logits.softmax(1)[:, label].double().cpu().numpy()
+
+    with torch.no_grad():
+        if int(model(image[None]).argmax()) != int(label):
+            return image  # wrong anyway
+    stop: Callable[..., bool] = lambda *_, **__: best is not image  # noqa: E731
+    differential_evolution(
+        confidence, [(0, height), (0, width), *[(0, 1)] * channels] * pixels, vectorized=True, updating="deferred",
+        maxiter=generations, popsize=max(1, population // (genes * pixels)), strategy="rand1bin", recombination=1.0,
+        mutation=0.5, init="latinhypercube", polish=False, tol=0, atol=-1, callback=stop,
+        seed=int(torch.randint(2**31, ())),
+    )  # fmt: skip
+    return best

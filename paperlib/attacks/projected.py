@@ -1,0 +1,196 @@
+"""Projected gradient ascent, the inner maximiser that training and evaluation share.
+
+Every attack is a function `attack(model, images, labels, *, eps, norm, …)` that returns adversarial images of the same
+shape; `functools.partial` fixes its settings. The model is used in the mode it is in: `evaluation` and the training
+methods choose it. Random numbers come from PyTorch's global generator, which the caller seeds.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks.losses import Loss, attack_loss
+from paperlib.runs.files import InputError
+
+Norm = Literal["linf", "l2"]
+Attack = partial[Tensor]  # of an attack function: only model, images and labels are open
+BOX = (0.0, 1.0)  # where images live
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode, and back in each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# Geometry of the two balls --------------------------------------------------------------------------------------
+
+
+def each_image(values: Tensor, images: Tensor) -> Tensor:
+    """One value for each image, N, shaped to meet images N×…: N×1×…×1."""
+    return values.view(-1, *[1] * (images.ndim - 1))
+
+
+def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
+    """The size of each perturbation N×… in the norm: N."""
+    flat = perturbation.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Euclidean norms N×1×…×1 that divide N×…, never zero."""
+    return each_image(lengths(vectors, "l2").clamp_min(1e-12), vectors)
+
+
+def project(perturbation: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest perturbation within the ball of radius `eps`."""
+    if norm == "linf":
+        return perturbation.clamp(-eps, eps)
+    return perturbation * (eps / _lengths(perturbation)).clamp_max(1)
+
+
+def ascent(gradient: Tensor, norm: Norm) -> Tensor:
+    """The step of size one that raises the loss most: its sign (linf) or its direction (l2); zero where it is zero.
+
+    What is not a number counts as zero, so a broken gradient leaves an image where it is.
+    """
+    gradient = gradient.nan_to_num(0, 0, 0)
+    return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
+
+
+def _into(
+    images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None, box_first: bool = False
+) -> Tensor:
+    """Into the ball and the box. Either order ends in both: each moves every image toward its clean one."""
+    if box_first and box is not None:
+        return images + project(adversarial.clamp(*box) - images, eps, norm)
+    adversarial = images + project(adversarial - images, eps, norm)
+    return adversarial if box is None else adversarial.clamp(*box)
+
+
+# Attacks of our own ---------------------------------------------------------------------------------------------
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    step_size: float,
+    loss: Loss = "ce",
+    kappa: float = math.inf,
+    targets: Tensor | None = None,
+    random_start: bool = True,
+    start_deviation: float | None = None,
+    start_in_box: bool = False,
+    restarts: int = 1,
+    best: bool = False,
+    box: tuple[float, float] | None = BOX,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of one length in its norm.
+
+    `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is uniform
+    in the cube of half-width `eps`, projected into the ball. With `start_deviation` it is normal of that deviation instead,
+    and not projected before the first step (TRADES and MART: 0.001). `start_in_box` is L2 as in RAAT's code: the start is
+    uniform in the box, and each step is clipped to the box before it is projected into the ball. Each restart keeps, image
+    by image, the strongest result so far. `kappa` is that of the margin loss. `best` is no longer paper-exact: an image
+    leaves the batch with the first iterate that fools the model, which is never weaker than the last iterate and several
+    times as fast. `box` None leaves points unbounded.
+    """
+    if loss == "kl" and targets is not None:
+        raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
+    if kappa < math.inf and targets is not None:
+        raise InputError(f"kappa = {kappa:g} bounds how far a wrong class leads; leave it out with targets")
+    if start_in_box and box is None:
+        raise InputError("start_in_box needs a box, such as (0, 1); box is None")
+    with torch.no_grad():
+        clean = model(images).detach() if loss == "kl" else None
+    aims = labels if targets is None else targets
+    sign = 1.0 if targets is None else -1.0
+
+    def fooled(logits: Tensor, members: Tensor) -> Tensor:
+        predictions = logits.argmax(1)
+        return predictions != labels[members] if targets is None else predictions == aims[members]
+
+    def run() -> Tensor:
+        adversarial = images.clone()
+        into = partial(_into, eps=eps, norm=norm, box=box, box_first=start_in_box)
+        if random_start:
+            noise = torch.empty_like(images)
+            if start_deviation is not None:
+                adversarial = images + noise.normal_(0, start_deviation)
+            else:
+                start = noise.uniform_(*box) if start_in_box and box else images + noise.uniform_(-eps, eps)
+                adversarial = into(images, start)
+        members: Tensor | slice = torch.arange(len(images), device=images.device) if best else slice(None)
+        for _ in range(steps):
+            current = adversarial[members].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(current)
+                reference = None if clean is None else clean[members]
+                total = sign * attack_loss(logits, aims[members], loss, reference, kappa).sum()
+                (gradient,) = torch.autograd.grad(total, current)
+            if isinstance(members, Tensor):
+                going = ~fooled(logits.detach(), members)
+                members, current, gradient = members[going], current[going], gradient[going]
+                if not len(members):
+                    break
+            moved = into(images[members], current.detach() + step_size * ascent(gradient, norm))
+            if isinstance(members, Tensor):
+                adversarial[members] = moved
+            else:
+                adversarial = moved
+        return adversarial
+
+    kept = run()
+    if restarts == 1:
+        return kept
+
+    everyone = torch.arange(len(images), device=images.device)
+
+    def strength(candidates: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = model(candidates)
+        return fooled(logits, everyone), sign * attack_loss(logits, aims, loss, clean, kappa)
+
+    kept_fooled, kept_loss = strength(kept)
+    for _ in range(restarts - 1):
+        other = run()
+        other_fooled, other_loss = strength(other)
+        better = (other_fooled & ~kept_fooled) | ((other_fooled == kept_fooled) & (other_loss > kept_loss))
+        kept[better], kept_fooled[better], kept_loss[better] = other[better], other_fooled[better], other_loss[better]
+    return kept
+
+
+def training_pgd(
+    *,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    loss: Loss = "ce",
+    start_deviation: float | None = None,
+    start_in_box: bool = False,
+) -> Attack:
+    """PGD as RAAT and DAAT train against it: a random start, and steps that add up to 2.5 ε."""
+    size = 2.5 * eps / steps
+    start = {"start_deviation": start_deviation, "start_in_box": start_in_box}
+    return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, **start)  # type: ignore[arg-type]
+
+
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:
+    """One full step along the gradient from the clean image (Goodfellow et al. 2015)."""
+    return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random_start=False)

@@ -1,0 +1,413 @@
+"""Is the robustness real? Signs that gradients are masked, on any classifier of images in [0,1].
+
+Each check has a figure, a threshold beyond which it is a sign, and a source. Some signs are evidence that attacks fail
+where adversarial images exist: with one of them the verdict is "masked". The others say that gradients are not to be
+trusted here: "suspicious". The thresholds were tried on honest models and planted defects (benchmarks/calibration.py,
+docs/results/audit.md). No sign is no proof: an attack made for the defence (Tramèr et al. 2020) may still break it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import Norm, evaluating, masking_flags, pgd
+from paperlib.audit import probes
+from paperlib.audit.probes import Found
+from paperlib.data import ImageSet, as_float, balanced, chunk_size
+from paperlib.evaluation import at_chance, correct
+from paperlib.evaluation.intervals import binomial_interval
+from paperlib.models.trained import Trained, first_models
+from paperlib.runs import distributed
+from paperlib.runs.files import InputError, digest, read_json, write_json
+from paperlib.runs.progress import Bar
+from paperlib.runs.run import Run
+
+Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
+MEANINGS: dict[Verdict, str] = {
+    "no sign of masking": "No check found a sign that gradients are masked. That is no proof of robustness, but nothing "
+    "speaks against the accuracy under the best of all attacks.",
+    "suspicious": "Gradients are not to be trusted on this model as they are, and accuracy under attacks that follow them "
+    "may be too high. But no attack here surely found images that such attacks miss.",
+    "masked": "Attacks that follow the gradient fail where adversarial images exist: accuracy under them is no measure of "
+    "this model's robustness.",
+    "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
+    "should normalise its images itself, or has the classes in another order than the data.",
+}
+CHUNK = 50  # images at a time, which devices share: enough to keep a small network busy; AutoAttack's are one device's
+SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
+
+
+# Figures that are means and not shares of images.
+MEANS = {
+    "answers differ between calls", "gradient not of the function", "gradient turns within the ball",
+    "gradient turns along the path", "loss still rises at the end", "AutoAttack's flags",
+}  # fmt: skip
+
+
+class Check(NamedTuple):
+    """When a figure is a sign, and what it says."""
+
+    threshold: float
+    evidence: bool  # that attacks fail where adversarial images exist
+    meaning: str
+    source: str
+    next: str  # what to try
+
+
+CHECKS = {
+    "answers differ between calls": Check(
+        1e-4, False, "the model answers at random: a gradient is of one answer only", "Athalye et al. 2018",
+        "average each gradient over many calls (expectation over transformation)",
+    ),
+    "images without gradient": Check(
+        0.0, False, "gradient attacks are blind where the gradient is zero or no number", "Athalye et al. 2018",
+        "put something smooth in the backward pass of what has no derivative (BPDA)",
+    ),
+    "saturated outputs": Check(
+        0.5, False, "cross-entropy is zero in single precision, and so is its gradient", "Carlini & Wagner 2017",
+        "attack the margin or the DLR loss, which no scaling of the outputs changes",
+    ),
+    "gradient not of the function": Check(
+        0.5, False, "along the gradient the outputs do not change as it says", "Athalye et al. 2018",
+        "look for detached, rounded or random parts; attack a differentiable copy",
+    ),
+    "gradient turns within the ball": Check(
+        0.5, False, "the gradient at the image says little about the ball around it", "Moosavi-Dezfooli et al. 2019",
+        "average gradients over noise; more and smaller steps, restarts",
+    ),
+    "gradient turns along the path": Check(
+        0.5, False, "from one step of the attack to the next the gradient points elsewhere", "Moosavi-Dezfooli et al. 2019",
+        "average gradients over noise; more and smaller steps, restarts",
+    ),
+    "doubling the steps gains": Check(
+        0.03, False, "50 steps have not converged", "Carlini et al. 2019",
+        "more steps until nothing changes, and report those",
+    ),
+    "fooled on the way, not at the end": Check(
+        0.05, False, "PGD found adversarial images and left them again", "Carlini et al. 2019",
+        "keep the best iterate, not the last",
+    ),
+    "loss still rises at the end": Check(
+        0.05, False, "100 steps have not converged", "Carlini et al. 2019",
+        "more steps until nothing changes, and report those",
+    ),
+    "margin loss gains over cross-entropy": Check(
+        0.15, False, "cross-entropy is the wrong loss to attack this model with", "Carlini & Wagner 2017",
+        "report the margin loss or AutoAttack",
+    ),
+    "AutoAttack's flags": Check(  # how many, without Square's, which is counted by image below
+        0.0, False, "AutoAttack itself warns of this model", "Croce & Hein 2020",
+        "read its warnings below",
+    ),
+    "accuracy rises with eps": Check(
+        0.02, False, "a larger ball holds the smaller one: attacks fail in it", "Carlini et al. 2019",
+        "look at the loss against eps; tune the step size",
+    ),
+    "FGSM fools, PGD does not": Check(
+        0.01, True, "many small steps should find whatever one large step finds", "Athalye et al. 2018",
+        "look at the loss along PGD's path; tune its step size",
+    ),
+    "only attacks without gradient fool": Check(
+        0.03, True, "noise, Square or transferred images find what gradients miss", "Athalye et al. 2018",
+        "report the best of all attacks; get around what hides the gradient (BPDA)",
+    ),
+    "only averaged gradients fool": Check(
+        0.05, True, "averaged over noise, gradients find what single ones miss", "Athalye et al. 2018",
+        "average each gradient over many draws, and report that",
+    ),
+    "AutoAttack, short, misses what others find": Check(
+        0.05, False, "a strong evaluation, if shortened, does worse than simpler attacks", "Carlini et al. 2019",
+        "run AutoAttack whole; report the best of all attacks",
+    ),
+    "PGD-20 overstates the best attack": Check(
+        0.15, True, "accuracy under PGD-20 is far above that under the best of all attacks", "Croce & Hein 2020",
+        "report AutoAttack, or the best of all attacks",
+    ),
+    "accuracy above chance at ℓ∞ 0.5": Check(
+        0.05, True, "any image can become mid-grey there: attacks fail, the model does not hold", "Carlini et al. 2019",
+        "an attack without gradients, and one made for the defence",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """The verdict and what it stands on."""
+
+    verdict: Verdict
+    checks: pd.DataFrame  # index check; figure, threshold, n (images), sign, evidence, meaning, source, next
+    accuracies: pd.DataFrame  # index attack; accuracy with its 95 % interval low … high, n
+    curve: pd.DataFrame  # eps and accuracy, of PGD-20 on cross-entropy
+    flags: tuple[str, ...]  # AutoAttack's
+    eps: float
+    norm: Norm
+
+    @property
+    def meaning(self) -> str:
+        """What the verdict says, in a sentence or two."""
+        return MEANINGS[self.verdict]
+
+    def signs(self) -> pd.DataFrame:
+        """The checks whose figure is a sign."""
+        return self.checks[self.checks["sign"]]
+
+    def __str__(self) -> str:
+        named = [name for name in ("no attack", "PGD-20", "best of all") if name in self.accuracies.index]
+        rows = ((name, self.accuracies.loc[name]) for name in named)
+        parts = [
+            f"{name} {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}, n = {row['n']:.0f})"
+            for name, row in rows
+        ]
+        lines = [f"{self.verdict}: {self.meaning}", f"  {', '.join(parts)}"]
+        for name, row in self.signs().iterrows():
+            lines += [f"  {name}: {row['figure']:.3g}, above {row['threshold']:g}: {row['meaning']}"]
+            lines += [f"    next: {row['next']}"]
+        return "\n".join([*lines, *(f"  AutoAttack says: {flag}" for flag in self.flags)])
+
+    __repr__ = __str__  # what a notebook shows
+
+
+def audit(
+    model: nn.Module, data: ImageSet, *, eps: float, norm: Norm, transfer_from: nn.Module | None = None, seed: int = 0
+) -> Audit:
+    """Every check of CHECKS on a classifier that maps images N×C×H×W in [0,1] to logits N×K.
+
+    `eps` is the radius, in units of [0,1], within which robustness is claimed. Adversarial images of `transfer_from`,
+    another model, are tried on this one; without it those of a small network that learns this model's answers. The
+    costliest probes take the first SOME or FEW images in an order of which every beginning is class-balanced. A share is
+    a sign from two images on. The verdict on a network whose accuracy is close to chance is "not told". Raises
+    InputError where the model does not answer as a classifier of these images, or eps is not positive.
+    """
+    check_radius(eps, norm)
+    found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
+    accuracies = _accuracies(found)
+    if "white" not in found:  # not attacked
+        rows = {name: {"figure": math.nan, "n": 0, "sign": False, **check._asdict()} for name, check in CHECKS.items()}
+        checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+        return Audit("not told", checks, accuracies, curve, flags, eps, norm)
+    checks = signs_of(figures(found, curve, flags, len(data.classes)))
+    return Audit(verdict_of(checks), checks, accuracies, curve, flags, eps, norm)
+
+
+def check_radius(eps: float, norm: Norm) -> None:
+    """Raise InputError where `eps` is no radius in units of [0,1]."""
+    if not 0 < eps <= (1 if norm == "linf" else math.inf):
+        raise InputError(f"eps = {eps:g}: should be a radius above 0 in units of [0,1], say 8/255")
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def _measure(
+    model: nn.Module, data: ImageSet, eps: float, norm: Norm, transfer_from: nn.Module | None, seed: int
+) -> tuple[Found, pd.DataFrame, tuple[str, ...]]:
+    """What the probes find, by name, of all images or the first SOME or FEW; accuracy against eps; AutoAttack's flags.
+
+    A network at chance is not attacked: only its answers are found.
+    """
+    device = next((one.device for one in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    data = data[balanced(data, seed)]
+    some, by_chunk = data[:SOME], partial(_by_chunk, device=device, seed=seed)
+    if transfer_from is not None:  # what does not fit is refused before anything takes long
+        with evaluating(transfer_from.to(device)), torch.random.fork_rng():
+            by_chunk(data[:1], partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
+    with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, Bar(6, "audit", "part") as progress:
+        found = by_chunk(data, partial(probes.answers, model, classes=len(data.classes)))
+        clean = _accuracies(found).loc["no attack"].to_dict()
+        if at_chance(clean, len(data.classes)):
+            return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
+        found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
+        progress.update()
+        found |= by_chunk(data, partial(probes.attacks, model, eps=eps, norm=norm))
+        progress.update()
+        torch.manual_seed(seed)
+        source = transfer_from or probes.substitute(model, data, device, seed)
+        found |= by_chunk(some, partial(probes.path, model, eps=eps, norm=norm))
+        progress.update()
+        found["white"] = _any(found, "FGSM", "margin", "PGD-100")
+        blind = partial(probes.without_gradient, model, source=source, eps=eps, norm=norm)
+        found |= by_chunk(some, blind, found["white"])
+        progress.update()
+        found |= by_chunk(some, partial(probes.anything, model))
+        curve = _sweep(model, some, by_chunk, eps, norm)
+        progress.update()
+        found |= by_chunk(data[:FEW], partial(probes.standard, model, eps=eps, norm=norm))
+        progress.update()
+    return found, curve, tuple(flag.partition(". ")[0] for flag in distributed.united(flags))
+
+
+def _by_chunk(data: ImageSet, probe: Callable[..., Found], *more: Tensor, device: torch.device, seed: int) -> Found:
+    """What `probe(images, labels, *more)` finds of all images: a chunk at a time, each with its own random numbers."""
+    together = chunk_size(data.images, CHUNK)
+
+    def of_chunk(start: int) -> Found:
+        torch.manual_seed(seed * 1_000_003 + start)
+        images = as_float(data.images[start : start + together]).to(device)
+        labels, *others = (values[start : start + together].to(device) for values in (data.labels, *more))
+        return probe(images, labels, *others)
+
+    parts = distributed.shared(range(0, len(data), together), of_chunk)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sweep(model: nn.Module, data: ImageSet, by_chunk: Callable[..., Found], eps: float, norm: Norm) -> pd.DataFrame:
+    """Accuracy against eps under PGD-20 on cross-entropy."""
+
+    def attacked(images: Tensor, labels: Tensor, radius: float) -> Found:
+        adversarial = pgd(model, images, labels, eps=radius, norm=norm, steps=20, step_size=radius / 8, best=True)
+        return {"right": correct(model, adversarial, labels)}
+
+    radii = [0.0, *(factor * eps for factor in FACTORS)]
+    found = [share(by_chunk(data, partial(attacked, radius=radius))["right"]) for radius in radii]
+    return pd.DataFrame({"eps": radii, "accuracy": found})
+
+
+def _any(found: Found, *names: str) -> Tensor:
+    """Whether an image falls to any of the attacks, over the images that all of them tried: bool N."""
+    count = min(len(found[name]) for name in names)
+    return torch.stack([found[name][:count] for name in names]).any(0)
+
+
+def share(members: Tensor) -> float:
+    """The share of images that are members."""
+    return int(members.sum()) / len(members)
+
+
+# What it says ------------------------------------------------------------------------------------------------------
+
+
+def figures(found: Found, curve: pd.DataFrame, flags: Sequence[str], classes: int) -> dict[str, tuple[float, int]]:
+    """Each check's figure, and of how many images it is."""
+    count, some, few = len(found["no attack"]), len(found["white"]), len(found["AutoAttack"])
+    unseen = _any(found, "transfer", "Square") & ~found["white"]
+    lucky = found["noise"] & ~found["margin"]
+    ours = _any(found, "white", "transfer", "Square", "averaged")
+    rise = (found["loss"] - found["loss, 10 steps before"]).mean() / found["loss"].mean().clamp_min(1e-12)
+    return {
+        "answers differ between calls": (float(found["difference"].max()), count),
+        "images without gradient": (share(found["flat"]), count),
+        "saturated outputs": (share(found["saturated"]), count),
+        "gradient not of the function": (float(found["wrong slope"].median()), count),
+        "gradient turns within the ball": (float(found["turned"].mean()), count),
+        "gradient turns along the path": (float(found["roughness"].mean()), some),
+        "doubling the steps gains": (share(found["PGD-100"]) - share(found["PGD-50"]), some),
+        "fooled on the way, not at the end": (share(found["lost"]), some),
+        "loss still rises at the end": (float(rise), some),
+        "margin loss gains over cross-entropy": (share(found["margin"]) - share(found["PGD-20"]), count),
+        "AutoAttack's flags": (float(sum(not flag.startswith("Square") for flag in flags)), few),
+        "accuracy rises with eps": (max(0.0, float(curve["accuracy"].diff().max())), some),
+        "FGSM fools, PGD does not": (share(found["FGSM"] & ~found["margin"]), count),
+        "only attacks without gradient fool": max((share(unseen), some), (share(lucky), count)),
+        "only averaged gradients fool": (share(found["averaged"] & ~found["white"]), some),
+        "AutoAttack, short, misses what others find": (share(ours[:few] & ~found["AutoAttack"]), few),
+        "PGD-20 overstates the best attack": (share(_best(found)) - share(found["PGD-20"][:some]), some),
+        "accuracy above chance at ℓ∞ 0.5": (max(0.0, share(found["right"]) - 1 / classes), some),
+    }
+
+
+def signs_of(figures: Mapping[str, tuple[float, int]]) -> pd.DataFrame:
+    """Each check with its figure and whether it is a sign: above its threshold and, of a share, of two images at least."""
+    rows = {}
+    for name, (figure, count) in figures.items():
+        check = CHECKS[name]
+        single = name not in MEANS and round(figure * count) < 2
+        sign = not round(figure, 9) <= check.threshold and not single
+        rows[name] = {"figure": figure, "n": count, "sign": sign, **check._asdict()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+
+
+def verdict_of(checks: pd.DataFrame) -> Verdict:
+    """What the signs come to, of a model that is not at chance."""
+    if not checks["sign"].any():
+        return "no sign of masking"
+    return "masked" if checks.loc[checks["sign"], "evidence"].any() else "suspicious"
+
+
+def _best(found: Found) -> Tensor:
+    """Who falls to any attack at all, of the first SOME images: bool."""
+    best = _any(found, "white", "transfer", "Square", "averaged")
+    few = len(found["AutoAttack"])
+    return torch.cat([best[:few] | found["AutoAttack"], best[few:]])
+
+
+def _accuracies(found: Found) -> pd.DataFrame:
+    """Accuracy under each attack that was run on its own, and under the best of all, image by image.
+
+    All are of the images that the best of all is of. AutoAttack is of fewer, on which PGD-20 stands once more.
+    """
+    if "white" not in found:  # not attacked
+        fooled = {"no attack": found["no attack"]}
+    else:
+        best, few = _best(found), len(found["AutoAttack"])
+        names = ("no attack", "noise", "FGSM", "PGD-20", "PGD-100", "transfer")
+        fooled = {name: found[name][: len(best)] for name in names if name in found} | {"best of all": best}
+        fooled |= {f"PGD-20, n = {few}": found["PGD-20"][:few]} if few < len(best) else {}
+        fooled["AutoAttack"] = found["AutoAttack"]
+    table = {}
+    for name, wrong in fooled.items():
+        right, count = int((~wrong).sum()), len(wrong)
+        low, high = binomial_interval(right, count)
+        table[name] = {"accuracy": right / count, "low": low, "high": high, "n": count}
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("attack")
+
+
+# In a study --------------------------------------------------------------------------------------------------------
+
+
+def audit_each(
+    run: Run,
+    trained: Trained,
+    data: ImageSet,
+    *,
+    eps: float,
+    norm: Norm,
+    transfer_from: nn.Module,
+) -> pd.DataFrame:
+    """The audit of each method's first seed: verdicts and figures by check and method; a ! marks a sign of masking."""
+    columns = {}
+    for method, model in first_models(trained).items():
+        file = run.folder / "audit" / f"{method}.json"
+        model.to(run.device)
+        recipe = digest(model, data, [eps, norm, digest(transfer_from, data, None), *map(list, CHECKS.values())])
+        if distributed.agreed(not file.exists() or read_json(file)["recipe"] != recipe):
+            found = audit(model, data, eps=eps, norm=norm, transfer_from=transfer_from)
+            if distributed.rank() == 0:
+                write_json(file, {"recipe": recipe, **as_json(found)})
+            distributed.agreed(None)
+        stored = read_json(file)
+        figures = {row["check"]: _in_words(row) for row in stored["checks"]}
+        columns[method] = [stored["verdict"], *(figures[name] for name in CHECKS)]
+    thresholds = ["", *(str(check.threshold) for check in CHECKS.values())]
+    return pd.DataFrame({"threshold": thresholds, **columns}, index=pd.Index(["verdict", *CHECKS], name="check"))
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    """A stored check's figure, marked where it is a sign; – where the check could not be made."""
+    figure = float(row["figure"])
+    return "–" if math.isnan(figure) else f"{figure:.3g}{' !' if row['sign'] else ''}"
+
+
+def as_json(found: Audit) -> dict[str, Any]:
+    """An audit as JSON holds it."""
+    return {
+        "verdict": found.verdict,
+        "checks": found.checks.reset_index().to_dict("records"),
+        "accuracies": found.accuracies.reset_index().to_dict("records"),
+        "curve": found.curve.to_dict("records"),
+        "flags": list(found.flags),
+    }
+
+
+def signs(run: Run) -> dict[str, list[str]]:
+    """The checks of the run's audit that speak against each method; none for most."""
+    return {
+        file.stem: [row["check"] for row in read_json(file)["checks"] if row["sign"]]
+        for file in sorted((run.folder / "audit").glob("*.json"))
+    }

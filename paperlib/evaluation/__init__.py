@@ -1,0 +1,53 @@
+"""Accuracy under attack, with intervals, and differences between methods."""
+
+from paperlib.evaluation.accuracy import (
+    CHUNK,
+    MONOTONE,
+    AttackError,
+    combine,
+    correct,
+    distances_each,
+    evaluate,
+    evaluate_each,
+    flags,
+    measuring,
+    same_images,
+    sweep,
+)
+from paperlib.evaluation.comparison import (
+    ANYWHERE,
+    LEARNT,
+    SHARES,
+    Difference,
+    at_chance,
+    difference,
+    gaps,
+    limits,
+    summary,
+    wide,
+)
+
+__all__ = [
+    "ANYWHERE",
+    "CHUNK",
+    "LEARNT",
+    "MONOTONE",
+    "SHARES",
+    "AttackError",
+    "Difference",
+    "at_chance",
+    "combine",
+    "correct",
+    "difference",
+    "distances_each",
+    "evaluate",
+    "evaluate_each",
+    "flags",
+    "gaps",
+    "limits",
+    "measuring",
+    "same_images",
+    "summary",
+    "sweep",
+    "wide",
+]

@@ -1,0 +1,92 @@
+"""Is it real? A defence on trial: the attacks that a paper reports against the strongest of all, image by image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from paperlib.evaluation import at_chance, combine, difference, summary
+from paperlib.runs.files import InputError
+
+REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
+SHOWN = ("fgsm", "pgd_task", REPORTED)  # beside the best of all attacks
+GAP = 0.05  # accuracy by which that may overstate the best of all attacks
+
+
+def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows of tables of `evaluate_each` on the same images, and as measure "worst" the best of all attacks by image.
+
+    Raises InputError where the tables are of other images: their clean outcomes differ.
+    """
+    rows = []
+    for (method, seed), part in pd.concat(tables, ignore_index=True).groupby(["method", "seed"], sort=False):
+        clean = list(part.loc[part["measure"] == "clean", "each"])
+        if any(not np.array_equal(clean[0], other) for other in clean[1:]):
+            raise InputError(
+                f"the tables of {method}, seed {seed}, are not of the same images: their clean outcomes differ"
+            )
+        survived = np.logical_and.reduce(list(part["each"]))
+        rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
+    columns = ["method", "seed", "measure", "n", "accuracy", "each"]
+    return combine(*tables, pd.DataFrame(rows, columns=columns))
+
+
+def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int, against: str = "standard") -> pd.DataFrame:
+    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
+
+    `table` is of `worst`. The outcome of a network that surely learnt something:
+
+    - *real*: the worst case is surely above that of `against`, APGD does not surely overstate it by more than 5 points, and
+      the audit has no sign that `against` has not;
+    - *partly real*: it is surely above, but one of these fails;
+    - *masked*: it is not surely above, though under APGD it is, and one of these fails;
+    - *none told*: no robustness could be told, neither real nor apparent.
+
+    A network at chance is *not tested*. Raises InputError where `table` lacks clean accuracy, APGD or `against`.
+    """
+    summarised = summary(table)
+    known = {(row["method"], row["measure"]): row for row in summarised.to_dict("records")}
+    methods = list(dict.fromkeys(table["method"]))
+    needed = [(method, measure) for method in (against, *methods) for measure in ("clean", REPORTED, "worst")]
+    if absent := [pair for pair in needed if pair not in known]:
+        raise InputError(f"the trial needs {absent[0][1]} of {absent[0][0]}")
+    found = {}
+    for method in methods:
+        least, reported = known[method, "worst"], known[method, REPORTED]
+        gain, low, high, *_ = difference(least, known[against, "worst"])
+        gap, gap_low, *_ = difference(reported, least)
+        overstated = gap_low > GAP
+        doubts = [sign for sign in signs.get(method, []) if sign not in signs.get(against, [])]
+        apparent = difference(reported, known[against, REPORTED]).low > 0
+        if method == against:
+            outcome = "–"
+        elif at_chance(known[method, "clean"], classes):
+            outcome = "not tested"
+        elif low > 0:
+            outcome = "partly real" if overstated or doubts else "real"
+        else:
+            outcome = "masked" if apparent and (overstated or doubts) else "none told"
+        found[method] = {
+            **{name: 100 * known[method, name]["mean"] for name in SHOWN if (method, name) in known},
+            "best of all": 100 * least["mean"], "overstated by": 100 * gap, "gain": 100 * gain, "low": 100 * low,
+            "high": 100 * high, "signs": "; ".join(signs.get(method, [])), "outcome": outcome,
+        }  # fmt: skip
+    return pd.DataFrame(found).T.rename_axis("method")
+
+
+def points(trials: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """The evidence in one figure: accuracy against ε, and what each attack leaves; the outcome beside the name.
+
+    Columns panel, line, x, value.
+    """
+    outcomes = trials["outcome"].to_dict()
+    lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in outcomes.items()}
+    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    rows: list[tuple[str, str, Any, float]] = [
+        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.accuracy)
+        for row in means.itertuples(index=False)
+    ]
+    for name in [name for name in (*SHOWN, "best of all") if name in trials]:
+        rows += [("who attacks", lines[method], name, float(value)) for method, value in trials[name].items()]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "value"])

@@ -1,0 +1,213 @@
+"""Alignment measures: gradients with respect to the input, how layers respond to a change of it, decision boundaries."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from contourpy import contour_generator
+from scipy import ndimage
+from torch import Tensor, nn
+
+from paperlib.attacks import evaluating
+from paperlib.runs.files import InputError
+
+Output = Literal["log_softmax", "logit"]
+
+
+def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
+    """Cosine of the angle between the vectors of each image: N from N×….
+
+    PAG, Equation 2: ⟨v, u⟩ / max(‖v‖·‖u‖, ε), so zero where either vector is zero.
+    """
+    v, u = first.flatten(1), second.flatten(1)
+    return (v * u).sum(1) / (v.norm(dim=1) * u.norm(dim=1)).clamp_min(eps)
+
+
+def scores(logits: Tensor, of: Output) -> Tensor:
+    """What is differentiated, N×C: the log-probabilities (PAG's code) or the logits themselves (its Equation 1).
+
+    In single precision at least.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(1) if of == "log_softmax" else logits
+
+
+def all_classes(images: Tensor, count: int) -> Tensor:
+    """Every one of `count` classes for each of N images: int64 N×count."""
+    return torch.arange(count, device=images.device).expand(len(images), count)
+
+
+def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
+    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K, from the `scores` N×C of one forward pass: N×K×….
+
+    `create_graph` makes them differentiable with respect to the weights. Each column of `classes` is one vector-Jacobian
+    product over the shared graph: `benchmarks/` compares it with one forward pass a class and with batched products.
+    """
+    last = classes.shape[1] - 1
+    columns = [
+        torch.autograd.grad(column.sum(), images, create_graph=create_graph, retain_graph=create_graph or place < last)[0]
+        for place, column in enumerate(scores.gather(1, classes).unbind(1))
+    ]
+    return torch.stack(columns, 1)
+
+
+def input_gradients(model: nn.Module, images: Tensor, classes: Tensor, of: Output) -> Tensor:
+    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached.
+
+    The model is used in the mode it is in.
+    """
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_(True)
+        return class_gradients(scores(model(leaf), of), leaf, classes)
+
+
+def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, reach: float, step: float) -> Tensor:
+    """How far each point N×… can move along ±`direction` (a unit vector) until the prediction changes, N.
+
+    The nearer of the two ways, to within `step`; `reach` where nothing changes within it.
+    """
+    with torch.no_grad():
+        before = model(points).argmax(1)
+        nearest = torch.full((len(points),), reach)
+        distances = torch.arange(step, reach, step)
+        for sign in (1.0, -1.0):
+            moves = sign * distances[:, None, None] * direction
+            after = model((points + moves).flatten(0, 1)).argmax(1).view(len(distances), len(points))
+            changed = after != before
+            first = torch.where(changed.any(0), distances[changed.int().argmax(0)], reach)
+            nearest = torch.minimum(nearest, first)
+    return nearest
+
+
+# How layers respond (RAAT, Definition 1) ---------------------------------------------------------------------------
+
+
+def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """All submodules by name. Raises InputError when a name of `layers` is not among them."""
+    known = dict(model.named_modules())
+    if unknown := [name for name in layers if name not in known]:
+        raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
+    return known
+
+
+@contextmanager
+def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects, by name, what the named submodules put out in the forward passes within; the model is not changed.
+
+    Raises InputError when a name is not a submodule's, or when no forward pass came by.
+    """
+    known = _submodules(model, layers)
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.update({name: output})
+
+    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missed := [name for name in layers if name not in found]:
+        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
+
+
+@contextmanager
+def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects, by name, what goes into the named submodules in the forward passes within; the model is not changed.
+
+    A submodule gets a copy of its input, so that what it does in place leaves the collected one alone. Raises InputError
+    when a name is not a submodule's, when no forward pass came by, or when something else overwrote an input in place.
+    """
+    known = _submodules(model, layers)
+    found: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
+
+    def keep(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            found[name], versions[name] = inputs[0], inputs[0]._version
+            return (inputs[0].clone(), *inputs[1:])
+
+        return hook
+
+    handles = [known[name].register_forward_pre_hook(keep(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missed := [name for name in layers if name not in found]:
+        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
+    if spoilt := [name for name in layers if found[name]._version != versions[name]]:
+        raise InputError(f"the input of layer {spoilt[0]!r} is overwritten in place by another; use inplace=False there")
+
+
+def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
+    """The linear and convolutional submodules, in the order in which images N×… meet them."""
+    order: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: order.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
+
+
+def nonlinear_layers(model: nn.Module) -> list[str]:
+    """The top-level submodules after which representations are compared: activations, blocks and the linear head."""
+    return [name for name, child in model.named_children() if isinstance(child, (nn.ReLU, nn.Sequential, nn.Linear))]
+
+
+@torch.no_grad()
+def alignment_defect(
+    model: nn.Module, images: Tensor, adversarial: Tensor, layers: Sequence[str], rates: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """How far each layer is from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: two L×N.
+
+    The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero where the layer answers in proportion to the
+    perturbation; and ‖h(x + Δ) − h(x)‖, how far the layer moves, which sets the scale.
+    """
+    clean, full = (_outputs(model, points, layers) for points in (images, adversarial))
+    moved = [(h_full - h).flatten(1) for h, h_full in zip(clean, full, strict=True)]
+    total = torch.zeros(len(layers), len(images), device=images.device, dtype=images.dtype)
+    for rate in rates:
+        between = _outputs(model, images + rate * (adversarial - images), layers)
+        for row, (h, h_rate) in enumerate(zip(clean, between, strict=True)):
+            # Definition 1
+            total[row] += ((h_rate - h).flatten(1) - rate * moved[row]).norm(dim=1)
+    return total / len(rates), torch.stack([change.norm(dim=1) for change in moved])
+
+
+def _outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """What the layers put out for these images, in the order of `layers`."""
+    with layer_outputs(model, layers) as found:
+        model(images)
+    return [found[name] for name in layers]
+
+
+# Decision regions in the plane -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
+    """z_1 − z_0 of a classifier of 2-D points over [0,1]², rows along x₂: positive where the prediction is class 1."""
+    axis = torch.linspace(0, 1, resolution, device=next(model.parameters()).device)
+    x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
+    logits = model(torch.stack([x1, x2], -1).view(-1, 2))
+    return (logits[:, 1] - logits[:, 0]).view(resolution, resolution).cpu().numpy()
+
+
+def fragmentation(plane: np.ndarray) -> tuple[int, float]:
+    """Connected regions of one sign, and the length of the line between them, of a square plane over [0,1]²."""
+    regions = sum(int(ndimage.label(side)[1]) for side in (plane > 0, plane <= 0))
+    axis = np.linspace(0, 1, len(plane))
+    lines = cast(list[np.ndarray], contour_generator(axis, axis, plane).lines(0.0))
+    return regions, float(sum(np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in lines))

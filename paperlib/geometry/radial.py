@@ -1,0 +1,99 @@
+"""Radial and tangential: the direction that GFA's theory departs from, and attacks confined to angles around it."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import Loss, Norm, ascent, attack_loss, each_image, margin, project
+from paperlib.geometry import layer_inputs, weighted_layers
+from paperlib.runs.files import InputError
+
+
+def radial(model: nn.Module, images: Tensor) -> Tensor:
+    """The unit direction N×… in which the first layer's input h grows fastest, ∇ₓ ½‖h‖²: ∇ₓL lies along it where ∇_h L ∥ h.
+
+    The image itself where the network does not normalise, away from grey where it maps [0,1] to [-1,1]; the image itself
+    also for a model without linear or convolutional layers.
+    """
+    names = weighted_layers(model, images[:1])[:1]
+    if not names:
+        return ascent(images, "l2")
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_(True)
+        with layer_inputs(model, names) as inputs:
+            model(leaf)
+        (direction,) = torch.autograd.grad(inputs[names[0]].square().sum() / 2, leaf)
+    return ascent(direction, "l2")
+
+
+def into_cone(perturbation: Tensor, axis: Tensor, around: Literal["radial", "tangential"], angle: float) -> Tensor:
+    """The nearest perturbation N×… within `angle` degrees of the line along the unit vectors `axis`, or of what is across.
+
+    The other two sides of the right angle: "radial" keeps the part along the axis dominant, "tangential" that across it.
+    """
+    flat, unit = perturbation.flatten(1), axis.flatten(1)
+    radial = (flat * unit).sum(1, keepdim=True)
+    tangential = flat - radial * unit
+    across = tangential.norm(dim=1, keepdim=True)
+    # In the half-plane of (|radial|, across) the cone is a wedge from its axis up to the angle θ of its edge.
+    theta = math.radians(angle if around == "radial" else 90 - angle)
+    along_edge = (radial.abs() * math.cos(theta) + across * math.sin(theta)).clamp_min(0)
+    beyond = torch.atan2(across, radial.abs()) > theta if around == "radial" else torch.atan2(across, radial.abs()) < theta
+    sign = torch.where(radial < 0, -1.0, 1.0)
+    edge = math.cos(theta) * sign * unit + math.sin(theta) * tangential / across.clamp_min(1e-12)
+    nearest = torch.where((across > 1e-12) | (theta == 0), along_edge * edge, 0.0)  # nothing across: the cone's tip
+    return torch.where(beyond, nearest, flat).view_as(perturbation)
+
+
+def pgd_in_cone(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "l2",
+    around: Literal["radial", "tangential"],
+    angle: float,
+    steps: int,
+    step_size: float,
+    loss: Loss = "margin",
+) -> Tensor:
+    """PGD in L2 whose perturbation stays within `angle` degrees of the radial line of `radial`, or of what is orthogonal.
+
+    GFA splits a perturbation into its radial part and its tangential rest. "radial" with 0 moves along the line alone,
+    "tangential" with 0 only across it; 90 is no constraint either way. Two random starts, one on each side; image by image
+    the stronger result. Points may leave [0,1]: a clamp would not keep the angle. Raises InputError for
+    another norm or an angle beyond 0 … 90.
+    """
+    if norm != "l2":
+        raise InputError(f"pgd_in_cone with norm = {norm!r}: angles are those of l2")
+    if not 0 <= angle <= 90:
+        raise InputError(f"angle = {angle:g} degrees; choose from 0 to 90")
+    axis = radial(model, images)
+
+    def inside(perturbation: Tensor) -> Tensor:
+        return project(into_cone(perturbation, axis, around, angle), eps, norm)
+
+    def allowed(gradient: Tensor) -> Tensor:
+        """What of it a cone of angle 0 lets through: a step along the rest would be lost."""
+        along = each_image((gradient * axis).flatten(1).sum(1), images) * axis
+        return gradient if angle > 0 else along if around == "radial" else gradient - along
+
+    best, reached = images, torch.full((len(images),), -torch.inf, device=images.device)
+    for side in (1, -1):
+        noise = torch.randn_like(images)
+        along = each_image((noise * axis).flatten(1).sum(1), images)
+        change = eps * ascent(into_cone(noise + (side * along.abs() - along) * axis, axis, around, angle), norm)
+        for _ in range(steps):
+            current = (images + change).detach().requires_grad_(True)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(attack_loss(model(current), labels, loss).sum(), current)
+            change = inside(change + step_size * ascent(allowed(gradient), norm))
+        with torch.no_grad():
+            strength = margin(model(images + change), labels)
+        better = strength > reached
+        best = torch.where(each_image(better, images), images + change, best)
+        reached = reached.maximum(strength)
+    return best

@@ -1,0 +1,180 @@
+"""Where a network looks: attention of a vision transformer, activations of a convolutional network, Grad-CAM."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import evaluating
+from paperlib.geometry import layer_outputs
+from paperlib.geometry.depth import unit_mass
+from paperlib.runs.files import InputError
+
+Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
+
+
+def transformer(model: nn.Module) -> nn.Module:
+    """The vision transformer of timm's form in `model`. Raises InputError where there is none with a class token."""
+    for module in model.modules():
+        if all(hasattr(module, name) for name in ("blocks", "patch_embed", "cls_token", "num_prefix_tokens")):
+            if module.cls_token is None:
+                raise InputError("the transformer has no class token, so there is no row of attention to align")
+            return module
+    raise InputError("the model is no vision transformer of timm's form (blocks, patch_embed, cls_token)")
+
+
+def grid(model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the patches of a vision transformer."""
+    rows, columns = transformer(model).patch_embed.grid_size  # type: ignore[union-attr, misc]
+    return int(rows), int(columns)
+
+
+def attended(
+    model: nn.Module, images: Tensor, blocks: Sequence[int] | None = None, heads: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits N×C of images N×…, and the class token's attention to the patches in the same forward pass: N×h×w, unit mass.
+
+    The mean over the given blocks and heads (all if None), from the queries and keys of each block: only the class token's
+    row of the attention is formed, so fused attention may stay. Differentiable. Raises InputError for a model that is no
+    vision transformer, or a block or head that it does not have.
+    """
+    chosen = _chosen(transformer(model), blocks)
+    logits, found = _with_queries(model, images, chosen)
+    rows = [_attention(module, qkv, first=True)[:, :, 0] for module, qkv in found]
+    # A: the mean over blocks and heads
+    weights = torch.stack([_of_heads(row, heads).mean(1) for row in rows]).mean(0)
+    return logits, _on_patches(model, weights)
+
+
+def tokens(model: nn.Module, images: Tensor) -> Tensor:
+    """A vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
+
+    Raises InputError where the transformer has no norm there.
+    """
+    vit = transformer(model)
+    last: nn.Module = vit.norm  # type: ignore[assignment]
+    if isinstance(last, nn.Identity):
+        raise InputError("the transformer has no norm after its last block, which its features are taken from")
+    _, found = _with_output(model, images, name_in(model, last))
+    skipped: int = vit.num_prefix_tokens  # type: ignore[assignment]
+    return _precise(torch.cat([found[:, :1], found[:, skipped:]], 1))
+
+
+def name_in(model: nn.Module, module: nn.Module) -> str:
+    """The name of a submodule in the model."""
+    return next(name for name, one in model.named_modules() if one is module)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In single precision at least, whatever autocast makes of them."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def rollout(model: nn.Module, images: Tensor, heads: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """Logits, and attention rollout from the class token to the patches (Abnar & Zuidema 2020): N×C and N×h×w, unit mass.
+
+    The product over all blocks of half the mean attention of the heads and half the identity, for the residual connection.
+    """
+    logits, found = _with_queries(model, images, _chosen(transformer(model), None))
+    total = None
+    for module, qkv in found:
+        attention = _of_heads(_attention(module, qkv, first=False), heads).mean(1)
+        step = (attention + torch.eye(attention.shape[1], device=attention.device)) / 2
+        total = step if total is None else step @ total
+    assert total is not None
+    return logits, _on_patches(model, total[:, 0])
+
+
+def _chosen(vit: nn.Module, blocks: Sequence[int] | None) -> list[nn.Module]:
+    present: list[nn.Module] = list(vit.blocks)  # type: ignore[arg-type]
+    if blocks is None:
+        return present
+    if not blocks or any(not -len(present) <= index < len(present) for index in blocks):
+        raise InputError(f"blocks = {list(blocks)}: the transformer has blocks 0 to {len(present) - 1}; name one at least")
+    return [present[index] for index in blocks]
+
+
+def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
+    """Logits, and each block's attention module with what its projection to queries, keys and values put out."""
+    attentions: list[Any] = [block.attn for block in blocks]
+    names = [name_in(model, one.qkv) for one in attentions]
+    with layer_outputs(model, names) as found:
+        logits = _precise(model(images))
+    return logits, [(one, found[name]) for one, name in zip(attentions, names, strict=True)]
+
+
+def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
+    """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or only the class token's row, N×heads×1×T."""
+    count, length, _ = qkv.shape
+    queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+    with torch.autocast(qkv.device.type, enabled=False):
+        queries, keys = _precise(queries[:, :, :1] if first else queries), _precise(keys)
+        return (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
+
+
+def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:
+    if heads is None:
+        return attention
+    if not heads or any(not 0 <= head < attention.shape[1] for head in heads):
+        raise InputError(f"heads = {list(heads)}: there are heads 0 to {attention.shape[1] - 1}; name one at least")
+    return attention[:, list(heads)]
+
+
+def _on_patches(model: nn.Module, weights: Tensor) -> Tensor:
+    """Weights N×T of all tokens as a map N×h×w of unit mass over the patches."""
+    return unit_mass(_patches(model, weights[..., None])[:, 0])
+
+
+def _patches(model: nn.Module, found: Tensor) -> Tensor:
+    """Tokens N×T×D without class token and registers as a map N×D×h×w. Raises InputError where they are no whole grid."""
+    skipped: int = transformer(model).num_prefix_tokens  # type: ignore[assignment]
+    rows, columns = grid(model)
+    if found.shape[1] != skipped + rows * columns:
+        raise InputError(
+            f"{found.shape[1]} tokens are no map of {rows}×{columns} patches; images of another size, or dropped?"
+        )
+    return found[:, skipped:].mT.reshape(len(found), -1, rows, columns)
+
+
+def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Logits, and the activation attention of a convolutional layer (Zagoruyko & Komodakis 2017): N×C and N×h×w, unit mass.
+
+    The sum over channels of the squared output. Differentiable. Raises InputError where the layer's output is no map.
+    """
+    logits, output = _with_output(model, images, layer)
+    if output.ndim != 4:
+        raise InputError(f"layer {layer!r} puts out {output.ndim - 1} dimensions an image, not a map of channels")
+    return logits, unit_mass(output.float().square().sum(1))
+
+
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, signed: bool = False) -> Tensor:
+    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017, Equations 1 and 2): N×h×w, not normalised.
+
+    At least 0; or, `signed`, before the ReLU of Equation 2, which leaves nothing of a map without positive evidence.
+    `layer` puts out channels×h×w, or the tokens of a vision transformer, whose class token is left out (there: the last
+    block's norm1; the output of the last block reaches the logits through the class token alone and gives zero). The model
+    is used in evaluation mode. Give clean and adversarial images the same class, or the maps answer different questions.
+    Raises InputError where the layer puts out neither.
+    """
+    with evaluating(model), torch.enable_grad():
+        leaf = images.detach().requires_grad_(True)
+        logits, output = _with_output(model, leaf, layer)
+        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), output)
+    if output.ndim == 3:
+        output, gradient = _patches(model, output), _patches(model, gradient)
+    if output.ndim != 4:
+        raise InputError(
+            f"layer {layer!r} puts out neither maps of channels nor tokens; Grad-CAM has nothing to weigh there"
+        )
+    # Equation (1): α_k = 1/Z Σ ∂y/∂A_k
+    alpha = gradient.mean((2, 3), keepdim=True)
+    # Equation (2): ReLU(Σ_k α_k A_k)
+    weighed = (alpha * output.detach()).sum(1)
+    return weighed if signed else weighed.clamp_min(0)
+
+
+def _with_output(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    with layer_outputs(model, [layer]) as found:
+        logits = _precise(model(images))
+    return logits, found[layer]

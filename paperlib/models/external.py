@@ -1,0 +1,190 @@
+"""Networks from elsewhere: a user's own, from a Python file, and published ones. Nothing in a file of weights can run."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from paperlib.data import ImageSet
+from paperlib.models import CIFAR10_STATISTICS, NORMALISATIONS, Bottleneck, Normalise, resnet, resnet18
+from paperlib.runs.files import InputError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by name, from safetensors or from a checkpoint that PyTorch saved.
+
+    The latter is a pickle: it is read with `weights_only=True`, so nothing in it can run. Where it holds them under "model"
+    or "state_dict", those are meant. Raises InputError when the file is not there, or not such a file.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; it should hold weights, as safetensors or as PyTorch saves them")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's errors are of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise InputError(
+            f"{path}: cannot be read as weights alone ({reason}); it should be whole, and hold tensors by name"
+        ) from error
+    for name in ("model", "state_dict"):
+        content = content.get(name, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: holds no weights by name; save the model's state_dict()")
+    return content
+
+
+def from_file(spec: str, weights: Path | None = None) -> nn.Module:
+    """The model that a function of a Python file returns, say "my_model.py:build", with weights read from a file.
+
+    The file is run, as `import` would. Raises InputError when there is no such file or function, when either fails, when
+    the function returns no module or needs arguments, or when the weights are not those of the model.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.suffix == ".py" or not path.exists():
+        raise InputError(f"{spec}: should be FILE.py:FUNCTION, a file that is there and a function in it without arguments")
+    module_spec = importlib.util.spec_from_file_location(f"_model_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # as import would: dataclasses look themselves up there
+    with _beside(path):
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:  # whatever the user's file raises
+            raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error, path)})") from error
+        if not callable(build_it := getattr(module, name, None)):
+            raise InputError(f"{spec}: {path.name} has no function {name!r}")
+        try:
+            inspect.signature(build_it).bind()
+        except TypeError as error:
+            raise InputError(f"{spec}: {name} should need no arguments ({error})") from error
+        try:
+            model = build_it()
+        except Exception as error:  # likewise
+            raise InputError(f"{spec}: {name} failed ({_told(error, path)})") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec}: {name} returned {type(model).__name__}; it should be a torch.nn.Module")
+    if weights is not None:
+        try:
+            model.load_state_dict(read_weights(weights))
+        except RuntimeError as error:  # names what is missing, unexpected or of another shape
+            raise InputError(f"{weights}: not the weights of {spec}: {' '.join(str(error).split())[:300]}") from error
+    return model.eval()
+
+
+def _told(error: Exception, path: Path) -> str:
+    """What a user's file raised, and where in it."""
+    own = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
+    return f"{type(error).__name__}: {error}" + (f"; {path.name}, line {own[-1]}" if own else "")
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """What stands beside the file can be imported, as when it is run as a script."""
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+
+
+DINOV2 = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}  # timm's names by width
+
+
+def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
+    """DINOv2 (Oquab et al. 2023) with patches of 14 for images in [0,1] of `size` px, from timm's weights in `path`.
+
+    Its positions are interpolated from the 518 px of the published weights. Raises InputError where there is no DINOv2 of
+    the width, or the file has not its weights; nothing in the file can run.
+    """
+    import timm
+
+    if width not in DINOV2:
+        raise InputError(f"width = {width}: DINOv2 has {', '.join(map(str, DINOV2))}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; it should be timm's {DINOV2[width]}_patch14_dinov2.lvd142m")
+    weights = read_weights(path)
+    try:
+        body = timm.create_model(
+            f"{DINOV2[width]}_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=size,
+            pretrained_cfg_overlay={"state_dict": weights},
+        )  # fmt: skip
+        cast(dict[str, Any], body.pretrained_cfg).pop("state_dict", None)
+    except Exception as error:  # of many kinds, all of the file's
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{path}: not the weights of {DINOV2[width]}_patch14_dinov2.lvd142m ({reason})") from error
+    return nn.Sequential(OrderedDict(normalise=Normalise(NORMALISATIONS["imagenet"]), vit=body))
+
+
+def load_robust_resnet50(path: Path) -> nn.Module:
+    """The robust CIFAR-10 ResNet-50 of Engstrom et al. (2019) from `path`, safetensors or the published `.pt`.
+
+    Raises InputError where `read_weights` does, and when the file holds another model.
+    """
+    model = resnet(Bottleneck, (3, 4, 6, 3), 10, statistics=CIFAR10_STATISTICS)
+    return _filled(model, path, "module.model.", "a ResNet-50 with a CIFAR stem")
+
+
+def load_pag_resnet18(path: Path) -> nn.Module:
+    """A ResNet-18 that the authors of PAG published for CIFAR-10 (github.com/royg27/PAG-ROB), from its `.pt`.
+
+    Its inputs are normalised to [-1,1] inside. Raises InputError where `read_weights` does, and for another model.
+    """
+    model = resnet18(10, statistics=NORMALISATIONS["half"])
+    return _filled(model, path, "module.", "PAG's ResNet-18")
+
+
+def _filled(model: nn.Module, path: Path, prefix: str, what: str) -> nn.Module:
+    """The model in evaluation mode with the weights in `path`, whose names may begin with `prefix`; others are left."""
+    stored = read_weights(path)
+    prefix = prefix if any(name.startswith(prefix) for name in stored) else ""
+    weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    wanted = model.state_dict()
+    if missing := sorted(set(wanted) - set(weights)):
+        raise InputError(f"{path}: not {what}, {missing[0]} is missing")
+    if odd := [name for name in wanted if weights[name].shape != wanted[name].shape]:
+        raise InputError(f"{path}: not {what}, {odd[0]} has shape {tuple(weights[odd[0]].shape)}")
+    model.load_state_dict({name: weights[name] for name in wanted})
+    return model.eval()
+
+
+def load_target_gradients(folder: Path) -> tuple[ImageSet, Tensor]:
+    """The target gradients that the authors of PAG published: training images, and g(x, y_t) M×10×3×32×32.
+
+    `folder` holds c10_sbg_data.pt, float M×11×3×32×32 with each image in [-1,1] first, and c10_sbg_label.pt, M labels. The
+    gradients stay on disk until they are used. Raises InputError where a file is missing or of another layout.
+    """
+    found = []
+    for name in ("c10_sbg_data.pt", "c10_sbg_label.pt"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; target gradients are c10_sbg_data.pt and c10_sbg_label.pt")
+        try:
+            found.append(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True))
+        except Exception as error:  # the unpickler's errors are of many kinds
+            raise InputError(f"{folder / name}: cannot be read as a tensor ({str(error)[:150]})") from error
+    data, labels = found
+    if not isinstance(data, Tensor) or data.ndim != 5 or data.shape[1] != 11:
+        raise InputError(f"{folder / 'c10_sbg_data.pt'}: should be a tensor M×11×3×32×32, has {_shape(data)}")
+    if not isinstance(labels, Tensor) or labels.shape != data.shape[:1]:
+        raise InputError(f"{folder / 'c10_sbg_label.pt'}: should be {len(data)} labels, has {_shape(labels)}")
+    pixels = ((data[:, 0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return ImageSet(pixels, labels.long(), tuple(map(str, range(10)))), data[:, 1:]
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

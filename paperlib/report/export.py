@@ -1,0 +1,200 @@
+"""What others can take into their own papers and leaderboards: LaTeX commands for every number, tables, JSON, BibTeX."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paperlib.claims import load, paper_of, papers
+from paperlib.figures.names import in_points, title
+from paperlib.runs.files import InputError, read_json, write_json, write_text
+from paperlib.runs.run import read_presets
+
+BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
+OURS = "this project"  # the venue of a ledger that is of no paper
+ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+
+
+@contextmanager
+def damaged_left_out(folder: Path) -> Iterator[None]:
+    """Go on without a run whose files are not as a run writes them, and say so: one must not hide the others."""
+    try:
+        yield
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, OSError, yaml.YAMLError) as error:
+        print(f"paperlib: {folder} is damaged and left out ({type(error).__name__}: {error})", file=sys.stderr)
+
+
+def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
+    """Write every export of the runs, whose folders are given by name, into `target`: in words what lies there, by file."""
+    found: dict[str, str] = {}
+    lines: list[str] = []
+    models: dict[str, dict[str, Any]] = {}
+    for name, folder in runs.items():
+        with damaged_left_out(folder):
+            own, entries = numbers(folder, name), leaderboard(folder)
+            lines += own
+            models |= {f"robustbench/{name}-{model}.json": entry for model, entry in entries.items()}
+    if lines:
+        write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
+        found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and those in tables"
+    if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
+        for file, name in tables:
+            write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
+        inputs = [rf"\input{{tables/{name}-{file.stem}}}" for file, name in tables]
+        write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
+        found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
+    if models:
+        for file_, entry in models.items():
+            write_json(target / file_, entry)
+        write_json(target / "robustbench.json", list(models))
+        found["robustbench.json"] = "each model in RobustBench's format, in robustbench/"
+    known = [bibtex(about) for paper in papers() if (about := load(paper)["paper"])["venue"] != OURS]
+    write_text(target / "papers.bib", "\n".join(known))
+    found["papers.bib"] = "the papers, for BibTeX"
+    return found
+
+
+def command(*parts: str) -> str:
+    """A name that LaTeX takes: letters alone, each word capitalised, digits and the point between them spelt."""
+    pointed = [re.sub(r"(?<=\d)\.(?=\d)", " Point ", part) for part in parts]
+    words = [word for part in pointed for word in re.split(r"[^A-Za-z0-9]+", part) if word]
+    return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
+
+
+def numbers(folder: Path, run: str) -> list[str]:
+    r"""LaTeX commands of a run by its name, one a line, below a comment that says which run it is.
+
+    \RunClaimId, with Low, High, Paper, Verdict, N (test images) and Seeds after it, in points (or times);
+    \RunMethodMeasure, with Low, High and Deviation, in percent (or times); \RunTableNameRowColumn as the table shows it.
+    What is no finite number has no command, and no table's number whose name another of the run's has.
+    """
+    found: dict[str, str] = {}
+    for claim in _stored(folder, "claims.json"):
+        own = command(run, "claim", claim["id"])
+        for name, suffix in (("measured", ""), ("low", "Low"), ("high", "High"), ("claimed", "Paper")):
+            if isinstance(claim[name], float | int):  # what is no finite number is stored as a word
+                found[own + suffix] = f"{claim[name]:.1f}"
+        for name, suffix in (("n", "N"), ("seeds", "Seeds")):
+            if isinstance(claim.get(name), int):
+                found[own + suffix] = str(claim[name])
+        found[f"{own}Verdict"] = claim["outcome"]
+    for row in _stored(folder, "measures.json"):
+        own = command(run, row["method"], row["measure"])
+        for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
+            if isinstance(row[name], float | int):
+                found[own + suffix] = f"{in_points(row['measure'], row[name]):.1f}"
+    shown: dict[str, set[str]] = {}
+    for file in sorted((folder / "tables").glob("*.json")):
+        table = read_json(file)
+        for row in table["rows"]:
+            for head, cell in zip(table["heads"][1:], row[1:], strict=True):
+                if NUMBER.fullmatch(cell):
+                    shown.setdefault(command(run, "table", file.stem, row[0], head), set()).add(cell)
+    found |= {name: next(iter(cells)) for name, cells in shown.items() if len(cells) == 1 and name not in found}
+    return [f"% {run}: {folder.parent.name}, {folder.name}", *(_define(*one) for one in found.items())]
+
+
+def _define(name: str, value: str) -> str:
+    return rf"\newcommand{{\{name}}}{{{value}}}"
+
+
+def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
+    """Each model that AutoAttack has seen, in the format of RobustBench's model_info, by method, norm and seed.
+
+    "name" is the paper's title and the method; clean accuracy and AutoAttack's are in percent as text, as RobustBench has
+    them; "reported" is what the paper says of this data set, network and norm, where it does; "unreliable" is what the
+    audit of the method's first seed calls masked. How many images were tried stands in "footnote". Baselines have no
+    authors here.
+    """
+    values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
+    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
+    if "data" not in settings:  # nothing was measured, or only on the toy
+        return {}
+    kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}
+    entries, reported = {}, _reported(folder, settings["data"])
+    for method in dict.fromkeys(method for method, _ in values):
+        about = _paper_of(method)
+        checked = folder / "audit" / f"{method}.json"
+        masked = checked.exists() and read_json(checked).get("verdict") == "masked"
+        for measure, norm in kinds.items():
+            if (method, measure) not in values or (method, "clean") not in values:
+                continue
+            clean, robust = values[method, "clean"], values[method, measure]
+            if "by_seed" not in clean or "by_seed" not in robust:  # of an older version: the mean of several models
+                continue
+            means = zip(clean["by_seed"], robust["by_seed"], strict=True)
+            called = method if measure == "autoattack" else f"{method}_{norm}"
+            seen = f"AutoAttack ({norm}) on {robust['n']} images, clean on {clean['n']}, preset {settings['preset']}"
+            seeds = clean.get("seed_list", settings["seeds"])  # some methods have the first alone
+            for seed, (right, left) in zip(seeds, means, strict=False):
+                entries[re.sub(r"[^A-Za-z0-9_.-]", "_", f"{called}_seed{seed}")] = {
+                    **{name: about[name] for name in ("link", "name", "venue")}, "authors": ", ".join(about["authors"]),
+                    "dataset": settings["data"].rstrip("/").rpartition("/")[2],
+                    "additional_data": False, "number_forward_passes": 1,
+                    "architecture": f"{settings['model']}, width {settings['width']}",
+                    "eps": f"{255 * settings['eps_linf']:g}/255" if norm == "linf" else f"{settings['eps_l2']:g}",
+                    "clean_acc": f"{100 * right:.2f}", "reported": reported.get((method, measure)),
+                    "autoattack_acc": f"{100 * left:.2f}", "unreliable": masked, "footnote": seen,
+                }  # fmt: skip
+    return entries
+
+
+def _paper_of(method: str) -> dict[str, Any]:
+    """Name, authors, venue and link of a method, of its paper where it has one: baselines and combinations have none."""
+    for paper in papers():
+        ledger = load(paper)
+        listed = {name for table in ledger["tables"].values() for name in table["rows"]}
+        own = (listed or {claim["method"] for claim in ledger["claims"]}) - BASELINES
+        if ledger["paper"]["venue"] != OURS and method.removesuffix("_equal") in own:
+            number = ARXIV.search(ledger["paper"]["venue"])
+            link = f"https://arxiv.org/abs/{number[1]}" if number else ""
+            return {**ledger["paper"], "name": f"{ledger['paper']['title']} ({title(method)})", "link": link}
+    return {"name": title(method), "authors": [], "venue": "", "link": ""}
+
+
+def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
+    """What the paper of the run's notebook has on the run's data set, by method and measure; empty where it has it not.
+
+    Of a paper whose tables differ in network and norm, what it has for the run's own: the case that the claims were
+    judged in. How wide the network is and how large ε, the entry itself says.
+    """
+    notebook = folder.parent.name
+    paper = paper_of(notebook)
+    case = next((str(claim["case"]) for claim in _stored(folder, "claims.json") if "case" in claim), data)
+    if paper is None or not f"{case}_".startswith(f"{data}_"):  # held against another data set's table, for want of one
+        return {}
+    named = [claim["claimed"] for claim in load(paper)["claims"] if claim["notebook"] == notebook and "claimed" in claim]
+    tables = {of.get(case) for of in named if isinstance(of, dict)}
+    if data == read_presets(notebook)["paper"]["data"]:
+        tables |= {of for of in named if isinstance(of, str)}
+    known = [load(paper)["tables"][table]["rows"] for table in load(paper)["tables"] if table in tables]
+    return {(method, name): f"{value:.2f}" for rows in known for method, row in rows.items() for name, value in row.items()}
+
+
+def bibtex(paper: Mapping[str, Any]) -> str:
+    """A BibTeX entry from a ledger's `paper`: key, title, authors (a list, empty where they are not known), venue, year."""
+    venue, number = str(paper["venue"]), ARXIV.search(str(paper["venue"]))
+    fields = {"title": f"{{{_escaped(paper['title'])}}}", **({"year": str(paper["year"])} if "year" in paper else {})}
+    if paper["authors"]:
+        fields["author"] = " and ".join(map(_escaped, paper["authors"]))
+    kind = "misc" if number or venue == "not published" else "inproceedings"
+    fields |= {"howpublished" if kind == "misc" else "booktitle": _escaped(venue)}
+    if number:
+        fields |= {"eprint": number[1], "archiveprefix": "arXiv"}
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@{kind}{{{paper['key']},", *lines, "}", ""])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([&%#_$])", r"\\\1", text)
+
+
+def _stored(folder: Path, name: str) -> list[dict[str, Any]]:
+    file = folder / name
+    return list(read_json(file)) if file.exists() else []

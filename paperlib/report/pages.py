@@ -1,0 +1,323 @@
+"""Pages from runs: each executed notebook, the site with the ledger of claims over all runs, an audit's own.
+
+Nothing in them is loaded from elsewhere: equations become MathML, and what they show lies beside them.
+"""
+
+import base64
+import csv
+import io
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from jinja2 import Environment, PackageLoader
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+from paperlib import figures
+from paperlib.audit import Audit, as_json
+from paperlib.claims import HELD, number, paper_of
+from paperlib.figures import tables
+from paperlib.figures.names import title
+from paperlib.report import export
+from paperlib.runs.files import read_json, root, write_atomically, write_json, write_text
+from paperlib.runs.run import status
+from paperlib.studies import grid
+
+TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
+NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
+MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
+
+
+def notebook_page(executed: Path) -> Path:
+    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path."""
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = MATH.sub(_mathml, cell.source)
+    options = {"mathjax_url": "", "require_js_url": "", "extra_template_basedirs": [str(NOTEBOOK_TEMPLATES)]}
+    exporter = HTMLExporter(template_name="notebook", config=Config({"HTMLExporter": options}))
+    page, _ = exporter.from_notebook_node(notebook)
+    page = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", page)  # the template's loaders of scripts from afar
+    target = executed.with_suffix(".html")
+    write_text(target, page)
+    return target
+
+
+def _mathml(match: re.Match[str]) -> str:
+    return convert(match[1] or match[2], display="block" if match[1] else "inline")
+
+
+def runs() -> list[dict[str, Any]]:
+    """Every run with a status, newest first: its folder, status, claims, environment and audits."""
+    found = []
+    for file in (root() / "runs").glob("*/*/status.json"):
+        folder = file.parent
+        claims, about = folder / "claims.json", folder / "environment.json"
+        with export.damaged_left_out(folder):
+            found.append(
+                {
+                    "folder": folder,
+                    "status": _status(folder),
+                    "claims": read_json(claims) if claims.exists() else [],
+                    "environment": read_json(about)[-1] if about.exists() else {},
+                    "audits": _audits(folder),
+                }
+            )
+    return sorted(found, key=lambda run: run["status"]["started"], reverse=True)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """As `status` has it, of the notebook that the folder is of. Raises InputError or KeyError where it is damaged."""
+    about = status(folder)
+    return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
+
+
+def _audits(folder: Path) -> list[dict[str, Any]]:
+    """What the audit says of each model of a run."""
+    return [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))]
+
+
+def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """An audit as pages show it, from what `as_json` has of it. Raises KeyError or ValueError where it is damaged."""
+    return {
+        "model": model,
+        "verdict": stored.get("verdict", "–"),
+        "signs": [row["check"] for row in stored["checks"] if row["sign"]],
+        "checks": [_check(row) for row in stored["checks"]],
+        "accuracies": [_accuracy(row) for row in stored.get("accuracies", [])],
+        "flags": list(map(str, stored.get("flags", []))),
+    }
+
+
+def _check(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
+    words = {name: row.get(name, "") for name in ("meaning", "source", "next", "n")}
+    numbers = {name: float(row[name]) for name in ("figure", "threshold")}
+    return {"check": row["check"], "sign": row["sign"], "evidence": row.get("evidence", False), **numbers, **words}
+
+
+def _accuracy(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a stored audit's accuracies, in percent. Raises KeyError or ValueError where it is damaged."""
+    numbers = {name: 100 * float(row[name]) for name in ("accuracy", "low", "high")}
+    return {"attack": str(row["attack"]), **numbers, "n": int(row["n"])}
+
+
+def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """How many claims held, did not hold, and were not tested."""
+    held = sum(claim["outcome"] in HELD for claim in claims)
+    untested = sum(claim["outcome"] == "not tested here" for claim in claims)
+    return held, len(claims) - held - untested, untested
+
+
+# The site ----------------------------------------------------------------------------------------------------------
+
+PRESETS = ("paper", "gpu", "laptop", "quick")  # the nearest to the paper first
+SYMBOLS = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
+
+
+def build(target: Path | None = None) -> Path:
+    """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
+
+    Everything it shows is copied there, and nothing in it asks for what lies elsewhere: it can be moved, opened as a file,
+    or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
+    """
+    target = target or root() / "runs" / "report"
+    pages = []
+    for run in runs():
+        with export.damaged_left_out(run["folder"]):
+            pages.append(_page(run, paper_of(run["status"]["notebook"]) or run["status"]["notebook"]))
+    for page in pages:
+        _write_page(page, target)
+    grids = _grids(target)
+    chosen = _nearest(pages)
+    claims = [claim for page in chosen for claim in page["claims"]]
+    matrices = [
+        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"], "of": page}
+        for page in chosen
+        for figure in page["figures"]
+        if page["notebook"] == "alignment_matrix" and figure["name"] == "grid"
+    ]
+    _write(
+        target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
+        tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
+        audits=[
+            {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
+        ] + _audits_of_models(target),
+        matrices=matrices, grids=grids,
+        files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
+    )  # fmt: skip
+    return target / "index.html"
+
+
+def _audits_of_models(target: Path) -> list[dict[str, Any]]:
+    """What `paperlib audit` said of users' models, whose pages are copied into the site."""
+    found = []
+    for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
+        page = f"audit-{file.parent.name}/index.html"
+        with export.damaged_left_out(file.parent):
+            stored = read_json(file)
+            about = {"run": "paperlib audit", "page": page, "source": file.with_name("index.html")}
+            found.append({**_audit(stored["model"], stored), **about})
+    for one in found:
+        if one["source"].exists():
+            _copy(one["source"], target / one["page"])
+    return [one for one in found if one["source"].exists()]
+
+
+def _grids(target: Path) -> list[dict[str, Any]]:
+    """Each grid whose jobs measured something: its results side by side on a page, as CSV and as LaTeX."""
+    found = []
+    for plan in sorted((root() / "runs" / "grid").glob("*/plan.yaml")):
+        with export.damaged_left_out(plan.parent):
+            results, name = grid.results(plan), f"grid-{plan.parent.name}"
+            if results.empty:
+                continue
+            shown = results.assign(method=results["method"].map(title), measure=results["measure"].map(title))
+            words = f"{plan.parent.name}: percent, with 95 % intervals"
+            table = _table(tables.as_read(shown.set_index("job"), words, 1))
+            write_text(target / name / "results.csv", results.to_csv(index=False))
+            write_text(target / name / "results.tex", tables.as_latex(shown, 1, index=False))
+            jobs = f"{results['job'].nunique()} of {len(grid.read(plan))} jobs"
+            _write(target / name / "index.html", "grid.html", name=plan.parent.name, table=table, jobs=jobs)
+            found.append({"name": plan.parent.name, "page": f"{name}/index.html", "jobs": jobs})
+    return found
+
+
+def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each notebook and data set the judged run nearest to its paper.
+
+    By preset, then by how many settings differ; of runs alike in that a finished one, and the one with more seeds, more
+    images, more epochs, more claims tested.
+    """
+
+    def distance(page: dict[str, Any]) -> tuple[float, ...]:
+        preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
+        sizes = [-size for size in page["sizes"]]
+        return preset, page["differences"], page["state"] != "finished", *sizes, page["tally"][2]
+
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for page in sorted((page for page in pages if page["claims"]), key=distance):
+        found.setdefault((page["notebook"], page["data"]), page)
+    return [found[name] for name in sorted(found)]
+
+
+def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
+    """A run's name in exports: its notebook, and its data where the notebook stands there with several."""
+    alone = sum(other["notebook"] == page["notebook"] for other in pages) == 1
+    return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
+
+
+def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
+    """What the pages show of a run, read from its folder."""
+    folder, about = run["folder"], run["status"]
+    name = f"{about['notebook']}-{folder.name}"
+    executed, settings = folder / f"{about['notebook']}.html", folder / "settings.yaml"
+    chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {"data": "?"}
+    data = chosen.get("data", "toy")
+    page = {
+        "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
+        "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
+        "error": about.get("error", ""), "seconds": about["seconds"],
+        "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
+        "executed": executed.name if executed.exists() else None, "audits": run["audits"],
+        "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
+        "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
+        "differences": run["claims"][0]["scale"].count(";") if run["claims"] else 0,
+        "sizes": (
+            max((int(claim.get("seeds") or 0) for claim in run["claims"]), default=0),
+            float(chosen.get("train_images") or math.inf), float(chosen.get("epochs") or 0),
+        ),
+    }  # fmt: skip
+    page["claims"] = [_shown(claim, page, paper) for claim in run["claims"]]
+    return page
+
+
+def _write_page(page: dict[str, Any], target: Path) -> None:
+    """Write the page of a run, and copy what it shows beside it."""
+    place, folder = target / page["name"], page["folder"]
+    shown = [folder / f"{page['notebook']}.html", folder / "settings.yaml"]
+    shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
+    for file in shown:
+        if file.exists():
+            _copy(file, place / file.name)
+    figures_here = "#figures" if page["figures"] else None
+    here = {
+        **page,
+        "claims": [
+            {**claim, "page": "#", "folder": "", "figures": figures_here, "executed": page["executed"]}
+            for claim in page["claims"]
+        ],
+    }
+    _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
+
+
+def headline(notebook: str) -> str:
+    """The first heading of a notebook."""
+    file = root() / "notebooks" / f"{notebook}.py"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
+
+
+def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[str, Any]:
+    """A claim as the ledger shows it."""
+    claim = {"n": None, "seeds": None, "spread": None, "kind": "gain"} | claim  # what runs of older versions have not
+    numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
+    own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
+    own["figures"] = f"{page['page']}#figures" if page["figures"] else None
+    own["executed"] = f"{page['name']}/{page['executed']}" if page["executed"] else None
+    return {**claim, **own, "paper": paper, "shown": numbers}
+
+
+def _figure(file: Path, notebook: str) -> dict[str, Any]:
+    """A figure's files, its words, and its numbers where they are few enough to read."""
+    called, data = title(file.stem), file.with_suffix(".csv")
+    numbers = None
+    if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
+        numbers = {"words": called, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
+    about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
+    words = f"{called}, of {notebook}. {about.get('words', '')}"
+    return {
+        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words, "numbers": numbers
+    }  # fmt: skip
+
+
+def _rounded(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
+
+
+def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {"words": stored["caption"], "heads": stored["heads"], "rows": stored["rows"]}
+
+
+def _copy(file: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(file, temporary))
+
+
+def _write(file: Path, template: str, **given: Any) -> None:
+    write_text(file, TEMPLATES.get_template(template).render(**given))
+
+
+def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
+    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is.
+
+    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
+    """
+    folder, picture = Path(folder), io.BytesIO()
+    about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}
+    figures.sweep_curve(found.curve, found.norm).savefig(picture, format="png", metadata={"Software": None})
+    figure = base64.b64encode(picture.getvalue()).decode()
+    stored = as_json(found)
+    write_json(folder / "audit.json", {**about, **stored})
+    audit = _audit(str(about["model"]), stored)
+    _write(folder / "index.html", "audit.html", found=found, audit=audit, about=about, figure=figure)
+    return folder / "index.html"

@@ -1,0 +1,1 @@
+"""What every study stands on: files, settings, a run's folder, progress, processes."""

@@ -1,0 +1,212 @@
+"""Files that are never half-written, and where the project keeps them.
+
+Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
+"""
+
+import errno
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message names the value and what would be right."""
+
+
+def root() -> Path:
+    """The project's folder, which holds notebooks/, data/ and runs/; the variable PAPERLIB_ROOT moves it."""
+    return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[2]).absolute()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or whole, never half.
+
+    Raises InputError when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise InputError(f"{path}: the disk is full; free some space there and start again") from error
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(f"{path}: cannot be written ({error}); make the folder writable") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path` atomically; floats that are not finite as words that float() reads."""
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises InputError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); delete it and start again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON description `about` as one safetensors file, atomically, with a checksum."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about)
+    header = {"about": text, "about_checksum": _of_text(text), "checksum": checksum(stored)}
+    write_atomically(path, lambda temporary: save_file(stored, str(temporary), header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description that `write_tensors` stored.
+
+    Raises InputError naming the file when it is not such a file or its checksum does not fit.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises its own types and, for odd headers, others
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    if header.get("checksum") != checksum(tensors):
+        raise InputError(f"{path}: the checksum does not fit its content; delete it and start again")
+    return tensors, _about(path, header)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = file.metadata() or {}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as in `read_tensors`
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    return _about(path, header)
+
+
+def _about(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    text = header.get("about", "")
+    if header.get("about_checksum", _of_text(text)) != _of_text(text):  # files of older versions have none
+        raise InputError(f"{path}: the checksum does not fit its description; delete it and start again")
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: its description is not JSON ({error}); delete it and start again") from error
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def digest(model: nn.Module, data: Any, description: Any) -> str:
+    """SHA-256 over a model, an image set's images, labels and depth, and whatever else an outcome depends on."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    digest.update(_content(model).encode())
+    streamed = not isinstance(data.images, Tensor)
+    depth = getattr(data, "depth", None)
+    for tensor in (*([] if streamed else [data.images]), data.labels, *([] if depth is None else [depth])):
+        digest.update(_bytes(tensor))
+    if streamed:
+        digest.update(data.images.fingerprint.encode())
+    return digest.hexdigest()
+
+
+def _content(model: nn.Module) -> str:
+    """SHA-256 over what a model computes with: its modules, their plain attributes, weights and all buffers."""
+    content = hashlib.sha256(repr(model).encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        plain.pop("training", None)
+        content.update(json.dumps([name, plain], sort_keys=True).encode())
+    for name, tensor in (*model.state_dict().items(), *model.named_buffers()):  # also those that are not saved
+        content.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        content.update(_bytes(tensor))
+    return content.hexdigest()
+
+
+def described(value: Any) -> Any:
+    """Attacks, methods and settings as JSON holds them, by content and so the same in every process.
+
+    Tensors and models by their values; functions and dataclasses by name and source, with what they close over or hold.
+    Raises TypeError for what has no such description.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return str(value)
+    if isinstance(value, partial):
+        return [described(value.func), [described(one) for one in value.args], described(value.keywords)]
+    if isinstance(value, nn.Module):
+        return _content(value)
+    if isinstance(value, Tensor):
+        return checksum({"": value.detach().cpu().contiguous()})
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: described(getattr(value, field.name)) for field in fields(value)}
+        return [type(value).__qualname__, _source(type(value)), held]
+    if isinstance(value, Mapping):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    if isinstance(value, FunctionType):
+        closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [f"{value.__module__}.{value.__qualname__}", _source(value), closed]
+    if isinstance(value, type):
+        return [f"{value.__module__}.{value.__qualname__}", _source(value)]
+    raise TypeError(f"{type(value).__name__} has no description by content")
+
+
+@functools.cache
+def _source(code: Any) -> str:
+    """SHA-256 of the source of a function or class; empty where it has none, say in an interpreter."""
+    try:
+        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):
+        return ""
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

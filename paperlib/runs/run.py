@@ -1,0 +1,402 @@
+"""A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is true after a kill.
+
+`runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
+finished there is not computed again. A process holds the folder's lock while it works; the operating system lets go of it
+when the process dies, so a run that says "running" without a lock was killed.
+"""
+
+import ast
+import atexit
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from paperlib import __version__
+from paperlib.runs import distributed, progress
+from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
+from paperlib.runs.settings import ANY_RUN, Settings
+
+AGES = 1e11  # seconds: more than any clock tells
+TAKEN = "another process is at work on this run"
+ALIVE = ".alive"  # in a run's folder: touched every BEAT seconds by the process at work in it
+BEAT, SILENT = 20.0, 180.0  # seconds without which a run on another machine counts as killed
+PRESETS = ("quick", "laptop", "gpu", "paper")
+Found = TypeVar("Found")
+
+
+# Presets -----------------------------------------------------------------------------------------------------------
+
+
+def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
+    """The presets of `notebook` as written. Raises InputError when there is no such notebook, or its file is broken."""
+    folder = root() / "notebooks" / "presets"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if known and notebook not in known:
+        raise InputError(f"no notebook {notebook!r}; there are {', '.join(known)}")
+    file = folder / f"{notebook}.yaml"
+    try:
+        presets = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); the project's folder, or PAPERLIB_ROOT, should hold notebooks/"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too: YAML's own dates and numbers
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
+        raise InputError(f"{file}: should be presets by name, each with settings by name")
+    return presets
+
+
+def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
+    """Where the run with these settings lives: the same settings of the same version, the same folder."""
+    values = {"version": __version__, **settings.model_dump(exclude=ANY_RUN)}
+    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return root() / "runs" / notebook / f"{preset}-{key}"
+
+
+# A run -------------------------------------------------------------------------------------------------------------
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where the tensors go: the setting, or a GPU where there is one. Raises InputError where a GPU is asked in vain."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" != here:
+        raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+    return torch.device(here if settings.device == "auto" else settings.device)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook with its settings, at work in its folder."""
+
+    notebook: str
+    preset: str
+    settings: Any  # the study's own Settings
+    folder: Path
+    started: float = field(default_factory=time.time)
+    before: float = 0.0  # seconds of earlier sessions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors go: the setting, or a GPU where there is one."""
+        return device_of(self.settings)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
+        return f"<p>{self.notebook}, preset {self.preset}, in {_shown(self.folder)}</p><table>{rows}</table>"
+
+    def finish(self) -> None:
+        """Write down that everything was computed, by all processes, and let go of the folder."""
+        distributed.agreed(None)
+        if distributed.rank():
+            return
+        _say(self, "finished", peak_memory_bytes=peak_memory())
+        progress.keep_in(None)
+        release(self.folder)
+
+
+def given(kind: type[Settings], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a notebook's `namespace` gives: what is not None, and what papermill's own cell assigns."""
+    found = {name: namespace[name] for name in kind.model_fields if namespace.get(name) is not None}
+    for source in namespace.get("In", []):
+        if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
+            found |= {name: value for name, value in _assignments(source) if value is not None and name != "preset"}
+    return found
+
+
+def begin(notebook: str, preset: str, settings: Settings) -> Run:
+    """Begin, or go on with, the run of these settings.
+
+    Raises InputError when another process is at work in the same folder, or the number of devices is not as started.
+    """
+    folder = folder_of(notebook, preset, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.devices != distributed.expected():
+        raise InputError(
+            f"devices = {settings.devices}: a notebook that is stepped through works on one device. "
+            f"`paperlib run {notebook} -p devices={settings.devices}` starts a process for each"
+        )
+    distributed.join()
+    if distributed.rank():  # the first process keeps the run's books
+        return Run(notebook, preset, settings, folder)
+    for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
+        _leave(other)
+    hold(folder)
+    run = Run(notebook, preset, settings, folder, before=_so_far(folder))
+    write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
+    sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
+    write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
+    _say(run, "running")
+    progress.keep_in(run.folder)
+    _watch(run)
+    return run
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path], Found]) -> Found | None:
+    """What `read` makes of the safetensors file that a recipe gave: of `file`, or of another run's at `elsewhere` in it.
+
+    None where nobody followed the recipe yet. Raises InputError where `file` is damaged; another run's damaged file is not
+    this one's concern.
+    """
+    for other in (file, *(sorted(root().glob(f"runs/*/*/{elsewhere}")) if recipe else ())):
+        try:
+            if read_about(other).get("recipe") == recipe:
+                return read(other)
+        except FileNotFoundError:
+            continue
+        except InputError:
+            if other == file:
+                raise
+    return None
+
+
+def method_of(training: str) -> str:
+    """The method in the name of a training, which is "<method>-seed<seed>"."""
+    return training.rsplit("-seed", 1)[0]
+
+
+def _assignments(source: str) -> Iterator[tuple[str, Any]]:
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name = statement.targets[0].id
+            try:
+                yield name, ast.literal_eval(statement.value)
+            except ValueError:  # float('nan'), as papermill writes it
+                raise InputError(f"{name} = {ast.unparse(statement.value)}: should be a plain value") from None
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+
+# Status ------------------------------------------------------------------------------------------------------------
+
+_locks: dict[Path, FileLock] = {}  # held by this process
+
+
+def hold(folder: Path) -> None:
+    """Take a run's folder for this process. Raises InputError when another is at work in it."""
+    if folder in _locks:
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
+    except Timeout:
+        raise InputError(f"{_shown(folder)}: {TAKEN}; wait for it or end it") from None
+    _locks[folder] = lock
+    threading.Thread(target=_beat, args=(folder, lock), daemon=True).start()
+
+
+def _beat(folder: Path, lock: FileLock) -> None:
+    """Show other machines that this process is at work, for as long as it holds the folder, and say so where it stalls."""
+    told, since = "", time.time()
+    time.sleep(BEAT)
+    while _locks.get(folder) is lock:
+        with suppress(OSError):
+            (folder / ALIVE).touch()
+        with suppress(InputError, OSError, LookupError, TypeError, ValueError):
+            stalled = progress.stalled(folder, since)
+            if stalled and not told:
+                print(stalled, flush=True)
+            told = stalled
+        time.sleep(BEAT)
+
+
+def release(folder: Path) -> None:
+    """Let go of what `hold` took."""
+    if lock := _locks.pop(folder, None):
+        lock.release()
+
+
+def _leave(folder: Path) -> None:
+    """Let go of a run that this process had begun; where it was not finished, it has stopped."""
+    if (about := status(folder))["state"] == "running":
+        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
+    release(folder)
+
+
+def _since(moment: float) -> float:
+    return max(0.0, time.time() - moment)  # clocks may go backwards
+
+
+def _say(run: Run, state: str, **more: Any) -> None:
+    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    seconds = _since(run.started)  # of this session; trainings keep their own
+    place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
+    write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
+
+
+def note_failure(folder: Path, error: str) -> None:
+    """Write down why the run in `folder` did not come to its end, where its own process could not."""
+    write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
+
+
+def seconds_of(about: Mapping[str, Any]) -> float:
+    """What a run took until its last word, all sessions together. `about` is of `status`."""
+    return float(about["seconds"]) + float(about.get("before", 0.0))
+
+
+def _so_far(folder: Path) -> float:
+    """Seconds that a run has taken: of a session that was killed, until its last news."""
+    file = folder / "status.json"
+    if not file.exists():
+        return 0.0
+    about = _read_status(file)
+    return seconds_of(_until_killed(about, folder) if about["state"] == "running" else about)
+
+
+def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The status of a run that was killed: it took until its last news."""
+    return {**about, "state": "killed", "seconds": max(0.0, _heard(folder) - about["started"])}
+
+
+def _watch(run: Run) -> None:
+    """Note the error of a failed cell, and a kernel that ends before the run is finished."""
+
+    def at_exit() -> None:
+        if run.folder in _locks:
+            _leave(run.folder)
+
+    atexit.register(at_exit)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+
+    def before_cell(_: Any) -> None:
+        if run.folder not in _locks:
+            shell.events.unregister("pre_run_cell", before_cell)
+        elif read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
+            _say(run, "running")
+
+    def after_cell(result: Any) -> None:
+        if run.folder not in _locks:
+            shell.events.unregister("post_run_cell", after_cell)
+        elif error := result.error_before_exec or result.error_in_exec:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
+
+    shell.events.register("pre_run_cell", before_cell)
+    shell.events.register("post_run_cell", after_cell)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started.
+
+    Raises InputError where its file is damaged.
+    """
+    file = folder / "status.json"
+    if not file.exists():
+        return {"state": "not started"}
+    if _read_status(file)["state"] != "running" or _locked(folder):
+        return _read_status(file)
+    content = _read_status(file)  # it may have ended well between the two looks
+    if content["state"] == "running" and not _at_work_elsewhere(content, folder):
+        return _until_killed(content, folder)
+    return content
+
+
+def _read_status(file: Path) -> dict[str, Any]:
+    about = read_json(file)
+    whole = isinstance(about, dict) and "state" in about
+    times = [about.get("started"), about.get("seconds"), about.get("before", 0.0)] if whole else [None]
+    if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
+        raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
+    return about
+
+
+def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
+    """Whether another machine is at work: locks do not always reach across a network's file system, a file's time does."""
+    return about.get("host", platform.node()) != platform.node() and _now_there(folder) - _heard(folder) < SILENT
+
+
+def _now_there(folder: Path) -> float:
+    """The time by the clock that gives the folder's files theirs, which may be another machine's."""
+    probe = folder / f".clock.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:  # a folder that we may only read
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _heard(folder: Path) -> float:
+    """When the run in `folder` last gave a sign of itself: seconds since 1970."""
+    alive = folder / ALIVE
+    return max(progress.latest(folder), alive.stat().st_mtime if alive.exists() else 0.0)
+
+
+def _locked(folder: Path) -> bool:
+    if folder in _locks:
+        return True
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+# Environment -------------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit: what a reader needs to judge a number by."""
+    return {
+        "paperlib": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "devices": distributed.world(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str | None:
+    own = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=own, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != own:  # another project's, that this one is installed in
+            return None
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,43 @@
+"""The studies: which notebooks there are, and what each can be told, trains, attacks and measures."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from paperlib import methods
+from paperlib.runs import run
+from paperlib.runs.files import InputError
+from paperlib.runs.settings import Settings, check
+
+
+def known() -> dict[str, type[Settings]]:
+    """The settings of each notebook: the STUDIES of every module here and, of a paper in one file, in `methods`."""
+    found: dict[str, type[Settings]] = {}
+    for package in (__path__, methods.__path__):
+        prefix = "paperlib.studies." if package is __path__ else "paperlib.methods."
+        for module in pkgutil.iter_modules(package, prefix):
+            found |= getattr(importlib.import_module(module.name), "STUDIES", {})
+    return found
+
+
+def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a preset with `overrides` in place. Raises InputError when anything is wrong with them."""
+    presets, kinds = run.read_presets(notebook), known()
+    if notebook not in kinds:
+        raise InputError(f"no study of notebook {notebook!r}; there are {', '.join(sorted(kinds))}")
+    if preset not in presets:
+        raise InputError(f"preset = {preset!r}: {notebook} has {', '.join(presets)}")
+    return check(kinds[notebook], {**presets[preset], **(overrides or {})})
+
+
+def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run:
+    """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
+
+    A parameter that is None is as its preset says; the text "null" stands for the value None. Papermill hands misspelt
+    parameters over without a word, so the cell it injects is read as well. Raises InputError for parameters that are
+    unknown or wrong, and when another process is at work in the same folder.
+    """
+    given = run.given(known()[notebook], namespace)
+    preset = namespace.get("preset", "quick")
+    return run.begin(notebook, preset, resolve(notebook, preset, given))

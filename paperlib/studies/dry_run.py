@@ -1,0 +1,94 @@
+"""What a study's training costs on this machine, from single steps on random images: before its data are there."""
+
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from paperlib import models, studies
+from paperlib.data import load
+from paperlib.methods import Batch, Method, Step
+from paperlib.runs.files import InputError
+from paperlib.runs.progress import Bar
+from paperlib.runs.run import peak_memory
+from paperlib.training import computes_in_bf16
+
+BATCHES = {"cpu": (1, 2), "cuda": (1, 8, 32)}  # images in a step: what one adds to the memory shows between them
+IMAGENET100 = (125_000, 224, 100)  # training images (as DAAT, Section 5.1, has it), pixels, classes
+
+
+def measure(notebook: str, settings: Any) -> pd.DataFrame:
+    """A step of each method of the study's `rehearsal` on random images: one row a method.
+
+    Columns: img/s; days, that the settings' epochs over all training images would take here at that rate, as if features
+    were aligned throughout; and, of the last method, the GiB that a step at the settings' batch size would take, drawn out
+    from small steps. Raises InputError for a study without a rehearsal.
+    """
+    rehearsal = _rehearsals().get(notebook)
+    if rehearsal is None:
+        raise InputError(f"{notebook} has no dry run; {', '.join(_rehearsals())} has")
+    count, size, classes = _extent(settings)
+    device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
+    work: dict[str, Method] = rehearsal(settings, size, classes)
+    model = models.of_settings(settings, classes=classes, channels=3, size=size, seed=0).to(device)
+    bf16 = settings.bf16 and computes_in_bf16(device)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate)
+    rows: dict[str, dict[str, float]] = {}
+    peaks: list[int] = []
+    # The last method first: on a CPU the peak is the process's and never falls, so others would hide what it takes.
+    last, sizes = list(work)[-1], BATCHES[device]
+    with torch.random.fork_rng(), Bar(len(work) * len(sizes), "rehearsing", "step") as progress:
+        for name, method in sorted(work.items(), key=lambda one: one[0] != last):
+            for number in sizes:
+                images = torch.rand(number, 3, size, size, device=device)
+                labels = torch.arange(number, device=device) % classes
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                begun = time.perf_counter()
+                model.train()
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                    terms = method.loss(model, Batch(images, labels, lambda x: x), Step(0, 1, 0))
+                terms["total"].backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - begun
+                if name == last:
+                    peaks.append(_peak(device))
+                progress.update()
+            rate = sizes[-1] / seconds
+            rows[name] = {"img/s": rate, "days": count * settings.epochs / rate / 86_400}
+    each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0])
+    rows[last][f"GiB, batch {settings.batch_size}"] = (peaks[0] + each * (settings.batch_size - sizes[0])) / 2**30
+    return pd.DataFrame(rows).T.loc[list(work)]
+
+
+def _rehearsals() -> dict[str, Callable[..., dict[str, Method]]]:
+    """The `rehearsal` of each study that has one, by notebook."""
+    found: dict[str, Callable[..., dict[str, Method]]] = {}
+    for module in pkgutil.iter_modules(studies.__path__, "paperlib.studies."):
+        loaded = importlib.import_module(module.name)
+        if hasattr(loaded, "rehearsal"):
+            found |= dict.fromkeys(loaded.STUDIES, loaded.rehearsal)
+    return found
+
+
+def _extent(settings: Any) -> tuple[int, int, int]:
+    """Training images, pixels and classes: of ImageNet-100 as known, of other data by loading them."""
+    if settings.data == "imagenet100":
+        count, size, classes = IMAGENET100
+        return settings.train_images or count, settings.image_size or size, classes
+    train = load(settings.data, train_images=settings.train_images, image_size=settings.image_size).train
+    return len(train), int(train.images.shape[-1]), len(train.classes)
+
+
+def _peak(device: str) -> int:
+    """Bytes: of the GPU's memory since its counter was reset, or of the process since it began."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return peak_memory()

@@ -1,0 +1,443 @@
+"""The study `gfa_landscape`: what GFA's notebook can be told, and what it trains, attacks and measures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from paperlib import models
+from paperlib.attacks import (
+    Attack,
+    apgd,
+    autoattack,
+    each_image,
+    evaluating,
+    fgsm,
+    margin,
+    pgd,
+    square,
+    training_pgd,
+    transfer,
+)
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.evaluation.intervals import distance_table
+from paperlib.evaluation.settings import ImageSettings, check_changes
+from paperlib.geometry import weighted_layers
+from paperlib.geometry.radial import pgd_in_cone, radial
+from paperlib.methods import Method, outputs
+from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
+from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
+from paperlib.models.trained import Trained, each_model
+from paperlib.runs.run import Run, method_of
+from paperlib.runs.settings import Count, Positive, Radius, Share
+from paperlib.training import train_each
+
+ARMS = {"first": 1, "deep": 3}  # layers that are aligned
+Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
+
+
+class GfaSettings(ImageSettings):
+    """Almost nothing of it is published; every value is a choice."""
+
+    methods: Annotated[list[Name], Field(min_length=2)]
+    task: Task  # mse: the paper
+    alpha: Positive  # α
+    betas: dict[Literal["first", "deep"], list[Radius]]  # β of each layer
+    aim: Share | None  # mean cosine that is aimed at; the paper reports 0.93
+    ramp: Share  # share of the steps over which β rises
+    penalty: Radius  # λ of the gradient penalty
+    train_steps: Count  # of PGD-AT's attack
+    sweep: list[Radius]  # factors of β, for FIRST and DEEP
+    literal: bool  # FIRST with the printed sign too, −β (1 − cos); one seed
+    tasks: dict[Task, Radius]  # other task losses, with FIRST's β: losses differ in scale
+    architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
+    mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
+    mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
+    mlp_data: str | None  # its images; None: the same
+    autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take a minute for a handful of images
+    restarts: Count  # of the adaptive attack
+    queries: Count  # of Square
+    minimum_images: Count  # of the minimum-norm attacks
+    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
+    pixel_images: Count  # of the one-pixel attack
+    pixel_generations: Count
+    landscape_images: Count
+    landscape_reach: Positive  # L2 distance to which losses are drawn
+    cone_angles: list[Annotated[float, Field(ge=0, le=90)]]  # degrees
+    epsilons: list[Positive]  # ε of the sweep in L∞
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, layers in ARMS.items():
+            for field, betas in {"betas": self.betas, "mlp_betas": self.mlp_betas if self.mlp else self.betas}.items():
+                if name in self.methods and len(betas.get(name, [])) != layers:  # type: ignore[call-overload, arg-type]
+                    raise ValueError(f"{field} needs {layers} β for {name}")
+        for name, changes in {"mlp": self.mlp, **self.architectures}.items():
+            check_changes(self, name, changes)
+        if missing := {"standard", "first"} - set(self.methods):
+            raise ValueError(f"methods needs {' and '.join(sorted(missing))}: everything is held against them")
+        return self
+
+
+STUDIES = {"gfa_landscape": GfaSettings}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
+    """The first `count` layers of the network in the settings; InputError where it cannot be differentiated twice."""
+    images = as_float(data.train.images[:2])
+    classes, channels, size = len(data.train.classes), images.shape[1], images.shape[-1]
+    model = models.of_settings(settings, classes=classes, channels=channels, size=size, seed=0)
+    found = weighted_layers(model, images)[:count]
+    check_differentiable_twice(model, images, found, getattr(settings, "task", "mse"))
+    return found
+
+
+def training_attack(settings: GfaSettings) -> Attack:
+    """PGD-AT's, on the task loss, with steps that add up to 2.5 ε."""
+    return training_pgd(eps=settings.eps_linf, norm="linf", steps=settings.train_steps, loss=settings.task)
+
+
+def methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """The methods of the settings for a network whose first layers have these names."""
+    everything: dict[str, Method] = {
+        "standard": Standard(settings.task),
+        "pgd_at": AdversarialTraining(training_attack(settings), settings.task),
+        "gradient_penalty": GradientPenalty(settings.penalty, settings.task),
+    }
+    for name, count in ARMS.items():
+        if name in settings.methods:
+            everything[name] = _gfa(settings, names[:count], settings.betas[name])  # type: ignore[index]
+    return {name: everything[name] for name in settings.methods}
+
+
+def _gfa(settings: GfaSettings, names: Sequence[str], betas: Sequence[float], **changes: Any) -> GFA:
+    fixed = {"alpha": settings.alpha, "task": settings.task, "aim": settings.aim, "ramp": settings.ramp}
+    return GFA(tuple(names), tuple(betas), **{**fixed, **changes})
+
+
+def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """Standard training, FIRST and DEEP of the MLP, as "mlp_…"; none without settings for it."""
+    if not settings.mlp:
+        return {}
+    built = methods(settings.model_copy(update={"betas": settings.mlp_betas}), names)
+    watched: dict[str, Method] = {"mlp_standard": Watched(built["standard"], tuple(names), settings.task)}
+    return watched | {f"mlp_{name}": built[name] for name in ("first", "deep") if name in built}
+
+
+def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """FIRST and DEEP at each factor of β, by "<method>_x<factor>", and "first_literal", with the printed sign."""
+    literal: dict[str, Method] = (
+        {"first_literal": _gfa(settings, names[:1], settings.betas["first"], literal=True)} if settings.literal else {}
+    )
+    return literal | {
+        f"{name}_x{factor:g}": _gfa(settings, names[:count], [factor * beta for beta in settings.betas[name]])  # type: ignore[index]
+        for name, count in ARMS.items()
+        if name in settings.methods
+        for factor in settings.sweep
+    }
+
+
+def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
+    """Standard and adversarial training and FIRST under each other task loss."""
+    found: dict[str, Method] = {}
+    for task, beta in settings.tasks.items():
+        found[f"standard_{task}"] = Standard(task)
+        if "pgd_at" in settings.methods:
+            attack = training_attack(settings.model_copy(update={"task": task}))
+            found[f"pgd_at_{task}"] = AdversarialTraining(attack, task)
+        found[f"first_{task}"] = _gfa(settings, names[:1], [beta], task=task)
+    return found
+
+
+def architecture_methods(settings: GfaSettings, name: str, names: Sequence[str]) -> dict[str, Method]:
+    """Standard training and FIRST of another architecture."""
+    first = _gfa(settings, names[:1], settings.betas["first"])
+    return {f"standard_{name}": Standard(settings.task), f"first_{name}": first}
+
+
+def train_architectures(run: Run, settings: GfaSettings, data: Splits, attack: Attack) -> dict[str, dict[int, nn.Module]]:
+    """Train plainly and with FIRST every other architecture, with the first seed."""
+    trained: dict[str, dict[int, nn.Module]] = {}
+    for name, changes in settings.architectures.items():
+        names = layers(settings.model_copy(update=changes), data, 1)
+        built = architecture_methods(settings, name, names)
+        trained |= train_each(run, built, data, attack, seeds=settings.seeds[:1], **changes)
+    return trained
+
+
+def twins(members: Mapping[int, nn.Module], layer: str) -> dict[int, nn.Module]:
+    """The `RadialTwin` of each model, by seed, at the input of a layer."""
+    return {seed: RadialTwin(model, layer) for seed, model in members.items()}
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def selection_attack(settings: GfaSettings) -> Attack:
+    """What validation images are attacked with: PGD-10 on the margin, which no saturated loss blinds."""
+    return partial(pgd, eps=settings.eps_linf, norm="linf", steps=10, step_size=settings.eps_linf / 4, loss="margin")
+
+
+def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
+    """FGSM, which the paper reports, and PGD: on cross-entropy, as libraries run it; along the task loss; on the margin."""
+    eps = settings.eps_linf
+    strong = partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8)
+    return {
+        "fgsm": partial(fgsm, eps=eps, norm="linf"),
+        "pgd_task": partial(strong, loss=task),
+        "pgd_ce": strong,
+        "pgd_margin": partial(strong, loss="margin"),
+    }
+
+
+def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack]:
+    """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, AutoAttack."""
+    eps = settings.eps_linf
+    steps = partial(pgd, steps=40, step_size=eps / 8)
+    again = partial(steps, eps=eps, norm="linf", restarts=settings.restarts)
+    whole = partial(autoattack, eps=eps, norm="linf")
+    parts: dict[str, Attack] = {}
+    last: dict[str, Attack] = {}
+    if settings.autoattack_images:  # the parts that the paper lists one by one, and all of them
+        parts = {"apgd_t": partial(whole, only="apgd-t"), "fab_t": partial(whole, only="fab-t")}
+        last = {"autoattack": whole}
+    return {
+        "apgd_ce": partial(apgd, eps=eps, norm="linf"),
+        "apgd_dlr": partial(apgd, eps=eps, norm="linf", loss="dlr"),
+        **parts,
+        "square": partial(square, eps=eps, norm="linf", queries=settings.queries),
+        "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm="linf"),
+        "restarts": again,
+        "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=settings.restarts),
+        **last,
+    }
+
+
+def adaptive(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Literal["linf"], steps: int, restarts: int
+) -> Tensor:
+    """An attack made for GFA in L∞: it follows the logit margin, and starts off the radial direction.
+
+    An aligned gradient of the task loss points along the image, so an attack on that loss begins with a change of contrast;
+    and the squared error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a
+    corner of the ball less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all
+    steps and restarts.
+    """
+    best = images.clone()
+    with torch.no_grad():
+        reached = _margin(model, best, labels)
+    unit = radial(model, images)
+    for _ in range(restarts):
+        corner = eps * torch.randn_like(images).sign()
+        along = each_image((corner * unit).flatten(1).sum(1), images)
+        current = (images + (corner - along * unit).clamp(-eps, eps)).clamp(0, 1)
+        for step in range(steps + 1):
+            current = current.detach().requires_grad_(True)
+            with torch.enable_grad():
+                strength = _margin(model, current, labels)
+                (gradient,) = torch.autograd.grad(strength.sum(), current)
+            better = strength.detach() > reached
+            best = torch.where(each_image(better, images), current.detach(), best)
+            reached = reached.maximum(strength.detach())
+            size = eps * 0.5 * 0.04 ** (step / max(1, steps - 1))
+            change = current.detach() - images + size * gradient.nan_to_num(0, 0, 0).sign()
+            current = (images + change.clamp(-eps, eps)).clamp(0, 1)
+    return best
+
+
+def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return margin(outputs(model, images), labels)
+
+
+def sweep_attack() -> Attack:
+    """PGD on the margin within ε = 1, which `evaluation.sweep` brings to every ε of the settings."""
+    return partial(pgd, eps=1.0, norm="linf", steps=40, step_size=1 / 8, loss="margin", best=True)
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """Accuracy under each minimum-norm attack within L2 `eps`: rows as `evaluate_each` has, measure "<attack>_l2"."""
+    rows = [
+        (row.method, row.seed, f"{row.attack}_l2", len(row.each), float((row.each > eps).mean()), row.each > eps)
+        for row in found.itertuples(index=False)
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models; reviews of it name no others
+
+
+def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
+    """Every attack's rows once more on the images that all of the paper's models, of all seeds, have right when clean.
+
+    That is the paper's basis, as its reviews say. `table` is of attacks on the same images, with `each`. Rows as
+    `evaluate_each` has, measure "<attack>_joint"; none where no image is right under all.
+    """
+    own = table[table["method"].isin(JOINT)]
+    kept = np.logical_and.reduce(list(own.loc[own["measure"] == "clean", "each"]))
+    if not kept.any():
+        return own[:0]
+    rows = [
+        (row.method, row.seed, f"{row.measure}_joint", int(kept.sum()), float(row.each[kept].mean()), row.each[kept])
+        for row in own[own["measure"] != "clean"].itertuples(index=False)
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The ratios of `distance_table` as rows that claims can be held against: measure "<attack>_ratio", mean, low, high."""
+    seeds, count = found.groupby("method")["seed"].nunique(), len(found["each"].iloc[0])
+    rows = [
+        _row(one.method, f"{one.attack}_ratio", one.ratio, one.low, one.high, int(seeds[one.method]), count)
+        for one in distance_table(found, against).reset_index().itertuples(index=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def cosine_table(run: Run, trained: Trained, parts: Mapping[str, ImageSet], names: Sequence[str]) -> pd.DataFrame:
+    """Mean cosine of loss gradient and layer input, by method (rows), set of images and layer (columns), over seeds."""
+    rows = {}
+    for method, members in trained.items():
+        row: dict[tuple[str, str], float] = {}
+        for part, data in parts.items():
+            found = [cosines(model.to(run.device), data, names, run.settings.task) for model in members.values()]
+            row |= {(part, name): float(value) for name, value in zip(names, torch.stack(found).mean((0, 2)), strict=True)}
+        rows[method] = row
+    return pd.DataFrame(rows).T
+
+
+def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """The cosines over training: columns panel (the layer), line (the method, and on which images), epoch, value.
+
+    On training images as the loss saw them, mean over the epoch; on validation images after it, in evaluation mode.
+    """
+    rows = [
+        (
+            f"input of {key.rsplit('cosine ', 1)[1]}",
+            f"{training.rsplit('-seed', 1)[0]}, {'validation' if key.startswith('validation') else 'training'}",
+            epoch["epoch"],
+            epoch[key],
+        )
+        for training, history in histories.items()
+        if method_of(training) in names
+        for epoch in history["epochs"]
+        for key in epoch
+        if key.startswith(("cosine ", "validation cosine "))
+    ]
+    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
+
+
+def _row(method: str, measure: str, value: float, low: float, high: float, seeds: int, n: int) -> dict[str, Any]:
+    """A row as `evaluation.summary` has them, of a measure that has an interval of its own."""
+    return {"method": method, "measure": measure, "mean": value, "deviation": math.nan, "low": low, "high": high,
+            "seeds": seeds, "n": n, "sample_low": low, "sample_high": high, "each": None}  # fmt: skip
+
+
+def cosine_rows(run: Run, trained: Trained, parts: Mapping[str, ImageSet], name: str) -> pd.DataFrame:
+    """The cosine at one layer by image, on each set of images as method "<method> on <set>": rows as `evaluate_each`.
+
+    And clean accuracy beside it, since the cosine of a model at chance says nothing.
+    """
+    rows = []
+    for method, seed, model in each_model(trained):
+        for part, data in parts.items():
+            each = cosines(model.to(run.device), data, [name], run.settings.task)[0].double().numpy()
+            rows.append((f"{method} on {part}", seed, "cosine", len(each), float(each.mean()), each))
+            with evaluating(model), torch.no_grad():
+                right = model(as_float(data.images).to(run.device)).argmax(1).cpu() == data.labels
+            rows.append((f"{method} on {part}", seed, "clean", len(right), float(right.double().mean()), right.numpy()))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def cones(settings: GfaSettings) -> dict[str, Attack]:
+    """PGD within each angle of the radial line and of the tangential plane, by "<around>_<angle>"; beyond [0,1] as well."""
+    attack = partial(pgd_in_cone, eps=settings.eps_l2, norm="l2", steps=20, step_size=settings.eps_l2 / 5)
+    return {
+        f"{around}_{angle:g}": partial(attack, around=around, angle=angle)
+        for around in ("radial", "tangential")
+        for angle in settings.cone_angles
+    }
+
+
+def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy against the angle: columns panel, line, angle, value, low, high in percent."""
+    rows = [
+        (f"within an angle of the {place[0]} {'line' if place[0] == 'radial' else 'plane'}", row.method, float(place[1]),
+         100 * row.mean, 100 * row.low, 100 * row.high)
+        for row in summary.itertuples(index=False)
+        if len(place := str(row.measure).split("_")) == 2 and place[0] in ("radial", "tangential")
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["panel", "line", "angle", "value", "low", "high"])
+
+
+def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Clean and robust accuracy and 100 × the cosine on test images against β; standard training is β = 0 of both.
+
+    Columns panel (the method), line, "β of the first layer", value, low, high.
+    """
+    summary = pd.concat(summaries, ignore_index=True)
+    rows: list[tuple[Any, ...]] = []
+    for arm in (arm for arm in ARMS if arm in settings.methods):
+        beta = settings.betas[arm][0]  # type: ignore[index]
+        places = {"standard": 0.0, arm: beta} | {f"{arm}_x{factor:g}": factor * beta for factor in settings.sweep}
+        rows += [
+            (arm.upper(), str(row.measure), places[row.method], 100 * row.mean, 100 * row.low, 100 * row.high)
+            for row in summary.itertuples(index=False)
+            if row.method in places and row.measure in ("clean", "pgd_margin")
+        ]
+        found = {
+            method: 100 * float(table.loc[method, ("test images", name)]) for method in places if method in table.index
+        }
+        rows += [(arm.upper(), "cosine × 100", places[method], value, value, value) for method, value in found.items()]
+    frame = pd.DataFrame(rows, columns=["panel", "line", "β of the first layer", "value", "low", "high"])
+    return frame.sort_values(["panel", "β of the first layer"], ascending=[False, True], kind="stable")
+
+
+def others_each(
+    run: Run, groups: Mapping[str, Trained], data: ImageSet,
+    evaluate_each: Callable[..., pd.DataFrame],
+) -> pd.DataFrame:  # fmt: skip
+    """`evaluation.evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
+    tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items() if models]  # type: ignore[arg-type]
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_task(settings: GfaSettings, tasked: Trained, *others: Trained) -> dict[str, dict[str, Mapping[int, nn.Module]]]:
+    """Models by the task loss they were trained with: `tasked` have it in their names, `others` the settings'."""
+    groups: dict[str, dict[str, Mapping[int, nn.Module]]] = {settings.task: {}}
+    for members in others:
+        groups[settings.task] |= members
+    for task in settings.tasks:
+        groups.setdefault(task, {}).update({name: one for name, one in tasked.items() if name.endswith(f"_{task}")})
+    return groups
+
+
+def first_cosines(run: Run, groups: Mapping[str, Trained], data: ImageSet) -> pd.Series:
+    """The mean cosine at its own first layer under its own task loss, over seeds, by method."""
+    found = {}
+    for task, members in groups.items():
+        for method, one in members.items():
+            each = []
+            for model in one.values():
+                names = weighted_layers(model.to(run.device), as_float(data.images[:2]).to(run.device))[:1]
+                each.append(float(cosines(model, data, names, task).mean()))  # type: ignore[arg-type]
+            found[method] = float(np.mean(each))
+    return pd.Series(found, name=("cosine", "here"))
+
+
+def measured(summaries: Sequence[pd.DataFrame], aligned: pd.DataFrame) -> pd.DataFrame:
+    """Everything that claims are held against, as an `evaluation.summary`; `aligned` is that of `cosine_rows`."""
+    each = aligned["each"].where(aligned["method"].str.endswith("on test images"), None)  # other images: nothing to pair
+    return pd.concat([*summaries, aligned.assign(each=each)], ignore_index=True)

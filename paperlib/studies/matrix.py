@@ -1,0 +1,319 @@
+"""The study `alignment_matrix`: every defence of the four papers, and combinations, under one protocol.
+
+Same data, network, optimiser and epochs for all in place of each paper's own, and in training the same ε, steps and step
+size, with loss and start as each defence asks; weights are settings. What a defence needs besides, it gets: PAG its
+targets, RIGD a network trained by PGD-AT, RAAT# and its baseline WA a moving average of the weights, DAAT depth, and as
+attention the activations of a layer where the network is convolutional. DAAT is without the feature alignment, whose
+teacher must have tokens.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, training_pgd, transfer
+from paperlib.data import ImageSet, Splits, as_float
+from paperlib.evaluation.settings import DepthSettings
+from paperlib.geometry import oracles, weighted_layers
+from paperlib.geometry.oracles import Oracle, Target
+from paperlib.geometry.saliency import Attention, activated, attended
+from paperlib.methods import Method
+from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, GradientPenalty, Standard
+from paperlib.methods.combined import Added, Combined
+from paperlib.methods.daat import DAAT
+from paperlib.methods.gfa import GFA, check_differentiable_twice
+from paperlib.methods.pag import PAG, Targets, class_mean, distilled, one_image, sample, toward
+from paperlib.methods.raat import RAAT, RAATSharp
+from paperlib.methods.ramped import ramped
+from paperlib.runs.files import InputError
+from paperlib.runs.run import Run
+from paperlib.runs.settings import Count, Positive, Radius, Ramp
+from paperlib.training import train_each
+
+Name = Literal[
+    "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
+    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
+]  # fmt: skip
+# The term of each defence's loss that is its own, by the name that the loss gives it: what a combination can add.
+TERMS: dict[Name, str] = {
+    "gradient_penalty": "penalty", "one_image": "misalignment", "class_mean": "misalignment",
+    "nearest_neighbor": "misalignment", "rigd": "misalignment", "first": "misalignment", "deep": "misalignment",
+    "trades": "kl", "mart": "kl", "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
+}  # fmt: skip
+TWICE: set[Name] = {  # differentiated
+    "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
+}  # fmt: skip
+AVERAGED: set[Name] = {"wa", "raat_sharp"}  # of which a moving average of the weights is what is kept
+ON_ADVERSARIAL: set[Name] = {  # images in training
+    "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
+}  # fmt: skip
+WEIGHTED = {*TERMS, "raat_sharp"}  # have a weight of their own
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
+DEEP = 3  # layers
+
+
+class Combination(BaseModel):
+    """One defence's objective with the own terms of others on top, at their weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    base: Name
+    add: Annotated[dict[Name, Positive], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _own_terms(self) -> Self:
+        if "raat_sharp" in self.add:
+            raise ValueError("raat_sharp cannot be added: its DICAR needs the average of the weights, raat's does not")
+        if without := set(self.add) - set(TERMS):
+            raise ValueError(f"{', '.join(sorted(without))} has no term of its own; {', '.join(TERMS)} have")
+        return self
+
+
+class MatrixSettings(DepthSettings):
+    """One protocol for all."""
+
+    defences: Annotated[list[Name], Field(min_length=2)]
+    weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
+    combinations: dict[str, Combination]  # what no paper tried; add your own
+    one_seed: list[str]  # trained with the first seed alone: names, "combinations", "equal" for all of equal compute
+    ramp: Ramp  # of ε, in every attack in training
+    equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
+    classes_per_step: Count | None  # PAG's K; None: all, as in the paper
+    neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
+    eta: Positive  # RAAT's η
+    average: BelowOne  # decay per step of the weights' moving average in WA and RAAT#
+    average_start: BelowOne  # share before which RAAT# has no DICAR, and, to the nearest epoch, the average is a copy
+    oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
+    task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
+    landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
+    measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
+    queries: Count  # of Square
+    minimum_images: Count  # of the minimum-norm attacks
+    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
+    pixel_images: Count  # of the one-pixel attack
+    pixel_generations: Count
+    score_eps: Positive  # of the PAG score's targeted L2 attack
+    score_steps: Count
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        trained = [*self.defences, *self.combinations]
+        if missing := {"standard", "pgd_at"} - set(self.defences):
+            raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
+        if double := set(self.defences) & set(self.combinations):
+            raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
+        if extra := set(self.one_seed) - set(trained) - GROUPS:
+            raise ValueError(
+                f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are, and "
+                f"{' and '.join(sorted(GROUPS))} name several"
+            )
+        if self.equal_compute and self.equal_compute not in self.defences:
+            raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
+        for name in self.combinations:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith("_equal") or name in {"judge", *GROUPS}:
+                raise ValueError(
+                    f"combinations: {name!r} should be a name of small letters, digits and _, not with _equal, nor one of "
+                    f"{', '.join(sorted({'judge', *GROUPS}))}"
+                )
+        used = {*self.defences, *(one.base for one in self.combinations.values())}
+        needed = used & WEIGHTED
+        if bare := needed - set(self.weights):
+            raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
+        if used & AVERAGED and not self.average:
+            raise ValueError("average = 0: wa and raat_sharp need the moving average of the weights (paper: 0.999)")
+        if self.oracle == "exact" and self.data != "scenes":
+            raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
+        return self
+
+
+STUDIES = {"alignment_matrix": MatrixSettings}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def training_attack(settings: MatrixSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+    """PGD from a random start, steps that add up to 2.5 ε."""
+    return training_pgd(
+        eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation
+    )
+
+
+def oracle(settings: MatrixSettings, size: int) -> Oracle:
+    """Where the depth of images of `size` pixels comes from."""
+    if settings.oracle == "exact":
+        return oracles.exact
+    return oracles.by_learned(size, settings.depth_images, settings.depth_epochs)
+
+
+def target(settings: MatrixSettings, size: int) -> Target:
+    """G, the edges of depth."""
+    return oracles.target(oracle(settings, size))
+
+
+def attention(settings: MatrixSettings) -> Attention:
+    """A, of a layer's activations or of a transformer's class token."""
+    return attended if settings.layer is None else partial(activated, layer=settings.layer)
+
+
+def layers(model: nn.Module, data: ImageSet) -> tuple[str, ...]:
+    """The first layers, at whose inputs gradient and features are held against each other."""
+    return tuple(weighted_layers(model, as_float(data.images[:1]))[:DEEP])
+
+
+def toward_means(train: ImageSet, device: torch.device) -> Targets:
+    """g(x, t) of PAG's Class Mean: what the PAG cosine is measured against."""
+    return partial(toward, class_mean(train, 1.0).to(device))
+
+
+def methods(
+    settings: MatrixSettings, train: ImageSet, model: nn.Module, device: torch.device, teacher: nn.Module
+) -> dict[str, Method]:
+    """The defences and the combinations; `model` is the network that they train, for the names of its layers.
+
+    The gradients of `teacher` are what RIGD distils.
+    """
+    seed, uniform = settings.seeds[0], training_attack(settings)
+    normal = training_attack(settings, start_deviation=START)
+    sharp = partial(RAATSharp, uniform, settings.average_start)
+    names = layers(model, train)
+
+    def pag(pool: Callable[[], torch.Tensor]) -> Callable[[float], Method]:
+        return lambda weight: PAG(partial(toward, pool().to(device)), weight, settings.classes_per_step)
+
+    def rigd(weight: float) -> Method:
+        return PAG(partial(distilled, teacher.to(device), PAG.of), weight, settings.classes_per_step)
+
+    def gfa(count: int) -> Callable[[float], Method]:
+        return lambda weight: GFA(names[:count], (weight,) * count, task=settings.task)
+
+    def daat(weight: float) -> Method:
+        return DAAT(uniform, attention(settings), target(settings, int(train.images.shape[-1])), weight=weight)
+
+    built: dict[Name, Callable[[float], Method]] = {
+        "standard": lambda weight: Standard(),
+        "gradient_penalty": GradientPenalty,
+        "one_image": pag(partial(one_image, train, seed)),
+        "class_mean": pag(partial(class_mean, train, 1.0)),
+        "nearest_neighbor": pag(partial(sample, train, settings.neighbors, seed)),
+        "rigd": rigd,
+        "first": gfa(1),
+        "deep": gfa(DEEP),
+        "pgd_at": lambda weight: AdversarialTraining(uniform),
+        "trades": lambda weight: TRADES(training_attack(settings, "kl", START), weight),
+        "mart": lambda weight: MART(normal, weight),
+        "cons_at": lambda weight: ConsistencyAT(uniform, weight),
+        "raat": lambda weight: RAAT(uniform, settings.eta, weight),
+        "raat_plus_plus": lambda weight: RAAT(normal, settings.eta, weight, boosted=True),
+        "wa": lambda weight: sharp(bound=False, dicar=False),
+        "raat_sharp": partial(sharp, settings.eta),
+        "daat": daat,
+    }
+
+    def defence(name: Name) -> Method:
+        return ramped(built[name](settings.weights.get(name, 0.0)), settings.ramp)  # type: ignore[no-any-return]
+
+    def term(name: Name, weight: float) -> Added:
+        return Added(name, ramped(_term_alone(built[name](1.0)), settings.ramp), TERMS[name], weight)
+
+    mixed = {
+        name: Combined(defence(one.base), tuple(term(other, weight) for other, weight in one.add.items()))
+        for name, one in settings.combinations.items()
+    }
+    return {**{name: defence(name) for name in settings.defences}, **mixed}
+
+
+def on_adversarial(settings: MatrixSettings) -> set[str]:
+    """The defences and combinations that train on adversarial images."""
+    mixed = {name for name, one in settings.combinations.items() if {one.base, *one.add} & ON_ADVERSARIAL}
+    return mixed | (set(settings.defences) & ON_ADVERSARIAL)
+
+
+def _term_alone(method: Method) -> Method:
+    """A method whose own term is wanted and nothing else: RAAT without its partition and MART's terms."""
+    return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
+
+
+def train(
+    run: Run,
+    named: Mapping[str, Method],
+    data: Splits,
+    epochs: Mapping[str, int] | None = None,
+) -> dict[str, dict[int, nn.Module]]:
+    """Train the methods with each seed; those that `one_seed` names with the first seed alone.
+
+    Of WA and RAAT# the average of the weights is kept. With `epochs`, of each by name, they are the trainings of equal
+    compute, as "<name>_equal".
+    """
+    settings = run.settings
+    trained: dict[str, dict[int, nn.Module]] = {}
+    for name, method in named.items():
+        called = name if epochs is None else f"{name}_equal"
+        changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs[name]}
+        mixed = settings.combinations.get(name)
+        if (mixed.base if mixed else name) in AVERAGED:
+            changes |= {"ema": settings.average, "ema_start": settings.average_start}
+        groups = {"combinations"} if mixed else set()
+        alone = {name, *groups, *(["equal"] if epochs else [])} & set(settings.one_seed)
+        seeds = list(settings.seeds[:1] if alone else settings.seeds)
+        trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)
+    return trained
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def selection_attack(settings: MatrixSettings) -> Attack:
+    """What validation images are attacked with after each epoch: PGD-10, as in RAAT's study."""
+    return partial(pgd, eps=settings.eps, norm=settings.norm, steps=10, step_size=settings.eps / 4)
+
+
+def attacks(settings: MatrixSettings) -> dict[str, Attack]:
+    """On all test images: FGSM, PGD-20, and PGD-20 on the margin."""
+    eps, norm = settings.eps, settings.norm
+    strong = partial(pgd, eps=eps, norm=norm, steps=20, step_size=eps / 8)
+    return {"fgsm": partial(fgsm, eps=eps, norm=norm), "pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
+
+
+def strong_attacks(settings: MatrixSettings, source: nn.Module) -> dict[str, Attack]:
+    """On fewer images: what does not ask for the gradient, and AutoAttack."""
+    eps, norm = settings.eps, settings.norm
+    steps = partial(pgd, steps=20, step_size=eps / 8, loss="margin")
+    return {
+        "noise": partial(pgd, eps=eps, norm=norm, steps=0, step_size=0.0),
+        "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm=norm),
+        "square": partial(square, eps=eps, norm=norm, queries=settings.queries),
+        "autoattack": partial(autoattack, eps=eps, norm=norm),
+    }
+
+
+def other_attacks(settings: MatrixSettings) -> dict[str, Attack]:
+    """On fewer images as well: PGD-100, and PGD-20 on the margin in the other norm."""
+    other: Norm = "l2" if settings.norm == "linf" else "linf"
+    radius = settings.eps_l2 if other == "l2" else settings.eps_linf
+    return {
+        "pgd_100": partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 8),
+        f"pgd_{other}": partial(pgd, eps=radius, norm=other, steps=20, step_size=radius / 8, loss="margin"),
+    }
+
+
+def check(settings: MatrixSettings, model: nn.Module, data: ImageSet) -> None:
+    """Raise InputError, before anything is trained, where the network or the images do not fit what is asked."""
+    if data.images.shape[1] != 3:
+        raise InputError(
+            f"data = {settings.data}: images of {data.images.shape[1]} channel; depth is told from colour images"
+        )
+    with torch.no_grad():
+        model.eval()
+        attention(settings)(model, as_float(data.images[:2]))
+    if len(names := layers(model, data)) < DEEP:
+        raise InputError(f"model = {settings.model}: {len(names)} linear or convolutional layers; DEEP needs {DEEP}")
+    used = {*settings.defences, *(name for one in settings.combinations.values() for name in (one.base, *one.add))}
+    if used & TWICE:
+        check_differentiable_twice(model, as_float(data.images[:2]), names, settings.task)

@@ -1,0 +1,570 @@
+"""The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import AfterValidator, Field, model_validator
+from torch import nn
+
+from paperlib import models
+from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training_pgd
+from paperlib.data import ImageSet, Splits, as_float, joined, subset
+from paperlib.data.toy import load_wave
+from paperlib.evaluation.intervals import mean_interval
+from paperlib.evaluation.settings import NormSettings, check_changes
+from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
+from paperlib.methods import Method
+from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
+from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
+from paperlib.models.trained import Trained, each_model, first_models
+from paperlib.runs.run import Run, method_of
+from paperlib.runs.settings import Count, Positive, Radius, Share
+from paperlib.training import train_each
+
+Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
+Component = Literal["two_views", "bound", "dicar"]
+Weighted = Literal["trades", "mart", "cons_at", "raat"]  # whose regularisation has the weight λ
+Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
+KAPPA = 50.0  # κ of the margin loss behind the C&W column
+RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
+
+
+class RaatSettings(NormSettings):
+    """Sections 2.1, 3.1 and 5 and Appendix D."""
+
+    form: Form  # the authors' code, or the equations as printed
+    methods: Annotated[list[Name], Field(min_length=1)]
+    one_seed: list[Name | Component]  # what is trained with the first seed alone; sweeps always are
+    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    eta: Share  # η
+    weight: Radius  # λ
+    gamma: Positive  # γ
+    select_on: Literal["validation", "test"]  # the paper selects checkpoints on the test images
+    strong_images: Count  # of PGD-100 and C&W
+    long_epochs: Count | None  # of PGD-AT trained for as long as RAAT takes; None: not trained
+    study_epochs: Count | None  # of Figure 2's trainings; None: none
+    study_images: Count | None  # training images of them; None: all
+    study_scales: list[Share]  # of the perturbation of one part; 1 is the baseline
+    study_thresholds: list[Share]  # of the partition
+    components: list[Component]  # Figure 5 (a), beside PGD-AT and RAAT
+    etas: list[Share]  # Figure 5 (b), beside η
+    weights: dict[Weighted, list[Radius]]  # Figure 5 (c): λ of each method, beside its own; {} for no sweep
+    sharp: dict[str, Any]  # settings in place of these for RAAT# and WA (Section 5.3); {} for neither
+    toy: dict[str, Any]  # and for the points of Figures 1 and 3
+    toy_points: Count
+    toy_atypical: Share  # of the toy's points, with the label of the other side
+    toy_atypicals: list[Share]  # other shares, at which the toy is trained once more; [] for none
+    toy_hidden: Annotated[list[Count], Field(min_length=1)]
+    toy_eps: Radius
+    gaussian_dimensions: Dimensions
+    gaussian_spread: Positive  # σ / d^¼
+    gaussian_eps: Positive
+    gaussian_trials: Count
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if alone := set(self.one_seed) - {*self.methods, *self.components}:
+            raise ValueError(f"one_seed has {', '.join(sorted(alone))}, which neither methods nor components has")
+        if swept := set(self.weights) - set(self.methods):
+            raise ValueError(f"weights has {', '.join(sorted(swept))}, which methods has not")
+        for name in ("sharp", "toy"):
+            check_changes(self, name, getattr(self, name))
+        if self.sharp and not self.sharp.get("ema", self.ema):
+            raise ValueError("sharp has ema = 0: RAAT# needs the moving average of the weights (paper: 0.999)")
+        if (self.components or self.etas or self.weights) and not {"pgd_at", "raat"} <= set(self.methods):
+            raise ValueError("components, etas and weights need pgd_at and raat among the methods")
+        return self
+
+
+STUDIES = {"raat_boundary": RaatSettings}
+
+
+# Attacks -----------------------------------------------------------------------------------------------------------
+
+
+def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
+    """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
+    in_box = _in_box(settings) and start_deviation is None
+    return training_pgd(
+        eps=settings.eps,
+        norm=settings.norm,
+        steps=settings.train_steps,
+        loss=loss,
+        start_deviation=start_deviation,
+        start_in_box=in_box,
+    )
+
+
+def _in_box(settings: RaatSettings) -> bool:
+    """Whether PGD starts uniformly in the box: in L2 the authors' library does."""
+    return settings.norm == "l2" and settings.form == "code"
+
+
+def _evaluation(settings: RaatSettings, steps: int) -> Attack:
+    attack = partial(pgd, eps=settings.eps, norm=settings.norm, steps=steps, step_size=settings.eps / 4)
+    return partial(attack, start_in_box=True) if _in_box(settings) else attack
+
+
+def attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-10 of Tables 1 and 5, with steps of ε / 4."""
+    return {"pgd_10": _evaluation(settings, 10)}
+
+
+def strong_attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-100, and PGD-100 on the margin with κ = 50 for the column C&W, whose attack is not in the authors' release."""
+    strong = _evaluation(settings, 100)
+    return {"pgd_100": strong, "cw": partial(strong, loss="margin", kappa=KAPPA)}
+
+
+def strongest(settings: RaatSettings) -> dict[str, Attack]:
+    """AutoAttack "standard"."""
+    return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
+
+
+# What is trained ---------------------------------------------------------------------------------------------------
+
+
+def splits(settings: RaatSettings, images: Splits) -> Splits:
+    """The images, split for the way in which checkpoints are selected.
+
+    On the test images as in the paper, nothing is held out: the validation part is trained on. Raises InputError where
+    the networks could not take the images.
+    """
+    for normalisation in (settings.normalisation, settings.sharp.get("normalisation", settings.normalisation)):
+        models.check_channels(normalisation, images.train.images.shape[1])
+    if settings.select_on == "validation":
+        return images
+    return Splits(joined(images.train, images.validation), images.test, images.test)
+
+
+def fewer(images: Splits, count: int) -> Splits:
+    """The images with `count` of the training part, as many of each class."""
+    return Splits(subset(images.train, count, 0), images.validation, images.test)
+
+
+def _raat(settings: RaatSettings, **changes: Any) -> RAAT:
+    constants = {"eta": settings.eta, "weight": settings.weight, "gamma": settings.gamma, "form": settings.form}
+    return RAAT(**{"attack": training_attack(settings), **constants, **changes})
+
+
+def methods(settings: RaatSettings) -> dict[str, Method]:
+    """The methods of Table 1."""
+    everything: dict[Name, Method] = {
+        "pgd_at": AdversarialTraining(training_attack(settings)),
+        "trades": _at_weight(settings, "trades"),
+        "mart": _at_weight(settings, "mart"),
+        "cons_at": _at_weight(settings, "cons_at"),
+        "raat": _at_weight(settings, "raat"),
+        "raat_plus_plus": _raat(settings, attack=training_attack(settings, start_deviation=START), boosted=True),
+    }
+    return {name: everything[name] for name in settings.methods}
+
+
+def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = None) -> Method:
+    """A method of Figure 5 (c) at a λ, or at its own."""
+    own = {} if weight is None else {"weight": weight}
+    if name == "raat":
+        return _raat(settings, **own)
+    if name == "cons_at":
+        return ConsistencyAT(training_attack(settings), **own)
+    if name == "mart":
+        return MART(training_attack(settings, start_deviation=START), **own)
+    return TRADES(training_attack(settings, "kl", START), **own)
+
+
+def long_methods(settings: RaatSettings) -> dict[str, Method]:
+    """PGD-AT for the equal-time comparison."""
+    return {"pgd_at_long": AdversarialTraining(training_attack(settings))} if settings.long_epochs else {}
+
+
+def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
+    """RAAT# and, in the same framework, WA: PGD-AT with the weights averaged (Table 3)."""
+    if not settings.sharp:
+        return {}
+    begin = settings.sharp.get("ema_start", settings.ema_start)
+    sharp = partial(RAATSharp, training_attack(settings), begin, settings.eta, settings.weight, settings.gamma)
+    return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
+
+
+def study_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 2: scales of the perturbation of boundary samples, of the others, and thresholds of the partition.
+
+    The thresholds' boundary samples are perturbed at the threshold. Beside the smallest scale of boundary samples stands a
+    control that spares as many others at random. Nothing without `study_epochs`.
+    """
+    if settings.study_epochs is None:
+        return {}
+    smallest = sorted(settings.study_scales)[:1]
+    build = partial(PartitionedAT, training_attack(settings), form=settings.form)
+    return {
+        "study_full": build(settings.eta),
+        **{f"study_boundary_{scale:g}": build(settings.eta, boundary=scale) for scale in settings.study_scales},
+        **{f"study_random_{scale:g}": build(settings.eta, boundary=scale, control=True) for scale in smallest},
+        **{f"study_other_{scale:g}": build(settings.eta, other=scale) for scale in settings.study_scales},
+        **{
+            f"study_threshold_{eta:g}": build(eta, boundary=eta)
+            for eta in settings.study_thresholds
+            if not (eta == settings.eta and eta in settings.study_scales)  # trained already
+        },
+    }
+
+
+def component_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 5 (a). `two_views` is PGD-AT on two augmentations: the twofold batch without either idea."""
+    components = {
+        "two_views": {"bound": False, "dicar": False},
+        "bound": {"dicar": False},
+        "dicar": {"bound": False},
+    }
+    return {name: _raat(settings, **components[name]) for name in settings.components}
+
+
+def sweep_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figure 5 (b) and (c): RAAT at other η, and each method at other λ than its own."""
+    etas: dict[str, Method] = {f"eta_{eta:g}": _raat(settings, eta=eta) for eta in settings.etas if eta != settings.eta}
+    weights = {
+        f"{name}_lambda_{weight:g}": _at_weight(settings, name, weight)
+        for name, values in settings.weights.items()
+        for weight in values
+        if weight != _own_weight(settings, name)
+    }
+    return etas | weights
+
+
+def _own_weight(settings: RaatSettings, name: Weighted) -> float:
+    return _at_weight(settings, name).weight  # type: ignore[attr-defined, no-any-return]
+
+
+def study_milestones(settings: RaatSettings) -> list[float]:
+    """The schedule's milestones for Figure 2's trainings: the same epochs, and not the same shares, as for the tables.
+
+    With the paper's 100 epochs the drops at 100 and 105 never come.
+    """
+    return [one * settings.epochs / (settings.study_epochs or 1) for one in settings.milestones]
+
+
+def toy_methods(settings: RaatSettings) -> dict[str, Method]:
+    """Figures 1 and 3: clean training, PGD-AT and RAAT.
+
+    The points have no augmentation, so RAAT's two views differ by the attack's random start alone.
+    """
+    steps = settings.train_steps
+    attack = training_pgd(eps=settings.toy_eps, norm="linf", steps=steps)
+    return {
+        "toy_vanilla": Standard(),
+        "toy_pgd_at": AdversarialTraining(attack),
+        "toy_raat": _raat(settings, attack=attack),
+    }
+
+
+def toy_sweep(run: Run, trained: Trained) -> pd.DataFrame:
+    """The toy at every share of mislabelled points: columns share (%), method, seed, regions, length.
+
+    `trained` are the toy's models at `toy_atypical`; the other shares are trained here.
+    """
+    settings, methods = run.settings, toy_methods(run.settings)
+    parts = [fragmentation_each(trained).assign(share=100 * settings.toy_atypical)]
+    for share in settings.toy_atypicals:
+        points = load_wave(settings.toy_points, share, seed=0)
+        named = {f"{name}_atypical_{share:g}": method for name, method in methods.items()}
+        models = train_each(run, named, points, **settings.toy)
+        parts.append(fragmentation_each({name: models[key] for name, key in zip(methods, named, strict=True)}))
+        parts[-1] = parts[-1].assign(share=100 * share)
+    return pd.concat(parts, ignore_index=True)
+
+
+def toy_points(sweep: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn of `toy_sweep`: columns panel, line (the method), "mislabelled points (%)", value, low, high.
+
+    Mean over seeds, and the smallest and largest of them.
+    """
+    panels = {"regions": "connected regions", "length": "length of the boundary"}
+    rows = [
+        (panel, method, share, part[name].mean(), part[name].min(), part[name].max())
+        for name, panel in panels.items()
+        for (method, share), part in sweep.groupby(["method", "share"])
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "mislabelled points (%)", "value", "low", "high"])
+
+
+def toy_attacks(settings: RaatSettings) -> dict[str, Attack]:
+    """PGD-20 within the toy's ε."""
+    size = settings.toy_eps / 8
+    return {"pgd_linf": partial(pgd, eps=settings.toy_eps, norm="linf", steps=20, step_size=size)}
+
+
+def case(settings: RaatSettings) -> str:
+    """Which table of the paper a run is held against: data set, architecture, norm; CIFAR-10's for data it has not."""
+    data = settings.data if settings.data in ("cifar100", "tiny_imagenet") else "cifar10"
+    wide = settings.model == "wide_resnet28" and settings.norm == "linf"
+    return f"{data}_{'wide' if wide else 'resnet18'}_{settings.norm}"
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.DataFrame:
+    """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
+
+    Panels: boundary samples, other samples, threshold. The baseline stands in each of them; the boundary samples' training
+    at scale η is also that of the threshold η.
+    """
+    panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
+    panels["random"] = panels["boundary"]
+    rows = []
+    for training, history in histories.items():
+        name = method_of(training)
+        if not name.startswith("study_"):
+            continue
+        _, part, *value = name.split("_")
+        words = {"full": "baseline", "threshold": "η = ", "random": "as many at random × "}
+        line = words.get(part, "× ") + "".join(value)
+        places = [(panel, line) for panel in dict.fromkeys(panels.values())] if part == "full" else [(panels[part], line)]
+        if part == "boundary" and value == [f"{eta:g}"]:
+            places.append((panels["threshold"], f"η = {eta:g}"))
+        for epoch in history["epochs"]:
+            for measure in ("clean_accuracy", "robust_accuracy"):
+                for place in places:
+                    rows.append((place[0], measure.replace("_", " "), place[1], epoch["epoch"], 100 * epoch[measure]))
+    frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
+    return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
+
+
+def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
+    """The mean over the last epochs of each line of `study_curves`: one row a line, columns by panel and measure."""
+    late = curves[curves["epoch"] > curves["epoch"].max() - last]
+    return late.pivot_table(index="line", columns=["panel", "measure"], values="value", sort=False)
+
+
+def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
+    rows = [
+        (panel, _line(training), epoch["epoch"], 100 * epoch[share])
+        for training, history in histories.items()
+        if method_of(training) in names
+        for epoch in history["epochs"]
+        for share, panel in (("misclassified", "misclassified"), ("boundary", "boundary"))
+        if share in epoch
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
+
+
+def _line(training: str) -> str:
+    """How a training of Figure 2 is named where all of them stand in one panel."""
+    name = method_of(training).removeprefix("study_")
+    return "baseline" if name == "full" else name.replace("_", " ")
+
+
+def shares_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
+    """The boundary partition of images under trained models, in both forms: shares in percent, mean over seeds."""
+    attack, settings, rows = training_attack(run.settings), run.settings, {}
+    for method, members in trained.items():
+        found: dict[tuple[str, str], list[float]] = {}
+        for model in members.values():
+            model.to(run.device)
+            for form in ("code", "text"):
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)
+                    parts = [
+                        partition(model, as_float(images).to(run.device), labels.to(run.device), attack, settings.eta, form)
+                        for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True)
+                    ]
+                for part in ("misclassified", "boundary", "non_boundary"):
+                    share = torch.cat([getattr(one, part) for one in parts]).float().mean()
+                    found.setdefault((form, part.replace("_", "-")), []).append(100 * float(share))
+        rows[method] = {key: float(np.mean(values)) for key, values in found.items()}
+    return pd.DataFrame(rows).T
+
+
+def defects_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
+    """The Robust Alignment defect (Definition 1) of every layer under PGD-10: one row a method, seed and layer.
+
+    Columns method, seed, layer (in order, "probabilities" last), moved (the mean of ‖h(x′) − h(x)‖ over images), value (the
+    mean defect over that: free of the layer's scale, NaN where it does not move) and each (an array N whose mean is the
+    value and whose spread is that of a ratio of means).
+    """
+    attack, rows = attacks(run.settings)["pgd_10"], []
+    for method, seed, model in each_model(trained):
+        probe = nn.Sequential()
+        probe.add_module("model", model.to(run.device))
+        probe.add_module("probabilities", nn.Softmax(1))
+        layers = [f"model.{name}" for name in nonlinear_layers(model)] + ["probabilities"]
+        found = []
+        with evaluating(probe), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
+                x = as_float(images).to(run.device)
+                adversarial = attack(model, x, labels.to(run.device))
+                found.append(torch.stack(alignment_defect(probe, x, adversarial, layers, RATES)).cpu().double())
+        for layer, defect, moved in zip(layers, *torch.cat(found, 2).numpy(), strict=True):
+            size = float(moved.mean())
+            ratio = float(defect.mean()) / size if size else np.nan
+            each = ratio + (defect - ratio * moved) / size if size else np.full(len(defect), np.nan)
+            rows.append((method, seed, layer.removeprefix("model."), size, ratio, each))
+    return pd.DataFrame(rows, columns=["method", "seed", "layer", "moved", "value", "each"])
+
+
+def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn of the defects: columns panel (networks of other layers stand apart), line, layer, value, low, high.
+
+    Means over seeds, with the interval ± 1.96 standard errors over images.
+    """
+    rows = []
+    for (method, layer), part in defects.groupby(["method", "layer"], sort=False):
+        each = np.mean(list(part["each"]), axis=0)
+        panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
+        rows.append((panel, method, layer, *mean_interval(each)))
+    return pd.DataFrame(rows, columns=["panel", "line", "layer", "value", "low", "high"])
+
+
+def defect_table(defects: pd.DataFrame) -> pd.DataFrame:
+    """The defect and how far the layer moves, means over seeds, for the last layers that all networks have."""
+    last = defects[defects["layer"].isin(["linear", "probabilities"])]
+    table = last.pivot_table(index="method", columns="layer", values=["value", "moved"], sort=False)
+    return table.rename(columns={"value": "defect", "moved": "change"}, level=0)
+
+
+def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
+    """The defect of the probabilities as a measure that claims can be held against: rows as `evaluate_each` has.
+
+    Measure "defect"; rows whose output does not move are left out.
+    """
+    rows = defects[(defects["layer"] == "probabilities") & defects["value"].notna()]
+    counts = [len(array) for array in rows["each"]]
+    return rows[["method", "seed", "each"]].assign(measure="defect", n=counts, accuracy=rows["value"])
+
+
+def planes(trained: Trained, resolution: int = 400) -> dict[str, np.ndarray]:
+    """z_1 − z_0 over [0,1]² of each method's first model on the toy."""
+    return {method: decision_plane(model, resolution) for method, model in first_models(trained).items()}
+
+
+def fragmentation_each(trained: Trained, resolution: int = 400) -> pd.DataFrame:
+    """Connected regions and length of the boundary of every toy model: columns method, seed, regions, length."""
+    rows = [
+        (method, seed, *fragmentation(decision_plane(model, resolution))) for method, seed, model in each_model(trained)
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "regions", "length"])
+
+
+def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Mean and deviation over seeds of regions and length, beside the accuracies (%) of the toy's test points."""
+    shape = fragments.groupby("method", sort=False)[["regions", "length"]].agg(["mean", "std"])
+    scores = accuracies.assign(accuracy=100 * accuracies["accuracy"]).groupby(["method", "measure"], sort=False)
+    wide = scores["accuracy"].agg(["mean", "std"]).unstack("measure").swaplevel(axis=1).sort_index(axis=1)
+    return shape.join(wide)
+
+
+def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
+    """Figure 5 from the summary: columns panel, line, x, value, low, high in percent.
+
+    Panels: components and η, a line a measure; λ, a line a method, under PGD-10 as in the paper.
+    """
+    components = {"pgd_at": "PGD-AT", "two_views": "2 views", "bound": "BOUND", "dicar": "DICAR", "raat": "RAAT"}
+    etas = {"raat": settings.eta} | {f"eta_{eta:g}": eta for eta in settings.etas if eta != settings.eta}
+    places: list[tuple[str, str, Any, str | None]]  # panel, method, place, line
+    places = [("components", method, place, None) for method, place in components.items() if settings.components]
+    places += [("η", method, place, None) for method, place in etas.items() if len(etas) > 1]
+    for name, values in settings.weights.items():
+        own = _own_weight(settings, name)
+        places += [
+            ("λ", name if value == own else f"{name}_lambda_{value:g}", value, name) for value in sorted({own, *values})
+        ]
+    rows = [
+        (panel, line or row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
+        for panel, method, place, line in places
+        for row in summary[summary["method"] == method].itertuples(index=False)
+        if row.measure == "pgd_10" or (row.measure == "clean" and line is None)
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
+
+
+def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%)."""
+    rows = {}
+    for name in names:
+        own = [history for training, history in histories.items() if method_of(training) == name]
+        if own:
+            rows[name] = {
+                "minutes": float(np.mean([history["seconds"] for history in own])) / 60,
+                "epochs": len(own[0]["epochs"]),
+            }
+    table = pd.DataFrame(rows).T
+    if "pgd_at" in table.index:
+        table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
+    for measure in dict.fromkeys(summary["measure"]):
+        part = summary[summary["measure"] == measure].set_index("method")["mean"]
+        if measure in ("clean", "pgd_10", "autoattack"):
+            table[measure] = 100 * part
+    return table
+
+
+def time_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Validation accuracy against training time, epochs taken as equally long: columns panel, line, minutes, value (%).
+
+    Means over seeds.
+    """
+    rows = []
+    for training, history in histories.items():
+        if method_of(training) in names:
+            minutes = history["seconds"] / 60 / len(history["epochs"])
+            for epoch in history["epochs"]:
+                for measure in ("clean_accuracy", "robust_accuracy"):
+                    name, value = method_of(training), 100 * epoch[measure]
+                    rows.append((measure.replace("_", " "), name, epoch["epoch"], minutes * epoch["epoch"], value))
+    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "minutes", "value"])
+    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
+
+
+def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows "mean" and "nrr" of clean accuracy and AutoAttack for each method and seed, as `evaluate_each` has them.
+
+    The mean as in Table 2, and the Natural-Robustness Ratio 2 A R / (A + R) of Section 5.3, both on the images that
+    AutoAttack has seen. `each` of the ratio is its linear expansion by image, whose mean is the ratio.
+    """
+    rows = []
+    for (method, seed), part in table.groupby(["method", "seed"], sort=False):
+        right = part.set_index("measure")["each"]
+        a, r = right["clean"].astype(float), right["autoattack"].astype(float)
+        clean, robust = float(a.mean()), float(r.mean())
+        total = clean + robust
+        # Section 5.3
+        ratio = 2 * clean * robust / total if total else 0.0
+        slopes = (2 * robust**2 / total**2, 2 * clean**2 / total**2) if total else (0.0, 0.0)
+        around = ratio + slopes[0] * (a - clean) + slopes[1] * (r - robust)
+        rows.append((method, seed, "mean", len(a), (clean + robust) / 2, (a + r) / 2))
+        rows.append((method, seed, "nrr", len(a), ratio, around))
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+
+
+def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
+    """Which methods of a run belong beside the tables that the paper quotes from others, by table.
+
+    Table 2 is of CIFAR-100 and ResNet-18; Table 3 of CIFAR-10 (as which other data count) and CIFAR-100.
+    """
+    hundred = settings.data == "cifar100"
+    tables = {"table2": ["raat"] if case(settings) == "cifar100_resnet18_linf" else []}
+    if settings.norm == "linf" and settings.data != "tiny_imagenet":
+        return {**tables, "table3_cifar100" if hundred else "table3": ["wa", "raat_sharp"]}
+    return {**tables, "table3": []}
+
+
+def unequal_time(histories: Mapping[str, Mapping[str, Any]], tolerance: float = 0.1) -> dict[str, str]:
+    """The long PGD-AT, with the reason, where its training did not take as long as RAAT's to within `tolerance`.
+
+    Nor can that be said where the two had not the same number of devices.
+    """
+    by_seed = {name.rsplit("-seed", 1)[1]: name for name in histories if name.startswith("pgd_at_long-seed")}
+    for seed, long in by_seed.items():
+        if raat := histories.get(f"raat-seed{seed}"):
+            devices = [one.get("environment", {}).get("devices", 1) for one in (histories[long], raat)]
+            if devices[0] != devices[1]:
+                return {"pgd_at_long": f"was trained on {devices[0]} devices, RAAT on {devices[1]}"}
+            ratio = histories[long]["seconds"] / raat["seconds"]
+            if abs(ratio - 1) > tolerance:
+                return {"pgd_at_long": f"took {ratio:.2f} times RAAT's training time; set long_epochs for within 10 %"}
+    return {}

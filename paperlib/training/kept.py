@@ -1,0 +1,234 @@
+"""What a training keeps in its folder: checkpoint, history, weights and the recipe that they are of."""
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib import __version__, models
+from paperlib.attacks import Attack
+from paperlib.data import Splits
+from paperlib.methods import Method, Step
+from paperlib.runs import distributed
+from paperlib.runs.files import (
+    described,
+    digest,
+    read_about,
+    read_json,
+    read_tensors,
+    root,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+from paperlib.runs.progress import live
+from paperlib.runs.run import environment, recall
+from paperlib.runs.settings import ANY_RUN, TrainingSettings
+
+CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
+DIVERGED = 1e6  # a loss beyond this will not come back
+READ_EVERY = 20  # steps between two readings of the losses, each of which makes a GPU wait for the processor
+WEIGHTS, HISTORY, CHECKPOINT = "weights.safetensors", "history.json", "checkpoint.safetensors"
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a number, or beyond all bounds."""
+
+
+def recipe_of(
+    model: nn.Module,
+    method: Method,
+    data: Splits,
+    settings: TrainingSettings,
+    seed: int,
+    attack: Attack | None,
+    device: torch.device | str,
+) -> str | None:
+    """Everything that the trained weights depend on, as one number: network, method, data, settings, seed, version.
+
+    None for a method that cannot be described by content; then its training goes by its name alone.
+    """
+    skipped = {"seeds", "sync_batch_norm", *ANY_RUN}
+    chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in skipped}
+    if distributed.world() > 1 and not settings.sync_batch_norm:
+        chosen["devices"] = settings.devices  # each normalises its own part of a batch
+    try:
+        parts = [chosen, seed, torch.device(device).type, __version__, described(attack), described(method)]
+    except TypeError:
+        return None
+    return digest(model, data.train, [parts, digest(nn.Module(), data.validation, None)])
+
+
+def recalled(folder: Path, recipe: str | None) -> bool:
+    """Whether `folder` holds what a recipe gave; what it gave in another run is copied here."""
+
+    def read(weights: Path) -> tuple[Path, dict[str, Any]]:
+        if weights.parent != folder:
+            read_tensors(weights)  # whole, or it is not taken; its own are read, and so tried, by who asks
+        return weights, read_json(weights.with_name(HISTORY))
+
+    if not (found := recall(recipe, folder / WEIGHTS, f"training/*/{WEIGHTS}", read)):
+        return False
+    weights, known = found
+    if weights.parent != folder:
+        write_json(folder / HISTORY, {**known, "from": str(weights.parent.relative_to(root()))})
+        write_atomically(folder / WEIGHTS, lambda file: shutil.copy(weights, file))
+    return True
+
+
+class Kept:
+    """The state of a training beyond the networks and the optimiser, and the files that it is kept in.
+
+    `epoch` and `index` are those of the step to go on with. A checkpoint of the same recipe is read back; one of another
+    recipe is said, and the training begins anew. Only the first process writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str | None,
+        model: nn.Module,
+        averaged: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingSettings,
+    ) -> None:
+        self.folder, self.recipe, self.settings = folder, recipe, settings
+        self.networks = {"model": model} | ({"averaged": averaged} if averaged is not model else {})
+        self.averaged, self.optimizer = averaged, optimizer
+        self.epoch, self.index, self.validation_seconds = 0, 0, 0.0
+        self.sums: dict[str, float] = {}  # of each term over the steps of this epoch
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.unread: list[tuple[Step, list[str], Tensor]] = []  # of steps since the last reading: terms, gradient's norm
+        self.loss = "–"  # of the last step that was read
+        self.begun = self.saved = time.monotonic()
+        self.printed = 0.0
+        checkpoint = folder / CHECKPOINT
+        begun_before = distributed.rank() == 0 and checkpoint.exists()
+        if distributed.agreed(begun_before and read_about(checkpoint).get("recipe", recipe) == recipe):
+            self._restore(*read_tensors(checkpoint))
+            distributed.agreed(None)  # nobody removes it before all have read it
+        elif begun_before:
+            told = "its checkpoint is of another recipe (settings, data, method or version); begun anew"
+            print(f"{folder.name}: {told}", flush=True)
+
+    def record(self, step: Step, terms: dict[str, Tensor], norm: Tensor, size: int) -> None:
+        """Take down the terms of a step on `size` images, and the gradient's norm; now and then, read and save.
+
+        Raises DivergenceError naming the step, the terms and the last good checkpoint.
+        """
+        values = distributed.overall(torch.stack([term.detach().float() for term in terms.values()]), size)
+        self.unread.append((step, list(terms), torch.cat([values, norm.detach().float()[None]])))
+        self.index += 1
+        if len(self.unread) == READ_EVERY:
+            self.read()
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.save()
+
+    def read(self) -> None:
+        """Add what the steps recorded to the sums: one transfer. Raises DivergenceError naming the first bad step."""
+        flat = iter(torch.cat([row for *_, row in self.unread]).tolist() if self.unread else [])
+        for step, terms, _ in self.unread:
+            values = {term: next(flat) for term in terms}
+            norm = next(flat)
+            if not abs(values["total"]) < DIVERGED:  # also where it is not a number
+                raise DivergenceError(self._divergence(step, values))
+            if not math.isfinite(norm):
+                raise DivergenceError(self._divergence(step, {**values, "gradient's norm": norm}))
+            for term, value in values.items():
+                self.sums[term] = self.sums.get(term, 0.0) + value
+            self.loss = f"{values['total']:.4g}"
+        self.unread.clear()
+
+    def end_epoch(self, measured: dict[str, float], validated: float) -> str:
+        """Put an epoch into the history, with what was `measured` in `validated` seconds; what it says, in a line.
+
+        Its weights are kept where no epoch before was better.
+        """
+        self.read()
+        averages = {term: value / self.index for term, value in self.sums.items()}
+        self.history.append({"epoch": self.epoch + 1, **averages, **measured})
+        scores = [_score(past, self.settings) for past in self.history]
+        if scores[-1] >= max(scores[:-1], default=-1.0):
+            self.best = {key: value.detach().clone() for key, value in self.averaged.state_dict().items()}
+        self.epoch, self.index, self.sums = self.epoch + 1, 0, {}
+        self.validation_seconds += validated
+        line = "  ".join(f"{key} {value:.4g}" for key, value in self.history[-1].items())
+        now, last = time.monotonic(), self.epoch == self.settings.epochs
+        if last or now - self.saved > 1:  # an epoch of the toy takes less than writing it down
+            self.save()
+        if not live() and (last or now - self.printed > 1):
+            left = (now - self.begun) / self.epoch * (self.settings.epochs - self.epoch)
+            print(f"{self.folder.name}: {line}  ({left:.0f} s left)", flush=True)
+            self.printed = now
+        return line
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.saved = time.monotonic()
+        if distributed.rank():
+            return
+        self.read()  # nothing of a step that diverged is kept
+        tensors = {f"best.{key}": value for key, value in self.best.items()}
+        for name, network in self.networks.items():
+            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        for position, weight in enumerate(self.optimizer.param_groups[0]["params"]):
+            state = self.optimizer.state[weight].items()
+            tensors |= {f"optimizer.{position}.{key}": value for key, value in state if value is not None}
+        about = {
+            "recipe": self.recipe, "epoch": self.epoch, "index": self.index, "sums": self.sums, "history": self.history,
+            "seconds": time.monotonic() - self.begun, "validation_seconds": self.validation_seconds,
+        }  # fmt: skip
+        write_tensors(self.folder / CHECKPOINT, tensors, about)
+
+    def finish(self) -> nn.Module:
+        """The network in evaluation mode with the weights of the best epoch; weights and history are written."""
+        self.averaged.load_state_dict(self.best)
+        if distributed.rank() == 0:
+            seconds = time.monotonic() - self.begun - self.validation_seconds
+            about = {"seconds": seconds, "validation_seconds": self.validation_seconds, "recipe": self.recipe}
+            write_json(self.folder / HISTORY, {**about, "environment": environment(), "epochs": self.history})
+            models.save_weights(self.averaged, self.folder / WEIGHTS, {"recipe": self.recipe})
+            (self.folder / CHECKPOINT).unlink()
+        distributed.agreed(None)  # who reads these files finds them
+        return self.averaged.eval()
+
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        for name, network in self.networks.items():
+            network.load_state_dict(part(f"{name}."))
+        weights = self.optimizer.param_groups[0]["params"]
+        for key, value in part("optimizer.").items():
+            position, name = key.split(".")
+            weight = weights[int(position)]
+            # Laid out in memory as the weight is, so that the optimizer takes the same path as before the kill.
+            same = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value.to(weight.device)
+            self.optimizer.state[weight][name] = same
+        self.best = part("best.")
+        for name in ("epoch", "index", "sums", "history", "validation_seconds"):
+            setattr(self, name, about[name])
+        self.begun -= about["seconds"]
+
+    def _divergence(self, step: Step, values: dict[str, float]) -> str:
+        terms = ", ".join(f"{term} = {value:g}" for term, value in values.items())
+        checkpoint = self.folder / CHECKPOINT
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+        return (
+            f"{self.folder.name} diverged in step {step.index} (epoch {step.epoch + 1}): {terms}; {good}. "
+            "Try a lower learning_rate, or clip"
+        )
+
+
+def _score(epoch: dict[str, float], settings: TrainingSettings) -> float:
+    """What the epoch is chosen by."""
+    if settings.selection == "last":
+        return epoch["epoch"]
+    clean = epoch["clean_accuracy"]
+    robust = epoch.get("robust_accuracy", clean)
+    return robust if settings.selection == "robust" else (clean + robust) / 2
