@@ -92,6 +92,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
 from paperlib import audit, claims, evaluation, figures, focus, landscape, matrix, runs, source, tables, training
+from paperlib.claims import power
 from paperlib.data import load, subset
 from paperlib.methods import combined, pag_study
 from paperlib.methods import matrix_study as study
@@ -100,6 +101,12 @@ from paperlib.statistics import distance_table
 
 run = runs.start("alignment_matrix", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run)
 
 # %% [markdown]
 # ## Data, and what each defence costs

@@ -92,12 +92,19 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
 from paperlib import audit, claims, depth, evaluation, figures, focus, linear, runs, source, tables, training
+from paperlib.claims import power
 from paperlib.data import as_float, load, subset
 from paperlib.methods import daat
 from paperlib.methods import daat_study as study
 
 run = runs.start("daat_imagenet100", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run)
 
 # %% [markdown]
 # ## Data, and what the oracle sees

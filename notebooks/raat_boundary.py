@@ -95,6 +95,7 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
 from paperlib import audit, claims, evaluation, figures, gaussian, interpolation, runs, source, tables, training
+from paperlib.claims import power
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
 from paperlib.methods import baselines, raat
@@ -102,6 +103,12 @@ from paperlib.methods import raat_study as study
 
 run = runs.start("raat_boundary", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run)
 
 # %% [markdown]
 # ## Data

@@ -56,12 +56,19 @@ venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
 from paperlib import claims, evaluation, figures, runs, source, tables, training
+from paperlib.claims import power
 from paperlib.data import toy
 from paperlib.methods import pag
 from paperlib.methods import pag_study as study
 
 run = runs.start("toy_pag", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run)
 
 # %% [markdown]
 # ## Data

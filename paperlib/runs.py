@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from paperlib import __version__, distributed, methods, progress
 from paperlib.files import InputError, read_about, read_json, root, write_json, write_text
-from paperlib.settings import ANY_RUN, Settings, check
+from paperlib.settings import ANY_RUN, Plan, Settings, check
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
@@ -45,9 +45,22 @@ Found = TypeVar("Found")
 
 def studies() -> dict[str, type[Settings]]:
     """The settings of each notebook: the STUDIES of every module in `paperlib.methods`."""
-    found: dict[str, type[Settings]] = {}
+    return _declared("STUDIES")
+
+
+def plan_of(notebook: str, settings: Any) -> Plan:
+    """What settings come to in images and seeds, by the PLANS of the notebook's study. Raises InputError without one."""
+    if notebook not in (known := _declared("PLANS")):
+        raise InputError(f"{notebook}: its study says in no PLANS what it measures; {', '.join(sorted(known))} do")
+    plan: Plan = known[notebook](settings)
+    return plan
+
+
+def _declared(name: str) -> dict[str, Any]:
+    """What the modules in `paperlib.methods` have under a name, by notebook."""
+    found: dict[str, Any] = {}
     for module in pkgutil.iter_modules(methods.__path__, "paperlib.methods."):
-        found |= getattr(importlib.import_module(module.name), "STUDIES", {})
+        found |= getattr(importlib.import_module(module.name), name, {})
     return found
 
 

@@ -118,14 +118,20 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
     (folder,) = (home / "runs" / notebook).iterdir()
     assert runs.status(folder)["state"] == "finished"
     verdicts = read_json(folder / "claims.json")
-    assert [claim["id"] for claim in verdicts] == [
-        claim["id"] for claim in claims.load(PAPERS[notebook])["claims"] if claim["notebook"] == notebook
-    ]
+    known = [claim for claim in claims.load(PAPERS[notebook])["claims"] if claim["notebook"] == notebook]
+    assert [claim["id"] for claim in verdicts] == [claim["id"] for claim in known]
     # Two epochs teach nothing, and the verdicts must say so rather than judge noise. A linear programme learns nothing.
     assert {claim["outcome"] for claim in verdicts if claim["id"] != "proposition-bound"} == {"not tested here"}
     assert any("close to chance" in claim["reason"] for claim in verdicts)
     paper = runs.resolve(notebook, "paper").epochs
     assert all(f"epochs {settings['epochs']} (paper: {paper})" in claim["scale"] for claim in verdicts)
+    for claim, plan in zip(verdicts, read_json(folder / "plan.json"), strict=True):  # which was made before anything else
+        absent = "this run has no" in claim["reason"]
+        assert (plan["decides"] == "not run at this preset") == absent, (claim["id"], claim["reason"])
+        if not absent:
+            assert plan["seeds"] == claim["seeds"], claim["id"]
+            at_most = "_joint" in next(one for one in known if one["id"] == claim["id"])["measure"]
+            assert plan["n"] >= claim["n"] if at_most else plan["n"] == claim["n"], claim["id"]
     figures = {file.stem for file in (folder / "figures").glob("*.png")}
     assert len(figures) >= 3
     for name in figures:

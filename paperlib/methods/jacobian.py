@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paperlib.attacks import Attack, autoattack, pgd
 from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import GradientPenalty, Standard
-from paperlib.settings import Count, NormSettings, Positive, Radius
+from paperlib.settings import Count, NormSettings, Plan, Positive, Radius, planned
 
 
 def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
@@ -84,3 +84,13 @@ def attacks(settings: JacobianSettings) -> dict[str, Attack]:
 def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """AutoAttack."""
     return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
+
+
+def plan(settings: JacobianSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method."""
+    fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
+    images = planned(settings, ["clean", *attacks(settings)], fewer)
+    return Plan(images, dict.fromkeys(methods(settings), len(settings.seeds)), settings.data)
+
+
+PLANS = {"jacobian_norm": plan}

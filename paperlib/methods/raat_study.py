@@ -19,7 +19,7 @@ from paperlib.methods import Method
 from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.runs import Run, method_of
-from paperlib.settings import Count, NormSettings, Positive, Radius, Share, check_changes
+from paperlib.settings import Count, NormSettings, Plan, Positive, Radius, Share, check_changes, planned
 from paperlib.statistics import mean_interval
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
@@ -299,6 +299,20 @@ def case(settings: RaatSettings) -> str:
     data = settings.data if settings.data in ("cifar100", "tiny_imagenet") else "cifar10"
     wide = settings.model == "wide_resnet28" and settings.norm == "linf"
     return f"{data}_{'wide' if wide else 'resnet18'}_{settings.norm}"
+
+
+def plan(settings: RaatSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method."""
+    fewer = dict.fromkeys(strong_attacks(settings), settings.strong_images)
+    fewer |= dict.fromkeys([*strongest(settings), "mean", "nrr"], settings.autoattack_images)
+    images = planned(settings, ["clean", *attacks(settings)], {**fewer, "defect": settings.audit_images})
+    several = {**methods(settings), **component_methods(settings)}
+    once = {**study_methods(settings), **long_methods(settings), **sharp_methods(settings), **sweep_methods(settings)}
+    seeds = {name: 1 if name in settings.one_seed else len(settings.seeds) for name in several}
+    return Plan(images, {**seeds, **dict.fromkeys(once, 1)}, case(settings))
+
+
+PLANS = {"raat_boundary": plan}
 
 
 # What is measured --------------------------------------------------------------------------------------------------
