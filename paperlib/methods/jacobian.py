@@ -88,8 +88,7 @@ def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
 
 def plan(settings: JacobianSettings) -> Plan:
     """How many images each measure has, and how many seeds each method."""
-    fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
-    images = planned(settings, ["clean", *attacks(settings)], fewer)
+    images = planned(settings, ["clean", *attacks(settings)], {"autoattack": settings.autoattack_images})
     return Plan(images, dict.fromkeys(methods(settings), len(settings.seeds)), settings.data)
 
 
