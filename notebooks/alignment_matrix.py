@@ -162,7 +162,8 @@ others = evaluation.evaluate_each(run, everything, few, study.other_attacks(s), 
 pixel = evaluation.evaluate_each(run, everything, subset(images.test, s.pixel_images, 0), pixel_attacks(s.pixel_generations), "pixel")
 
 # %%
-summary = evaluation.summary(evaluation.combine(table, strong, others, pixel))
+same = evaluation.same_images(table, ["pgd_margin"], images.test, s.autoattack_images)
+summary = evaluation.summary(evaluation.combine(table, same, strong, others, pixel))
 rows = summary[summary["method"].isin(list(trained))]
 figures.grid(run, rows)
 

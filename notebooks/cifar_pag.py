@@ -190,10 +190,14 @@ table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, s
 strong = evaluation.evaluate_each(run, trained | teachers, subset(images.test, s.autoattack_images, 0),
                                   study.strong_attacks(s), "autoattack")
 
+# %% [markdown]
+# AutoAttack runs on fewer images: PGD stands once more on these alone, so that the two are of the same images.
+
 # %%
 sample = subset(images.test, s.score_images, 0)
+same = evaluation.same_images(table, [f"pgd_{norm}" for norm in s.autoattack_norms], images.test, s.autoattack_images)
 aligned = study.alignment_rows(run, trained | swept, targets["class_mean"], sample) if swept else scores[:0]
-parts = evaluation.combine(table, strong, scores, aligned, study.norm_rows(table))
+parts = evaluation.combine(table, same, strong, scores, aligned, study.norm_rows(table))
 summary = study.with_sweep(s, evaluation.summary(parts))
 reported = "table2" if s.data == "stl10" else "table1"
 

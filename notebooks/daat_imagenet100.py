@@ -170,7 +170,8 @@ tables.save(run, study.costs(training.histories(run), list(everything)), "cost",
 table = evaluation.evaluate_each(run, everything | swept, images.test, study.attacks(s))
 some = subset(images.test, s.autoattack_images or s.audit_images, 0)
 strong = evaluation.evaluate_each(run, trained | swept, some, study.strong_attacks(s), "strong")
-summary = evaluation.summary(evaluation.combine(table, strong))
+same = evaluation.same_images(table, ["pgd_margin"], images.test, s.autoattack_images)
+summary = evaluation.summary(evaluation.combine(table, same, strong))
 rows = summary[summary["method"].isin(list(trained))]
 tables.save(run, claims.beside("daat", "table1", rows), "accuracy", "Accuracy (%), beside Table 1.")
 

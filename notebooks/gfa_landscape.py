@@ -220,7 +220,8 @@ distances = evaluation.distances_each(run, trained, subset(images.test, s.minimu
 pixel = evaluation.evaluate_each(run, trained, subset(images.test, s.pixel_images, 0), pixel_attacks(s.pixel_generations), "pixel")
 
 # %%
-summary = evaluation.summary(evaluation.combine(table, strong, study.distance_rows(distances, s.eps_l2), pixel))
+same = evaluation.same_images(table, ["pgd_margin"], images.test, len(some))
+summary = evaluation.summary(evaluation.combine(table, same, strong, study.distance_rows(distances, s.eps_l2), pixel))
 tables.save(run, claims.beside("gfa", "reported", summary), "accuracy", "Accuracy (%); the paper gives differences alone.")
 
 # %%

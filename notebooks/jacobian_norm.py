@@ -110,7 +110,8 @@ figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, jacobian.attacks(s))
 strong = evaluation.evaluate_each(run, trained, subset(images.test, s.autoattack_images, 0), jacobian.strong_attacks(s), "strong")
-summary = evaluation.summary(evaluation.combine(table, strong))
+same = evaluation.same_images(table, ["pgd_margin"], images.test, s.autoattack_images)
+summary = evaluation.summary(evaluation.combine(table, same, strong))
 tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals.")
 
 # %%

@@ -220,7 +220,8 @@ table = evaluation.evaluate_each(run, models | ablated | studied, images.test, s
 strong = evaluation.evaluate_each(run, models, subset(images.test, s.strong_images, 0), study.strong_attacks(s), "strong")
 auto = evaluation.evaluate_each(run, models, subset(images.test, s.autoattack_images, 0), study.strongest(s), "autoattack")
 defects = study.defects_each(run, models, subset(images.test, s.audit_images, 0))
-summary = evaluation.summary(evaluation.combine(table, strong, auto, study.tradeoffs(auto), study.alignment_rows(defects)))
+same = evaluation.same_images(table, ["pgd_10"], images.test, s.autoattack_images)
+summary = evaluation.summary(evaluation.combine(table, strong, same, auto, study.tradeoffs(auto), study.alignment_rows(defects)))
 
 # %%
 reported = study.case(s)

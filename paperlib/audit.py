@@ -336,11 +336,18 @@ def _best(found: Found) -> Tensor:
 
 
 def _accuracies(found: Found) -> pd.DataFrame:
-    """Accuracy under each attack that was run on its own, and under the best of all, image by image."""
-    names = ("no attack", "noise", "FGSM", "PGD-20", "PGD-100", "transfer", "AutoAttack")
-    fooled = {name: found[name] for name in names if name in found}
-    if "white" in found:
-        fooled["best of all"] = _best(found)
+    """Accuracy under each attack that was run on its own, and under the best of all, image by image.
+
+    All are of the images that the best of all is of. AutoAttack is of fewer, on which PGD-20 stands once more.
+    """
+    if "white" not in found:  # not attacked
+        fooled = {"no attack": found["no attack"]}
+    else:
+        best, few = _best(found), len(found["AutoAttack"])
+        names = ("no attack", "noise", "FGSM", "PGD-20", "PGD-100", "transfer")
+        fooled = {name: found[name][: len(best)] for name in names if name in found} | {"best of all": best}
+        fooled |= {f"PGD-20, n = {few}": found["PGD-20"][:few]} if few < len(best) else {}
+        fooled["AutoAttack"] = found["AutoAttack"]
     table = {}
     for name, wrong in fooled.items():
         right, count = int((~wrong).sum()), len(wrong)

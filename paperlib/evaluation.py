@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from paperlib import distributed
 from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
 from paperlib.data import ImageSet, as_float, shareable
+from paperlib.data.images import places
 from paperlib.files import described, digest, read_tensors, root, write_tensors
 from paperlib.minimum_norm import distances
 from paperlib.progress import Bar, live
@@ -197,6 +198,21 @@ def sweep(
 def combine(table: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
     """Several tables as one; clean accuracy is that of the first, which has the most images."""
     return pd.concat([table, *(other[other["measure"] != "clean"] for other in others)], ignore_index=True)
+
+
+def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, count: int) -> pd.DataFrame:
+    """The rows of an `evaluate_each` on all of `data` once more, of the images of `subset(data, count, 0)` alone.
+
+    They stand beside an attack that was run on these images alone, and are named "<measure>, n = <count>". Empty where
+    the subset is all of `data`, or has no image.
+    """
+    rows = table[table["measure"].isin(measures if 0 < count < len(data) else [])]
+    chosen = places(data, count, 0).numpy()
+    each = [outcomes[chosen] for outcomes in rows["each"]]
+    return rows.assign(
+        measure=[f"{name}, n = {count}" for name in rows["measure"]], n=count, each=each,
+        correct=[int(one.sum()) for one in each], accuracy=[float(one.mean()) for one in each], flags="",
+    )  # fmt: skip
 
 
 @contextmanager

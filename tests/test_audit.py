@@ -318,3 +318,16 @@ def test_the_command_line_audits_a_users_model_and_writes_a_report(home: Path, t
     refused = CliRunner().invoke(cli.app, [*given[:6], "eight", *given[7:]])
     assert isinstance(refused.exception, InputError)
     assert "--eps eight" in str(refused.exception)
+
+
+def test_the_accuracies_side_by_side_are_of_the_same_images() -> None:
+    """The audit's best of all is never above an attack shown beside it, AutoAttack on fewer images included."""
+    data = images()
+    count = audit.SOME + 20
+    repeated = ImageSet(data.images.repeat(3, 1, 1, 1)[:count], data.labels.repeat(3)[:count], data.classes)
+    table = audit.audit(Honest(), repeated, eps=0.05, norm="linf").accuracies
+    few = f"PGD-20, n = {audit.FEW}"
+    assert set(table["n"].drop([few, "AutoAttack"])) == {audit.SOME}
+    assert set(table.loc[[few, "AutoAttack"], "n"]) == {audit.FEW}
+    assert (table["accuracy"].drop([few, "AutoAttack"]) >= table.loc["best of all", "accuracy"]).all()
+    assert table.loc["AutoAttack", "accuracy"] <= table.loc[few, "accuracy"]

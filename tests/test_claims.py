@@ -181,6 +181,16 @@ def summary(values: dict[tuple[str, str], float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.parametrize(("clean", "outcome"), [(0.85, "reproduced"), (0.79, "not tested here"), (0.70, "not reproduced")])
+def test_clean_accuracy_may_fall_as_far_as_in_the_paper_and_no_further(home: Path, clean: float, outcome: str) -> None:
+    """One Image loses 93.61 − 79.46 = 14.15 points in Table 1."""
+    run = runs.Run("cifar_pag", "quick", runs.resolve("cifar_pag", "quick"), home / "runs" / "x")
+    measured = summary({("vanilla", "clean"): 0.93, ("one_image", "clean"): clean})
+    verdicts = claims.judge("pag", run, measured, 10, case="cifar10").set_index("id")
+    assert verdicts.loc["clean-one-image", "outcome"] == outcome
+    assert "below -14.15" in verdicts.loc["clean-one-image", "reason"]
+
+
 def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None:
     settings = runs.resolve("cifar_pag", "quick")
     run = runs.Run("cifar_pag", "quick", settings, home / "runs" / "x")
@@ -358,6 +368,7 @@ LEDGER = {
         ("claims.0.claimed", "two", "claim a-b: there is no table two; there are one"),
         ("claims.0.than", "c", "claim a-b: table one has no clean of c"),
         ("claims.0.claimed", {}, "claim a-b: claimed names no table"),
+        ("claims", [{**LEDGER["claims"][0], "floor": "reported", "claimed": None}], "claim a-b: its floor is what the"),
     ],
 )
 def test_a_claims_file_of_another_form_is_refused_by_place(place: str, value: object, message: str, tmp_path: Path) -> None:

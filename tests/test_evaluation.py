@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from paperlib import evaluation, runs
 from paperlib.attacks import fgsm, pgd
-from paperlib.data import ImageSet
+from paperlib.data import ImageSet, subset
 from paperlib.evaluation import AttackError, evaluate
 from paperlib.files import InputError, read_about
 from paperlib.statistics import binomial_interval
@@ -420,3 +420,18 @@ def test_gaps_say_what_they_can_tell() -> None:
     assert found["clean", "difference"].to_dict() == pytest.approx({"above": 20, "near": 1, "even": 2})
     table = evaluation.wide(pd.DataFrame(rows))
     assert table.loc["near", ("clean", "mean")] == pytest.approx(51)
+
+
+def test_an_attack_on_fewer_images_is_held_against_the_same_ones(home: Path) -> None:
+    """The rows picked from an evaluation of all images are those of an evaluation of the subset itself."""
+    run = runs.Run("toy_pag", "quick", runs.resolve("toy_pag", "quick"), home / "runs" / "x")
+    trained = {"a": {0: Threshold()}, "b": {0: Threshold(-10.0)}}
+    whole = evaluation.evaluate_each(run, trained, images(), {"pgd": PGD})
+    alone = evaluation.evaluate_each(run, trained, subset(images(), 12, 0), {"pgd": PGD}, "few")
+    same = evaluation.same_images(whole, ["pgd"], images(), 12)
+    expected = alone[alone["measure"] == "pgd"]
+    assert list(same["measure"]) == ["pgd, n = 12"] * 2
+    assert [one.tolist() for one in same["each"]] == [one.tolist() for one in expected["each"]]
+    assert same["accuracy"].tolist() == expected["accuracy"].tolist() != [1.0, 1.0]
+    for count in (0, 40, 50):  # none, or all
+        assert evaluation.same_images(whole, ["pgd"], images(), count).empty

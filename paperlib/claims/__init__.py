@@ -134,7 +134,9 @@ def judge(
                 difference, low, high = (100 * number for number in apart[:3])
             else:
                 difference, low, high = (both[0][name] for name in ("mean", "low", "high"))
-            outcome, reason = verdict(claim["kind"], difference, low, high, claimed, claim.get("floor", 0.0))
+            floor = claim.get("floor", 0.0)
+            least = floor if floor != "reported" else cast(float, claimed)
+            outcome, reason = verdict(claim["kind"], difference, low, high, claimed, least)
             if seeds == 1:
                 reason += "; one seed, whose luck the interval leaves out"
             if claim["kind"] != "keep" and (signs := (doubts or {}).get(claim["method"])):

@@ -61,7 +61,7 @@ class Claim(_Part):
     method: str
     than: str
     claimed: Number | str | dict[str, str | None] | None = None  # a number, the table that has the two, or tables by case
-    floor: Number = 0.0
+    floor: Number | Literal["reported"] = 0.0  # of kind keep, in points; reported: the paper's own difference
     ceiling: bool = True
     seeds: Annotated[int, Field(ge=1)] = 1
 
@@ -85,6 +85,8 @@ class Ledger(_Part):
             if claim.notebook not in self.scale:
                 raise ValueError(f"claim {claim.id}: scale says nothing of its notebook {claim.notebook}")
             named = claim.claimed.values() if isinstance(claim.claimed, dict) else [claim.claimed]
+            if claim.floor == "reported" and None in named:
+                raise ValueError(f"claim {claim.id}: its floor is what the paper reports, but claimed does not say what")
             if isinstance(claim.claimed, dict) and not claim.claimed:
                 raise ValueError(f"claim {claim.id}: claimed names no table")
             for table in named:

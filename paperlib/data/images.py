@@ -114,4 +114,9 @@ def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
 
     The subset of a smaller count is part of that of a larger one.
     """
-    return data if count >= len(data) else data[balanced(data, seed)[:count].sort().values]
+    return data if count >= len(data) else data[places(data, count, seed)]
+
+
+def places(data: ImageSet, count: int, seed: int) -> Tensor:
+    """Where the images of `subset` stand in `data`: their indices, ascending."""
+    return balanced(data, seed)[:count].sort().values
