@@ -131,10 +131,10 @@ def table(notebook: str, settings: Settings, own: Path | None = None) -> pd.Data
     """What a run with these settings can tell, one row a claim of the notebook; no data is loaded, nothing trained.
 
     Columns: id, statement, place, kind, `claimed` (the paper's difference in points, None where it gives none), `asked`
-    (what is to be told: that, or `claims.LEAST`; of kind keep, the distance from the floor). n images and seeds, which
-    both sides will have. `smallest` (see there), in points, and where the `spread` of the seeds is from. `decides`: "yes",
-    "no", "not run at this preset" or "not said", and why; `enough`: what would do. `own` is the folder of a run that is no
-    earlier one. Raises InputError for a notebook without claims or PLANS.
+    (what is to be told: that, or `claims.LEAST`; of kind keep the distance from the floor, `LEAST` where that is what the
+    paper has). n images and seeds, which both sides will have. `smallest` (see there), in points, and where the `spread` of
+    the seeds is from. `decides`: "yes", "no", "not run at this preset" or "not said", and why; `enough`: what would do.
+    `own` is the folder of a run that is no earlier one. Raises InputError for a notebook without claims or PLANS.
     """
     if (paper := paper_of(notebook)) is None:
         raise InputError(f"{notebook} judges no claims")
@@ -146,7 +146,7 @@ def table(notebook: str, settings: Settings, own: Path | None = None) -> pd.Data
         claimed, floor, ratio = reported(paper, claim, plan.case), claim.get("floor", 0.0), claim["kind"] == "ratio"
         asked = LEAST if claimed is None else claimed
         if claim["kind"] == "keep":
-            asked = abs((claimed or 0.0) - floor)
+            asked = LEAST if floor == "reported" else abs((claimed or 0.0) - floor)
         sides = [claim["method"], claim["than"]][: 1 if ratio else 2]
         counts = [plan.seeds.get(side, plan.seeds.get(side.partition(" on ")[0], 0)) for side in sides]
         n, seeds = plan.images.get(claim["measure"]), min(counts)
