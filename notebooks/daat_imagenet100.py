@@ -91,17 +91,23 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, training
-from paperlib.geometry import depth
-from paperlib.studies import focus, linear
-from paperlib import studies
-from paperlib.figures import source, tables
+from paperlib import audit, claims, evaluation, figures, studies, training
+from paperlib.claims import power
 from paperlib.data import as_float, load, subset
+from paperlib.figures import source, tables
+from paperlib.geometry import depth
 from paperlib.methods import daat
 from paperlib.studies import daat as study
+from paperlib.studies import focus, linear
 
 run = studies.start("daat_imagenet100", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run, study.plan(run.settings))
 
 # %% [markdown]
 # ## Data, and what the oracle sees

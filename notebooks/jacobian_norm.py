@@ -63,14 +63,20 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, training
-from paperlib import studies
-from paperlib.figures import source, tables
+from paperlib import audit, claims, evaluation, figures, studies, training
+from paperlib.claims import power
 from paperlib.data import load, subset
+from paperlib.figures import source, tables
 from paperlib.methods import jacobian
 
 run = studies.start("jacobian_norm", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run, jacobian.plan(run.settings))
 
 # %% [markdown]
 # ## Data

@@ -94,17 +94,23 @@ devices: int = None  # that share the work, from the command line alone
 venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
 
 # %%
-from paperlib import audit, claims, evaluation, figures, training
-from paperlib.geometry import gaussian, interpolation
-from paperlib import studies
-from paperlib.figures import source, tables
+from paperlib import audit, claims, evaluation, figures, studies, training
+from paperlib.claims import power
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
+from paperlib.figures import source, tables
+from paperlib.geometry import gaussian, interpolation
 from paperlib.methods import baselines, raat
 from paperlib.studies import raat as study
 
 run = studies.start("raat_boundary", globals())
 run
+
+# %% [markdown]
+# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
+
+# %%
+power.show(run, study.plan(run.settings))
 
 # %% [markdown]
 # ## Data

@@ -133,6 +133,16 @@ def reproduce(
     raise typer.Exit(int(any(code for code, _ in ended.values())))
 
 
+@app.command()
+def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) -> None:
+    """Which claims a run's images and seeds could decide, before anything is trained."""
+    from paperlib import studies
+    from paperlib.claims import power
+
+    settings = studies.resolve(notebook, preset, _from_here(_parse(parameter or [], None)))
+    print("\n".join(power.lines(power.table(notebook, settings, studies.plan_of(notebook, settings)))))
+
+
 @app.command("dry-run")
 def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = None) -> None:
     """A step of each method on random images: what a preset costs here, before its data and networks are there."""

@@ -59,7 +59,7 @@ TINY = {
     "alignment_matrix": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",
         "train_steps": "1", "measure_images": "20", "queries": "5", "score_steps": "2", "autoattack_images": "2",
-        "audit_images": "10", "neighbors": "2", "defences": "[standard, pgd_at, first, rigd, raat_sharp]",
+        "audit_images": "10", "neighbors": "2", "defences": "[standard, pgd_at, raat, first, rigd, raat_sharp]",
         "minimum_images": "2", "minimum_steps": "3", "pixel_images": "1", "pixel_generations": "1",
         "combinations": "{gfa_pgd_at: {base: pgd_at, add: {first: 0.1}}}",
     },
@@ -119,14 +119,21 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
     (folder,) = (home / "runs" / notebook).iterdir()
     assert runs.status(folder)["state"] == "finished"
     verdicts = read_json(folder / "claims.json")
-    assert [claim["id"] for claim in verdicts] == [
-        claim["id"] for claim in claims.load(PAPERS[notebook])["claims"] if claim["notebook"] == notebook
-    ]
+    known = [claim for claim in claims.load(PAPERS[notebook])["claims"] if claim["notebook"] == notebook]
+    assert [claim["id"] for claim in verdicts] == [claim["id"] for claim in known]
     # Two epochs teach nothing, and the verdicts must say so rather than judge noise. A linear programme learns nothing.
     assert {claim["outcome"] for claim in verdicts if claim["id"] != "proposition-bound"} == {"not tested here"}
     assert any("close to chance" in claim["reason"] or "images, fewer than" in claim["reason"] for claim in verdicts)
     paper = studies.resolve(notebook, "paper").epochs
     assert all(f"epochs {settings['epochs']} (paper: {paper})" in claim["scale"] for claim in verdicts)
+    for claim, plan in zip(verdicts, read_json(folder / "plan.json"), strict=True):  # which was made before anything else
+        absent = "this run has no" in claim["reason"]
+        assert (plan["decides"] == "not run at this preset") == absent, (claim["id"], claim["reason"])
+        if not absent:
+            assert plan["seeds"] == claim["seeds"], claim["id"]
+            measure = next(one for one in known if one["id"] == claim["id"])["measure"]
+            at_most = measure.endswith("_joint") or measure == "bound"
+            assert plan["n"] >= claim["n"] if at_most else plan["n"] == claim["n"], claim["id"]
     figures = {file.stem for file in (folder / "figures").glob("*.png")}
     assert len(figures) >= 3
     for name in figures:

@@ -50,14 +50,20 @@ def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
     `claimed` is the number itself, or names the table that has the two. A case is a data set, or what else tells a paper's
     tables apart; one that is not named is held against the first table.
     """
-    tables = claim.get("claimed")
-    if tables is None or isinstance(tables, float | int):
-        return tables
-    name = tables if isinstance(tables, str) else tables.get(case, next(iter(tables.values())))
-    if name is None:
+    if isinstance(number := claim.get("claimed"), float | int):
+        return number
+    if (name := table_of(claim, case)) is None:
         return None
     known = rows(paper, name)
     return float(known[claim["method"]][claim["measure"]] - known[claim["than"]][claim["measure"]])
+
+
+def table_of(claim: dict[str, Any], case: str) -> str | None:
+    """The table that has a claim's two numbers in this case, None where none has."""
+    tables = claim.get("claimed")
+    if isinstance(tables, dict):
+        return cast(str | None, tables.get(case, next(iter(tables.values()))))
+    return tables if isinstance(tables, str) else None
 
 
 def rows(paper: str, table: str) -> dict[str, dict[str, float]]:

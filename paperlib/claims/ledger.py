@@ -26,7 +26,7 @@ class Paper(_Part):
 
 
 class Table(_Part):
-    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it.
+    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it, of `images` test images.
 
     `improvement` is what it prints by measure as the gain of its best method over the best other, in percent of that.
     """
@@ -36,6 +36,7 @@ class Table(_Part):
     notebook: str
     rows: dict[str, dict[str, Number]]
     deviation: dict[str, dict[str, Number]] = {}
+    images: Annotated[int, Field(ge=1)] | None = None
     improvement: dict[str, Number] = {}
 
 
@@ -78,6 +79,8 @@ class Ledger(_Part):
         ids = [claim.id for claim in self.claims]
         if double := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"two claims have the id {', '.join(sorted(double))}")
+        if bare := [name for name, table in self.tables.items() if table.deviation and table.images is None]:
+            raise ValueError(f"table {bare[0]} has deviations, but not of how many images they are")
         for claim in self.claims:
             if claim.notebook not in self.scale:
                 raise ValueError(f"claim {claim.id}: scale says nothing of its notebook {claim.notebook}")

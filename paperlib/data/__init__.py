@@ -5,8 +5,8 @@ from paperlib.data.images import ImageSet, Splits, as_float, balanced, chunk_siz
 from paperlib.runs.files import InputError
 
 __all__ = [
-    "DESCRIPTIONS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load", "shareable",
-    "subset",
+    "DESCRIPTIONS", "EXTENTS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load",
+    "shareable", "subset",
 ]  # fmt: skip
 
 DESCRIPTIONS = {
@@ -19,6 +19,16 @@ DESCRIPTIONS = {
     "imagenet100": "224 px, a hundred of ImageNet's classes; from data/imagenet100, decoded as they are needed",
     "fashion_mnist": "28 px, grey, ten classes; downloaded by torchvision",
     "folder:PATH": f"your own images: {folder.LAYOUT}",
+}
+EXTENTS = {  # test images and classes of what is known before it is there; of scenes, where no number is asked for
+    "toy": (600, 2),
+    "scenes": (2000, 10),
+    "cifar10": (10_000, 10),
+    "cifar100": (10_000, 100),
+    "stl10": (8000, 10),
+    "tiny_imagenet": (10_000, 200),
+    "imagenet100": (5000, 100),
+    "fashion_mnist": (10_000, 10),
 }
 SCENES_TEST_SEED = 1_000_003  # added to a seed: the stream of scenes to test on
 
@@ -51,7 +61,7 @@ def load(
     if name == "toy":
         return toy.load(seed)
     if name == "scenes":
-        count, tested = train_images or 8000, test_images or 2000
+        count, tested = train_images or 8000, test_images or EXTENTS["scenes"][0]
         size = image_size or 32
         train = scenes.load(count + validation_images, size, seed)
         splits = hold_out(train, scenes.load(tested, size, seed + SCENES_TEST_SEED), validation_images, seed)

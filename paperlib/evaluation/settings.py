@@ -1,13 +1,13 @@
 """What a study of images can be told: which images, which network, under which attacks it is evaluated."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from paperlib import models
 from paperlib.attacks import Norm
-from paperlib.data import check_name
+from paperlib.data import EXTENTS, check_name
 from paperlib.runs.files import InputError
 from paperlib.runs.settings import Count, Layer, Positive, Settings, TrainingSettings, check
 
@@ -39,6 +39,21 @@ class ImageSettings(NetworkSettings):
     autoattack_images: Count
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
+
+
+class Plan(NamedTuple):
+    """What a study's settings come to, before anything is loaded: each has a function that says so, in its PLANS."""
+
+    images: dict[str, int | None]  # by measure, at most; None where only a folder knows; what is not measured is absent
+    seeds: dict[str, int]  # by method: the first so many of the settings' seeds; what is not trained is absent
+    case: str  # which of the paper's tables the run is held against
+
+
+def planned(settings: ImageSettings, every: Iterable[str], fewer: Mapping[str, int]) -> dict[str, int | None]:
+    """Test images by measure: of `every` all that the settings have, of `fewer` so many of them; zero leaves one out."""
+    count = settings.test_images or EXTENTS.get(settings.data, (None,))[0]
+    some = {measure: number if count is None else min(number, count) for measure, number in fewer.items() if number}
+    return {**dict.fromkeys(every, count), **some}
 
 
 class NormSettings(ImageSettings):

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, autoattack, pgd
-from paperlib.evaluation.settings import NormSettings
+from paperlib.evaluation.settings import NormSettings, Plan, planned
 from paperlib.methods import Batch, Method, Step, outputs
 from paperlib.methods.baselines import GradientPenalty, Standard
 from paperlib.runs.settings import Count, Positive, Radius
@@ -85,3 +85,12 @@ def attacks(settings: JacobianSettings) -> dict[str, Attack]:
 def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
     """AutoAttack."""
     return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
+
+
+def plan(settings: JacobianSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method."""
+    images = planned(settings, ["clean", *attacks(settings)], {"autoattack": settings.autoattack_images})
+    return Plan(images, dict.fromkeys(methods(settings), len(settings.seeds)), settings.data)
+
+
+PLANS = {"jacobian_norm": plan}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paperlib import methods
+from paperlib.evaluation.settings import Plan
 from paperlib.runs import run
 from paperlib.runs.files import InputError
 from paperlib.runs.settings import Settings, check
@@ -13,11 +14,23 @@ from paperlib.runs.settings import Settings, check
 
 def known() -> dict[str, type[Settings]]:
     """The settings of each notebook: the STUDIES of every module here and, of a paper in one file, in `methods`."""
-    found: dict[str, type[Settings]] = {}
-    for package in (__path__, methods.__path__):
-        prefix = "paperlib.studies." if package is __path__ else "paperlib.methods."
+    return _declared("STUDIES")
+
+
+def plan_of(notebook: str, settings: Settings) -> Plan:
+    """What settings come to in images and seeds, by the PLANS of the notebook's study. Raises InputError without one."""
+    if notebook not in (known := _declared("PLANS")):
+        raise InputError(f"{notebook}: its study says in no PLANS what it measures; {', '.join(sorted(known))} do")
+    plan: Plan = known[notebook](settings)
+    return plan
+
+
+def _declared(name: str) -> dict[str, Any]:
+    """What the modules of studies, and those of `methods`, have under a name, by notebook."""
+    found: dict[str, Any] = {}
+    for package, prefix in ((__path__, "paperlib.studies."), (methods.__path__, "paperlib.methods.")):
         for module in pkgutil.iter_modules(package, prefix):
-            found |= getattr(importlib.import_module(module.name), "STUDIES", {})
+            found |= getattr(importlib.import_module(module.name), name, {})
     return found
 
 

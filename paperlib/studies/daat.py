@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from paperlib import models
 from paperlib.attacks import Attack, autoattack, evaluating, pgd, training_pgd
-from paperlib.data import ImageSet, Splits, as_float
-from paperlib.evaluation.settings import DepthSettings
+from paperlib.data import EXTENTS, ImageSet, Splits, as_float
+from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles
 from paperlib.geometry.depth import Distance, Operator, edges
 from paperlib.geometry.oracles import Kind, Oracle, Target
@@ -212,10 +212,13 @@ def train(run: Run, settings: DaatSettings, named: Mapping[str, Method], data: S
     attack = selection_attack(settings)
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
-        kind = "sweep" if "lambda" in name else name.removeprefix("daat_")
-        own = list(settings.seeds[:1] if kind in settings.one_seed else settings.seeds)
-        trained |= train_each(run, {name: method}, data, attack, seeds=own)
+        trained |= train_each(run, {name: method}, data, attack, seeds=_seeds(settings, name))
     return trained
+
+
+def _seeds(settings: DaatSettings, name: str) -> list[int]:
+    kind = "sweep" if "lambda" in name else name.removeprefix("daat_")
+    return list(settings.seeds[:1] if kind in settings.one_seed else settings.seeds)
 
 
 # Attacks -----------------------------------------------------------------------------------------------------------
@@ -245,6 +248,31 @@ def strong_attacks(settings: DaatSettings) -> dict[str, Attack]:
 def sweep_attack(settings: DaatSettings) -> Attack:
     """PGD-100 of Figure 3 (c), at steps of ε / 10; it keeps the first iterate that fools, as the paper's may not."""
     return partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 10, best=True)
+
+
+def plan(settings: DaatSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method; linear classifiers have one."""
+    focused = ["edge_cosine", "gradient_on_edges", "gradient_on_contours", "first_order_rise", "depth_moved"]
+    focused += ["cam_correlation", "cam_moved", *(f"cam_correlation_{factor:g}" for factor in settings.cam_epsilons)]
+    focused += ["cam_on_object", "cam_on_object_attacked"] if settings.data == "scenes" else []  # which have masks
+    fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
+    fewer |= dict.fromkeys(
+        ["largest_budget", *(f"budget_{factor:g}" for factor in settings.epsilons)], settings.sweep_images
+    )
+    images = planned(settings, ["clean", *attacks(settings)], {**fewer, **dict.fromkeys(focused, settings.focus_images)})
+    tested, classes = images["clean"], EXTENTS.get(settings.data, (None, None))[1]
+    images["robust"] = 2 * tested // classes if tested and classes else None  # of two classes
+    images |= dict.fromkeys(["early_clean", "early_pgd"], settings.validation_images)
+    images["bound"] = 120  # of training images, as `linear.smallest_bounds` takes them
+    names = [*settings.methods, *(f"daat_{one}" for one in settings.controls)]
+    names += [f"daat_lambda_{weight:g}" for weight in settings.weights]
+    seeds = {**{name: len(_seeds(settings, name)) for name in names}, "uniform": len(_seeds(settings, "daat"))}
+    supports = ("all pixels", "edges", "off the edges", "random pixels")  # of `linear.supports`
+    once = [f"{kind}: {part}" for kind in ("plain", "robust", "smallest") for part in supports]
+    return Plan(images, {**seeds, **dict.fromkeys(once, 1)}, settings.data)
+
+
+PLANS = {"daat_imagenet100": plan}
 
 
 # What is measured --------------------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ def cams_by_eps(
     for factor in factors:
         size = {name: factor * attack.keywords[name] for name in ("eps", "step_size")}
         found = by_image(run, trained, data, cam_stability, attack=partial(attack, **size), layer=layer)
-        parts.append(renamed(found[found["measure"] == "cam_correlation"], f"cam_correlation_{factor:g}"))
+        own = found[found["measure"] == "cam_correlation"]
+        parts.append(own.assign(measure=f"cam_correlation_{factor:g}"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", "seed", "measure"])
 
 

@@ -25,9 +25,10 @@ from paperlib.attacks import (
     training_pgd,
     transfer,
 )
+from paperlib.attacks.minimum_norm import l2_attacks, pixel_attacks
 from paperlib.data import ImageSet, Splits, as_float
 from paperlib.evaluation.intervals import distance_table
-from paperlib.evaluation.settings import ImageSettings, check_changes
+from paperlib.evaluation.settings import ImageSettings, Plan, check_changes, planned
 from paperlib.geometry import weighted_layers
 from paperlib.geometry.radial import pgd_in_cone, radial
 from paperlib.methods import Method, outputs
@@ -261,6 +262,27 @@ def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def sweep_attack() -> Attack:
     """PGD on the margin within ε = 1, which `evaluation.sweep` brings to every ε of the settings."""
     return partial(pgd, eps=1.0, norm="linf", steps=40, step_size=1 / 8, loss="margin", best=True)
+
+
+def plan(settings: GfaSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method.
+
+    What is right under all models is known only then: of the "…_joint" measures it is the number that they are among.
+    """
+    weak, strong = attacks(settings, settings.task), strong_attacks(settings, nn.Identity())
+    few, nearest = settings.autoattack_images or settings.audit_images, l2_attacks(settings.minimum_steps)
+    fewer = dict.fromkeys([*strong, "worst", *(f"{name}_joint" for name in [*weak, *strong, "worst"])], few)
+    fewer |= dict.fromkeys([f"{name}_{kind}" for name in nearest for kind in ("ratio", "l2")], settings.minimum_images)
+    fewer |= dict.fromkeys(pixel_attacks(settings.pixel_generations), settings.pixel_images)
+    fewer |= dict.fromkeys(["flatness", "cosine"], settings.landscape_images)
+    names = ["", "", ""]  # of the layers, which only the network knows
+    others = [architecture_methods(settings, name, names) for name in settings.architectures]
+    once = [name for built in (sweep_methods(settings, names), task_methods(settings, names), *others) for name in built]
+    seeds = dict.fromkeys([*methods(settings, names), *mlp_methods(settings, names)], len(settings.seeds))
+    return Plan(planned(settings, ["clean", *weak], fewer), {**seeds, **dict.fromkeys(once, 1)}, settings.data)
+
+
+PLANS = {"gfa_landscape": plan}
 
 
 # What is measured --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import nn
 
 from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, training_pgd, transfer
 from paperlib.data import ImageSet, Splits, as_float
-from paperlib.evaluation.settings import DepthSettings
+from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles, weighted_layers
 from paperlib.geometry.oracles import Oracle, Target
 from paperlib.geometry.saliency import Attention, activated, attended
@@ -259,11 +259,16 @@ def train(
         mixed = settings.combinations.get(name)
         if (mixed.base if mixed else name) in AVERAGED:
             changes |= {"ema": settings.average, "ema_start": settings.average_start}
-        groups = {"combinations"} if mixed else set()
-        alone = {name, *groups, *(["equal"] if epochs else [])} & set(settings.one_seed)
-        seeds = list(settings.seeds[:1] if alone else settings.seeds)
+        seeds = _seeds(settings, name, epochs is not None)
         trained |= train_each(run, {called: method}, data, selection_attack(settings), seeds=seeds, **changes)
     return trained
+
+
+def _seeds(settings: MatrixSettings, name: str, equal: bool) -> list[int]:
+    """Those of a defence or combination, in its training of `equal` compute or in its own."""
+    groups = {"combinations"} if name in settings.combinations else set()
+    alone = {name, *groups, *(["equal"] if equal else [])} & set(settings.one_seed)
+    return list(settings.seeds[:1] if alone else settings.seeds)
 
 
 # Attacks -----------------------------------------------------------------------------------------------------------
@@ -301,6 +306,19 @@ def other_attacks(settings: MatrixSettings) -> dict[str, Attack]:
         "pgd_100": partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 8),
         f"pgd_{other}": partial(pgd, eps=radius, norm=other, steps=20, step_size=radius / 8, loss="margin"),
     }
+
+
+def plan(settings: MatrixSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method."""
+    few = [*strong_attacks(settings, nn.Identity()), *other_attacks(settings)]
+    images = planned(settings, ["clean", *attacks(settings)], dict.fromkeys(few, settings.autoattack_images))
+    names = [*settings.defences, *settings.combinations]
+    seeds = {name: len(_seeds(settings, name, False)) for name in names}
+    equal = {f"{name}_equal": len(_seeds(settings, name, True)) for name in names if settings.equal_compute}
+    return Plan(images, {**seeds, **equal}, settings.data)
+
+
+PLANS = {"alignment_matrix": plan}
 
 
 def check(settings: MatrixSettings, model: nn.Module, data: ImageSet) -> None:

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, autoattack, pgd
-from paperlib.data import ImageSet, Splits, as_float, subset
-from paperlib.evaluation.settings import ImageSettings
+from paperlib.data import EXTENTS, ImageSet, Splits, as_float, subset
+from paperlib.evaluation.settings import ImageSettings, Plan, planned
 from paperlib.geometry import all_classes, distance_to_boundary
 from paperlib.methods import Method
 from paperlib.methods.baselines import AdversarialTraining, Standard
@@ -202,11 +202,11 @@ def _pag(settings: CifarSettings, targets: Targets, weight: float) -> PAG:
 
 def sweep_methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
     """Figure 5: PAG with Class Mean at each λ of the sweep but the one that `methods` trains anyway."""
-    return {
-        f"lambda_{weight:g}": _pag(settings, targets["class_mean"], weight)
-        for weight in settings.sweep_weights
-        if weight != _weights(settings)["class_mean"]
-    }
+    return {name: _pag(settings, targets["class_mean"], weight) for name, weight in _swept(settings).items()}
+
+
+def _swept(settings: CifarSettings) -> dict[str, float]:
+    return {f"lambda_{one:g}": one for one in settings.sweep_weights if one != _weights(settings)["class_mean"]}
 
 
 def with_sweep(settings: CifarSettings, summary: pd.DataFrame) -> pd.DataFrame:
@@ -242,6 +242,25 @@ def _attacks(settings: CifarSettings, steps: int, total: float) -> dict[Norm, At
     return {
         norm: partial(pgd, eps=eps, norm=norm, steps=steps, step_size=total * eps / steps) for norm, eps in radii.items()
     }
+
+
+def plan(settings: CifarSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method; the sweep over λ has one."""
+    swept, own = _swept(settings), f"lambda_{_weights(settings).get('class_mean', 0):g}"
+    fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
+    fewer |= {"pag_score": settings.score_images, "alignment": settings.score_images if swept else 0}
+    images = planned(settings, ["clean", *attacks(settings), "pgd"], fewer)
+    trained = ["vanilla", *settings.sources, *[own] * ("class_mean" in settings.sources)]
+    return Plan(images, {**dict.fromkeys(trained, len(settings.seeds)), **dict.fromkeys(swept, 1)}, settings.data)
+
+
+def toy_plan(settings: ToySettings) -> Plan:
+    """The same of the toy."""
+    images = dict.fromkeys(["clean", *toy_attacks(settings), "margin_along", "margin_across"], EXTENTS["toy"][0])
+    return Plan({**images}, dict.fromkeys(["vanilla", "pag"], len(settings.seeds)), "")
+
+
+PLANS = {"toy_pag": toy_plan, "cifar_pag": plan}
 
 
 def toward_every_class(run: Run, trained: Trained, image: Tensor, classes: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training
 from paperlib.data import ImageSet, Splits, as_float, joined, subset
 from paperlib.data.toy import load_wave
 from paperlib.evaluation.intervals import mean_interval
-from paperlib.evaluation.settings import NormSettings, check_changes
+from paperlib.evaluation.settings import NormSettings, Plan, check_changes, planned
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
@@ -302,6 +302,20 @@ def case(settings: RaatSettings) -> str:
     data = settings.data if settings.data in ("cifar100", "tiny_imagenet") else "cifar10"
     wide = settings.model == "wide_resnet28" and settings.norm == "linf"
     return f"{data}_{'wide' if wide else 'resnet18'}_{settings.norm}"
+
+
+def plan(settings: RaatSettings) -> Plan:
+    """How many images each measure has, and how many seeds each method."""
+    fewer = dict.fromkeys(strong_attacks(settings), settings.strong_images)
+    fewer |= dict.fromkeys([*strongest(settings), "mean", "nrr"], settings.autoattack_images)
+    images = planned(settings, ["clean", *attacks(settings)], {**fewer, "defect": settings.audit_images})
+    several = {**methods(settings), **component_methods(settings)}
+    once = {**study_methods(settings), **long_methods(settings), **sharp_methods(settings), **sweep_methods(settings)}
+    seeds = {name: 1 if name in settings.one_seed else len(settings.seeds) for name in several}
+    return Plan(images, {**seeds, **dict.fromkeys(once, 1)}, case(settings))
+
+
+PLANS = {"raat_boundary": plan}
 
 
 # What is measured --------------------------------------------------------------------------------------------------
