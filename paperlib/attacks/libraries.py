@@ -35,7 +35,8 @@ def apgd(
             model, n_iter=steps, norm=LIBRARY_NORMS[norm], n_restarts=restarts, eps=eps, seed=seed, loss=loss,
             device=images.device,
         )  # fmt: skip
-        return attack.perturb(images.clone(), labels.clone()).detach()
+        found: Tensor = attack.perturb(images.clone(), labels.clone()).detach()
+        return found
 
 
 def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int = 5000) -> Tensor:
@@ -56,7 +57,8 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm
             device=images.device,
             resc_schedule=queries != 5000,
         )
-        return attack.perturb(images.clone(), labels.clone()).detach()
+        found: Tensor = attack.perturb(images.clone(), labels.clone()).detach()
+        return found
 
 
 def transfer(
@@ -129,14 +131,16 @@ def _autoattack(
         adversary.logger = _Relay()
 
         def run(x: Tensor, y: Tensor) -> Tensor:
-            return adversary.run_standard_evaluation(x, y, bs=len(x))
+            found: Tensor = adversary.run_standard_evaluation(x, y, bs=len(x))
+            return found
     except ImportError:
         from pyautoattack import AutoAttack, checks
 
         adversary = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device)
 
         def run(x: Tensor, y: Tensor) -> Tensor:
-            return adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
+            found: Tensor = adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
+            return found
 
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # one dynamic model would flag every later one
     adversary.attacks_to_run = attacks

@@ -79,7 +79,8 @@ class _Scaled(nn.Module):
         self.scale = size / length if 0 < size < math.inf else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) / self.scale
+        found: Tensor = self.model(x) / self.scale
+        return found
 
 
 def deepfool(

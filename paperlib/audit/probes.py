@@ -88,7 +88,8 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
 def gap(model: nn.Module, images: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """z_first − z_second, N."""
     logits = model(images)
-    return (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
+    found: Tensor = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
+    return found
 
 
 def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Found:

@@ -22,6 +22,6 @@ def crop_and_flip(images: Tensor, padding: int, fill: float | str, flip: bool) -
         mirrored = torch.rand(count, 1, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     border = {"mode": "reflect"} if fill == "reflect" else {"value": fill}
-    padded = F.pad(images, (padding,) * 4, **border) if padding else images  # type: ignore[arg-type]
+    padded = F.pad(images, (padding,) * 4, **border) if padding else images
     picked = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # N×H×W×C in memory: channels-last for free

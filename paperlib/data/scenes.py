@@ -83,7 +83,8 @@ def uniforms(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
     def mix(state: np.ndarray) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return state ^ (state >> np.uint64(31))
+        found: np.ndarray = state ^ (state >> np.uint64(31))
+        return found
 
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
@@ -165,7 +166,8 @@ def _rotations(angles: np.ndarray) -> np.ndarray:
         return np.stack(rows, -1).reshape(-1, 3, 3)
 
     tipping = np.stack([one, zero, zero, zero, np.cos(tilt), -np.sin(tilt), zero, np.sin(tilt), np.cos(tilt)], -1)
-    return around_y(yaw) @ around_y(-direction) @ tipping.reshape(-1, 3, 3) @ around_y(direction)
+    found: np.ndarray = around_y(yaw) @ around_y(-direction) @ tipping.reshape(-1, 3, 3) @ around_y(direction)
+    return found
 
 
 def _render_solid(

@@ -224,7 +224,7 @@ def flags(*tables: pd.DataFrame) -> pd.DataFrame:
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Which images the model has right: bool N, of the model in the mode it is in."""
-    logits = model(images)
+    logits: Tensor = model(images)
     # Outputs that are not numbers are no correct prediction, whatever argmax makes of them.
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 

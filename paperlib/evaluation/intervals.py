@@ -37,8 +37,8 @@ def between_images(first: np.ndarray, second: np.ndarray, shared: bool) -> float
     one, two = (values - values.mean(1, keepdims=True) for values in (first.astype(float), second.astype(float)))
     together, (seeds, count) = float(one.mean(0) @ two.mean(0)) / one.shape[1], one.shape
     if not shared or seeds == 1:
-        return together
-    return (seeds**2 * together - float((one * two).sum()) / count) / (seeds * (seeds - 1))
+        return float(together)
+    return float((seeds**2 * together - (one * two).sum() / count) / (seeds * (seeds - 1)))
 
 
 def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float, float]:
@@ -140,7 +140,8 @@ def _median(values: np.ndarray) -> np.ndarray:
 
 def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(first, second)
+        found: np.ndarray = np.divide(first, second)
+        return found
 
 
 def rank_correlation(

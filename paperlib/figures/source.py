@@ -16,7 +16,8 @@ class Source:
         self.text = text
 
     def _repr_html_(self) -> str:
-        return highlight(self.text, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))
+        found: str = highlight(self.text, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))
+        return found
 
     def __repr__(self) -> str:
         return self.text

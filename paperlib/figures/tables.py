@@ -46,7 +46,8 @@ def as_latex(shown: pd.DataFrame, digits: int, **options: Any) -> str:
         return latex(value) if isinstance(value, str) else value
 
     escaped = shown.rename(columns=words, index=words).map(words)
-    return escaped.to_latex(float_format=f"%.{digits}f", na_rep="--", **options)
+    found: str = escaped.to_latex(float_format=f"%.{digits}f", na_rep="--", **options)
+    return found
 
 
 LATEX = {

@@ -39,7 +39,8 @@ def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, r
     rest = random.standard_normal(len(mean))
     rest -= (unit @ rest) * unit
     noise = float((given * along).sum()) * unit + math.sqrt(unlabelled) * rest
-    return (float((given * labels).sum()) * mean + sigma * noise) / unlabelled
+    found: np.ndarray = (float((given * labels).sum()) * mean + sigma * noise) / unlabelled
+    return found
 
 
 def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor: float, trials: int) -> pd.DataFrame:

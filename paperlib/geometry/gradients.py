@@ -22,7 +22,8 @@ def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
     PAG, Equation 2: ⟨v, u⟩ / max(‖v‖·‖u‖, ε), so zero where either vector is zero.
     """
     v, u = first.flatten(1), second.flatten(1)
-    return (v * u).sum(1) / (v.norm(dim=1) * u.norm(dim=1)).clamp_min(eps)
+    found: Tensor = (v * u).sum(1) / (v.norm(dim=1) * u.norm(dim=1)).clamp_min(eps)
+    return found
 
 
 def scores(logits: Tensor, of: Output) -> Tensor:
@@ -202,7 +203,8 @@ def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
     axis = torch.linspace(0, 1, resolution, device=next(model.parameters()).device)
     x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
     logits = model(torch.stack([x1, x2], -1).view(-1, 2))
-    return (logits[:, 1] - logits[:, 0]).view(resolution, resolution).cpu().numpy()
+    found: np.ndarray = (logits[:, 1] - logits[:, 0]).view(resolution, resolution).cpu().numpy()
+    return found
 
 
 def fragmentation(plane: np.ndarray) -> tuple[int, float]:

@@ -27,7 +27,8 @@ def remainders(
     unit, hat = direction / direction.norm(), 1 - rate
 
     def along(t: torch.Tensor) -> torch.Tensor:
-        return net(start + t * unit).squeeze()
+        found: torch.Tensor = net(start + t * unit).squeeze()
+        return found
 
     place = torch.zeros((), dtype=torch.float64, requires_grad=True)
     derivatives = [along(place)]

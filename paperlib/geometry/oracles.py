@@ -88,7 +88,8 @@ class DepthNet(nn.Module):
         three = self.third(F.max_pool2d(two, 2))
         two = self.middle(torch.cat([two, F.interpolate(three, scale_factor=2.0, mode="nearest")], 1))
         one = self.last(torch.cat([one, F.interpolate(two, scale_factor=2.0, mode="nearest")], 1))
-        return self.mean + self.deviation * self.out(one)[:, 0]
+        found: Tensor = self.mean + self.deviation * self.out(one)[:, 0]
+        return found
 
 
 def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:

@@ -63,7 +63,8 @@ def tokens(model: nn.Module, images: Tensor) -> Tensor:
 
 def name_in(model: nn.Module, module: nn.Module) -> str:
     """The name of a submodule in the model."""
-    return next(name for name, one in model.named_modules() if one is module)
+    found: str = next(name for name, one in model.named_modules() if one is module)
+    return found
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
     queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     with torch.autocast(qkv.device.type, enabled=False):
         queries, keys = _precise(queries[:, :, :1] if first else queries), _precise(keys)
-        return (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
+        found: Tensor = (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
+        return found
 
 
 def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:

@@ -33,7 +33,7 @@ class Step:
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
     """The model's logits N×C in single precision at least, whatever autocast makes of them: losses need it."""
-    logits = model(images)
+    logits: Tensor = model(images)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -234,4 +234,5 @@ def pag_score(model: nn.Module, judge: nn.Module, data: ImageSet, *, eps: float,
     targets = (labels + offsets.to(device)) % len(data.classes)
     changed = targeted_images(model, images, targets, eps=eps, steps=steps)
     with evaluating(judge), torch.no_grad():
-        return (judge(changed).argmax(1) == targets).cpu()
+        found: Tensor = (judge(changed).argmax(1) == targets).cpu()
+        return found

@@ -59,7 +59,8 @@ class Partition(NamedTuple):
     def boundary(self) -> Tensor:
         """S°: right on x, and wrong even on x″ (Equation 9; the code also asks for wrong on x′). Bool N."""
         clean, strong, weak = self.right
-        return clean & ~weak if self.form == "text" else clean & ~strong & ~weak
+        found: Tensor = clean & ~weak if self.form == "text" else clean & ~strong & ~weak
+        return found
 
     @property
     def non_boundary(self) -> Tensor:
@@ -89,7 +90,8 @@ def partition(
 @torch.no_grad()
 def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
     """Whether the model, in the mode it is in, is right on each of K variants of the images: bool K×N, in one pass."""
-    return model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
+    found: Tensor = model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
+    return found
 
 
 # DICAR: Definition 4 and Equations 15 and 16 -----------------------------------------------------------------------

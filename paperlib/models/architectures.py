@@ -115,7 +115,8 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens N×64×width."""
-        return self.layers(x).flatten(2).mT
+        found: Tensor = self.layers(x).flatten(2).mT
+        return found
 
 
 def transformer(
@@ -240,7 +241,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         passed = x if self.shortcut is None else self.shortcut(active)
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + passed
+        found: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + passed
+        return found
 
 
 Block = type[BasicBlock] | type[Bottleneck] | type[PreActBlock]

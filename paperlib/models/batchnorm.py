@@ -33,7 +33,10 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return _Forward.apply(input, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
+        found: Tensor = _Forward.apply(
+            input, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
+        )
+        return found
 
     def _over_all_processes(self, input: Tensor) -> Tensor:
         """By the statistics of all processes' images together, of which one may have none."""
@@ -52,7 +55,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             mean.lerp_((sums[0] / count).to(mean), momentum)
             var.lerp_((variance * count / (count - 1)).to(var), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        found: Tensor = (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return found
 
 
 @contextmanager
@@ -76,7 +80,7 @@ class _Forward(torch.autograd.Function):
         y, batch_mean, scale = aten.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
         ctx.save_for_backward(x, weight, batch_mean, scale)
         ctx.eps = eps
-        return y
+        return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,7 +90,10 @@ class _Forward(torch.autograd.Function):
 def _fused(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return aten.native_batch_norm_backward(dy, x, weight, None, None, mean, scale, True, eps, [True, True, True])
+    found: tuple[Tensor, ...] = aten.native_batch_norm_backward(
+        dy, x, weight, None, None, mean, scale, True, eps, [True, True, True]
+    )
+    return found
 
 
 class _Backward(torch.autograd.Function):

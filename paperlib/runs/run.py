@@ -316,7 +316,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def _read_status(file: Path) -> dict[str, Any]:
-    about = read_json(file)
+    about: dict[str, Any] = read_json(file)
     whole = isinstance(about, dict) and "state" in about
     times = [about.get("started"), about.get("seconds"), about.get("before", 0.0)] if whole else [None]
     if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):

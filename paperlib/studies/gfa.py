@@ -77,7 +77,7 @@ class GfaSettings(ImageSettings):
     def _complete(self) -> Self:
         for name, layers in ARMS.items():
             for field, betas in {"betas": self.betas, "mlp_betas": self.mlp_betas if self.mlp else self.betas}.items():
-                if name in self.methods and len(betas.get(name, [])) != layers:  # type: ignore[call-overload, arg-type]
+                if name in self.methods and len(betas.get(name, [])) != layers:  # type: ignore[arg-type]
                     raise ValueError(f"{field} needs {layers} β for {name}")
         for name, changes in {"mlp": self.mlp, **self.architectures}.items():
             check_changes(self, name, changes)

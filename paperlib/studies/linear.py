@@ -155,7 +155,7 @@ def experiment(
     rows = {}
     for training in ("plain", "robust"):
         for name, support in supports(edges).items():
-            weight, bias = fit(images, signs, support, eps, training)  # type: ignore[arg-type]
+            weight, bias = fit(images, signs, support, eps, training)
             rows[training, name] = _measured(tested, wanted, weight, bias, eps)
     return pd.DataFrame(rows).T.rename_axis(["training", "support"])
 

@@ -88,7 +88,8 @@ def first_order(
     def error(change: Tensor) -> Tensor:
         moved = margin(model(images + change), labels) / scale
         # Equation (5)
-        return (moved - start - (change * gradient).flatten(1).sum(1)).abs()
+        found: Tensor = (moved - start - (change * gradient).flatten(1).sum(1)).abs()
+        return found
 
     change = project(torch.empty_like(images).uniform_(-eps, eps), eps, norm)
     largest = torch.zeros_like(start)

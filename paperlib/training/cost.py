@@ -30,7 +30,7 @@ def relative(method: Method, model: nn.Module, batch: Batch) -> float:
 
 def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:
     """Floating-point operations of one step, loss and gradients."""
-    probe, counter = copy.deepcopy(model).train(), _Counter()
+    probe, counter = copy.deepcopy(model).train(), _Counter()  # type: ignore[no-untyped-call]
     for layer in probe.modules():
         if isinstance(layer, nn.BatchNorm2d):  # one pass must not change what the next finds right
             layer.momentum = 0.0

@@ -17,7 +17,8 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
     if settings.optimizer == "sgd":
         return torch.optim.SGD(weights, rate, settings.momentum, weight_decay=decay, fused=True)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[settings.optimizer](weights, rate, weight_decay=decay, fused=True)
+    found: torch.optim.Optimizer = kinds[settings.optimizer](weights, rate, weight_decay=decay, fused=True)
+    return found
 
 
 def learning_rate(settings: TrainingSettings, step: Step) -> float:
