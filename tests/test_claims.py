@@ -288,7 +288,7 @@ def test_nothing_is_decided_on_fewer_than_twenty_images(n: int, decided: bool, h
             "seed": 0,
             "measure": measure,
             "n": count,
-            "accuracy": float(right),
+            "value": float(right),
             "each": np.full(count, right),
         }
         for method in ("vanilla", "one_image")

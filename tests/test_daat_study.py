@@ -225,12 +225,12 @@ def test_early_and_by_budget_are_measures_that_claims_name() -> None:
     assert rows[["method", "seed", "measure", "n"]].to_numpy().tolist() == [
         ["daat", 3, "early_clean", 50], ["daat", 3, "early_pgd", 50],
     ]  # fmt: skip
-    assert list(rows["accuracy"]) == [0.1, 0.05]  # after two of ten epochs
+    assert list(rows["value"]) == [0.1, 0.05]  # after two of ten epochs
     curve = pd.DataFrame(
-        {"method": "daat", "seed": 0, "measure": ["clean", "eps=0.5x", "eps=2x"], "accuracy": [0.9, 0.8, 0.2]}
+        {"method": "daat", "seed": 0, "measure": ["clean", "eps=0.5x", "eps=2x"], "value": [0.9, 0.8, 0.2]}
     )
     found = study.budget_rows(settings(epsilons="[0.5, 2]"), curve)
-    assert found.set_index("measure")["accuracy"].to_dict() == {"budget_0.5": 0.8, "budget_2": 0.2, "largest_budget": 0.2}
+    assert found.set_index("measure")["value"].to_dict() == {"budget_0.5": 0.8, "budget_2": 0.2, "largest_budget": 0.2}
 
 
 def test_costs_are_means_over_seeds_and_times_pgd_ats() -> None:

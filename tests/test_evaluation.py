@@ -168,7 +168,7 @@ def test_the_binomial_interval_is_scipys(pair: tuple[int, int]) -> None:
 def test_the_summary_has_mean_deviation_and_both_uncertainties() -> None:
     rows = [("a", seed, "clean", 10000, round(10000 * share), share) for seed, share in enumerate((0.7, 0.8, 0.9))]
     rows.append(("b", 0, "clean", 100, 50, 0.5))
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "value"])
     found = evaluation.summary(table).set_index("method")
     assert found.loc["a", "mean"] == pytest.approx(0.8)
     assert found.loc["a", "deviation"] == pytest.approx(0.1)
@@ -253,7 +253,7 @@ def test_shared_seeds_are_paired_and_value_and_interval_are_of_these_alone() -> 
     accuracies = {"a": {0: 0.52, 1: 0.61, 2: 0.70, 3: 0.99}, "b": {2: 0.64, 0: 0.50, 1: 0.55}}
     table = pd.DataFrame(
         [(name, seed, "clean", 10**8, mean) for name, own in accuracies.items() for seed, mean in own.items()],
-        columns=["method", "seed", "measure", "n", "accuracy"],
+        columns=["method", "seed", "measure", "n", "value"],
     )
     first, second = evaluation.summary(table).to_dict("records")
     found = evaluation.difference(first, second)
@@ -269,7 +269,7 @@ def test_where_one_seed_is_shared_the_images_of_its_two_networks_are_all_that_is
     generator = np.random.default_rng(0)
     right = {(name, seed): generator.random(200) < 0.5 for name, seed in [("a", 0), ("a", 1), ("a", 2), ("b", 1)]}
     rows = [(name, seed, "clean", 200, each.mean(), each) for (name, seed), each in right.items()]
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
     several, one = evaluation.summary(table).to_dict("records")
     (alone,) = evaluation.summary(table[(table["method"] == "a") & (table["seed"] == 1)]).to_dict("records")
     found, expected = evaluation.difference(several, one), evaluation.difference(alone, one)
@@ -286,7 +286,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     generator = np.random.default_rng(0)
     rows = [(name, seed, "clean", 300, each.mean(), each) for name in "ab" for seed in range(3)
             for each in [generator.random(300) < 0.5]]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
     turned = table.iloc[[2, 0, 1, 3, 4, 5]]
     found = [evaluation.difference(*evaluation.summary(one).to_dict("records"))[:3] for one in (table, turned)]
     assert found[0] == pytest.approx(found[1])
@@ -305,7 +305,7 @@ def crossed(generator: np.random.Generator, seeds: int, images: int, spread: flo
         luck, taste = (share * part + math.sqrt(1 - share**2) * generator.normal(0, 1, part.shape) for part in common)
         latent = skill + spread * luck[:, None] + own + 0.5 * taste + generator.normal(0, 1, (seeds, images))
         rows += [(method, first + seed, "clean", images, right.mean(), right) for seed, right in enumerate(latent > 0)]
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_intervals_stay_inside_what_is_possible(images: int, seeds: int, first: 
                 (method, seed, measure, images, each.mean(), each)
                 for measure, each in (("clean", halves > 0.5), ("mean", halves))
             ]
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
     found = {(one["method"], one["measure"]): one for one in evaluation.summary(table).to_dict("records")}
     for one in found.values():
         assert 0 <= one["low"] <= one["mean"] <= one["high"] <= 1
@@ -353,9 +353,9 @@ def test_intervals_stay_inside_what_is_possible(images: int, seeds: int, first: 
 
 def test_below_twenty_images_there_is_no_interval() -> None:
     rows = [("a", seed, "clean", n, 0.5, each) for n in (19,) for seed in (0, 1) for each in [np.arange(n) % 2 == 0]]
-    (found,) = evaluation.summary(
-        pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
-    ).to_dict("records")
+    (found,) = evaluation.summary(pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])).to_dict(
+        "records"
+    )
     assert all(math.isnan(found[end]) for end in ("low", "high", "sample_low", "sample_high"))
     assert all(map(math.isnan, evaluation.difference(found, found)[1:3]))
     assert evaluation.at_chance(found, 10)  # that it has learnt is not known
@@ -366,7 +366,7 @@ def test_the_summary_takes_outcomes_by_image() -> None:
     scores = np.linspace(-1, 1, 50)
     rows = [("a", seed, "clean", 50, array.mean(), array) for seed, array in enumerate((right, ~right))]
     rows += [("a", 0, "score", 50, scores.mean(), scores), ("b", 0, "clean", 50, 0.5, np.nan)]
-    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
     found = evaluation.summary(table).set_index(["method", "measure"])
     assert found.loc[("a", "clean"), "each"].tolist() == [right.tolist(), (~right).tolist()]
     # The two seeds agree on no image: all that images tell apart is what one seed says, so they count as 100.
@@ -433,6 +433,6 @@ def test_an_attack_on_fewer_images_is_held_against_the_same_ones(home: Path) -> 
     expected = alone[alone["measure"] == "pgd"]
     assert list(same["measure"]) == ["pgd, n = 12"] * 2
     assert [one.tolist() for one in same["each"]] == [one.tolist() for one in expected["each"]]
-    assert same["accuracy"].tolist() == expected["accuracy"].tolist() != [1.0, 1.0]
+    assert same["value"].tolist() == expected["value"].tolist() != [1.0, 1.0]
     for count in (0, 40, 50):  # none, or all
         assert evaluation.same_images(whole, ["pgd"], images(), count).empty

@@ -149,7 +149,7 @@ def test_rows_are_those_of_an_evaluation_and_do_not_depend_on_the_chunk(
     place = partial(focus.gradient_place, oracle=oracles.exact, operator="sobel", eps=0.03, norm="linf")
     whole = focus.by_image(run, trained, data, place)
     assert list(whole["seed"]) == [0, 0, 0, 1, 1, 1]
-    assert whole["accuracy"].tolist() == pytest.approx([each.mean() for each in whole["each"]])
+    assert whole["value"].tolist() == pytest.approx([each.mean() for each in whole["each"]])
     monkeypatch.setattr(focus, "CHUNK", 4)
     parts = focus.by_image(run, trained, data, place)
     for one, two in zip(whole["each"], parts["each"], strict=True):
@@ -173,7 +173,7 @@ def test_the_uniform_baseline_is_a_line_over_all_blocks(data: ImageSet, home: Pa
     assert flat.groupby("panel")["value"].nunique().tolist() == [1, 1]
     rows = daat_study.edge_rows(found)
     assert list(rows["method"]) == ["daat", "uniform"]
-    assert rows["accuracy"][1] == pytest.approx(flat["value"].iloc[-1])
+    assert rows["value"][1] == pytest.approx(flat["value"].iloc[-1])
     given = focus.on("cpu", data)
     wanted = target(given.images, given.depth, (8, 8)).flatten(1)
     alone = F.cosine_similarity(attentions["3"](model.eval(), given.images)[1].flatten(1), wanted)

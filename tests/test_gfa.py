@@ -459,7 +459,7 @@ def test_the_adaptive_attack_finds_what_the_squared_error_hides() -> None:
 
 def outcome_rows(method: str, seed: int = 0, **survived: int) -> list[dict[str, Any]]:
     """Of 200 images, how many survive each attack; those that survive one are the first."""
-    return [{"method": method, "seed": seed, "measure": measure, "n": 200, "accuracy": count / 200,
+    return [{"method": method, "seed": seed, "measure": measure, "n": 200, "value": count / 200,
              "each": np.arange(200) < count} for measure, count in survived.items()]  # fmt: skip
 
 
@@ -488,10 +488,10 @@ def test_the_trial_tells_real_from_masked() -> None:
     }  # fmt: skip
     assert found.loc["half", "overstated by"] == pytest.approx(30)
     assert found.loc["half", "best of all"] == pytest.approx(30)
-    few = pd.DataFrame([{**row, "n": 5, "each": row["each"][::40], "accuracy": row["each"][::40].mean()} for row in rows])
+    few = pd.DataFrame([{**row, "n": 5, "each": row["each"][::40], "value": row["each"][::40].mean()} for row in rows])
     undecided = trial.judge(trial.worst([few]), {}, 10)["outcome"].to_dict()
     assert set(undecided.values()) <= {"–", "none told", "not tested"}  # five images tell nothing
-    curve = pd.DataFrame({"method": ["standard", "half"], "eps": [0.1, 0.1], "accuracy": [0.0, 0.5]})
+    curve = pd.DataFrame({"method": ["standard", "half"], "eps": [0.1, 0.1], "value": [0.0, 0.5]})
     points = trial.points(found, curve)
     assert "half: partly real" in set(points["line"])
     assert set(points["panel"]) == {"PGD (margin) against ε", "who attacks"}
@@ -510,7 +510,7 @@ def test_the_trial_needs_the_same_images_and_what_it_compares() -> None:
     one = pd.DataFrame(outcome_rows("standard", clean=150, apgd_ce=4))
     both = trial.worst([one, pd.DataFrame(outcome_rows("standard", clean=150, adaptive=9))])
     assert both["measure"].tolist() == ["clean", "apgd_ce", "adaptive", "worst"]  # each training once, or intervals narrow
-    assert both["accuracy"].iloc[-1] == 4 / 200
+    assert both["value"].iloc[-1] == 4 / 200
     with pytest.raises(InputError, match="not of the same images"):
         trial.worst([one, pd.DataFrame(outcome_rows("standard", clean=149, adaptive=4))])
     with pytest.raises(InputError, match="needs apgd_ce of standard"):
@@ -535,8 +535,8 @@ def test_distances_become_medians_ratios_and_accuracies() -> None:
     assert np.isnan(apart.loc[("ddn", "deep"), "ratio"])
     assert apart.loc[("ddn", "deep"), "median"] == 4
     rows = study.distance_rows(found, 1.5).set_index(["method", "seed"])
-    assert rows.loc[("standard", 0), "accuracy"] == pytest.approx(0.4)
-    assert rows.loc[("deep", 1), "accuracy"] == pytest.approx(0.8)
+    assert rows.loc[("standard", 0), "value"] == pytest.approx(0.4)
+    assert rows.loc[("deep", 1), "value"] == pytest.approx(0.8)
     ratios = study.ratio_rows(found, "standard").set_index("method")
     assert ratios.loc["deep", "measure"] == "ddn_ratio"
     assert ratios.loc["deep", "seeds"] == 2
@@ -594,7 +594,7 @@ def test_the_literal_sign_pushes_gradients_away_from_the_features() -> None:
 def test_the_papers_basis_is_the_images_that_all_its_models_have_right() -> None:
     def row(method: str, seed: int, measure: str, hits: str) -> dict[str, Any]:
         each = np.array([hit == "x" for hit in hits])
-        return {"method": method, "seed": seed, "measure": measure, "n": len(each), "accuracy": each.mean(), "each": each}
+        return {"method": method, "seed": seed, "measure": measure, "n": len(each), "value": each.mean(), "each": each}
 
     table = pd.DataFrame([
         row("standard", 0, "clean", "xxxx.x"), row("standard", 0, "fgsm", "x....."),
@@ -605,6 +605,6 @@ def test_the_papers_basis_is_the_images_that_all_its_models_have_right() -> None
     found = study.jointly_correct(table).set_index(["method", "seed"])
     assert set(found["measure"]) == {"fgsm_joint"}
     assert set(found["n"]) == {3}  # the first, the second and the last
-    assert found["accuracy"].to_dict() == pytest.approx({("standard", 0): 1 / 3, ("deep", 0): 1, ("deep", 1): 2 / 3})
+    assert found["value"].to_dict() == pytest.approx({("standard", 0): 1 / 3, ("deep", 0): 1, ("deep", 1): 2 / 3})
     nothing = table.assign(each=[np.zeros(6, bool)] * len(table))
     assert study.jointly_correct(nothing).empty

@@ -211,7 +211,7 @@ def test_every_measure_of_every_image_is_a_number() -> None:
         target=target(exact), eps=0.05, norm="linf",
     )  # fmt: skip
     measured = measures.by_model(pd.DataFrame([
-        {"method": "net", "seed": 0, "measure": name, "accuracy": float(each.mean())} for name, each in found.items()
+        {"method": "net", "seed": 0, "measure": name, "value": float(each.mean())} for name, each in found.items()
     ]))  # fmt: skip
     assert set(measured) == set(measures.MEASURES) - {"pag_score", "flatness"}
     assert all(values.shape == (12,) and values.isfinite().all() for values in found.values())
@@ -246,10 +246,10 @@ def test_the_front_holds_what_nothing_beats_in_all_three() -> None:
 def test_robust_alignment_is_a_ratio_of_means() -> None:
     """So an image whose outputs hardly move, and bulge on the way, does not decide for a model."""
     rows = [
-        {"method": "a", "seed": 0, "measure": name, "accuracy": value}
+        {"method": "a", "seed": 0, "measure": name, "value": value}
         for name, value in {measures.DEFECT: 0.3, measures.MOVED: 0.6, "clean": 0.9}.items()
     ]
-    still = [{**row, "method": "b", "accuracy": 0.0} for row in rows]
+    still = [{**row, "method": "b", "value": 0.0} for row in rows]
     models_ = measures.by_model(pd.DataFrame(rows + still))
     assert list(models_["robust_alignment"].fillna(7)) == [-0.5, 7]
     assert set(models_) == {"clean", "robust_alignment"}

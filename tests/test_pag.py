@@ -426,14 +426,14 @@ def test_published_gradients_need_their_folder() -> None:
 
 
 def test_both_norms_become_one_measure_and_alignment_a_row() -> None:
-    table = pd.DataFrame({"method": "class_mean", "measure": ["clean", "pgd_l2", "pgd_linf"], "accuracy": [0.8, 0.5, 0.2]})
+    table = pd.DataFrame({"method": "class_mean", "measure": ["clean", "pgd_l2", "pgd_linf"], "value": [0.8, 0.5, 0.2]})
     found = pag_study.norm_rows(table)
-    assert found[["method", "measure", "accuracy"]].to_numpy().tolist() == [
+    assert found[["method", "measure", "value"]].to_numpy().tolist() == [
         ["class_mean on L2", "pgd", 0.5], ["class_mean on L∞", "pgd", 0.2],
     ]  # fmt: skip
     data, templates, directions = image_set(8, 3), torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     chosen = studies.resolve("cifar_pag", "quick", {"gradient": "logit", "device": "cpu"})
     run = runs.Run("cifar_pag", "quick", chosen, Path("unused"))
     rows = pag_study.alignment_rows(run, {"lambda_1": {0: Template(templates)}}, lambda x, k: directions[k], data)
-    assert rows["accuracy"].iloc[0] == pytest.approx(float(cosine(templates, directions).mean()), abs=1e-6)
+    assert rows["value"].iloc[0] == pytest.approx(float(cosine(templates, directions).mean()), abs=1e-6)
     assert rows["n"].iloc[0] == len(rows["each"].iloc[0]) == 8

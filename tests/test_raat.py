@@ -615,7 +615,7 @@ def outcomes(rates: dict[str, float], seed: int = 0, count: int = 10_000) -> lis
 def test_mean_and_nrr_are_those_of_section_5_3() -> None:
     rows = [*outcomes({"clean": 0.8276, "autoattack": 0.5165}), *outcomes({"clean": 0.0, "autoattack": 0.0}, 1)]
     table = study.tradeoffs(pd.DataFrame(rows)).set_index(["seed", "measure"])
-    found = table["accuracy"]
+    found = table["value"]
     assert 100 * found[0, "mean"] == pytest.approx(67.205)  # RAAT# in Table 3
     assert 100 * found[0, "nrr"] == pytest.approx(63.605, abs=0.001)
     assert found[1, "nrr"] == 0
@@ -702,8 +702,8 @@ def test_defects_are_a_ratio_of_means_with_its_own_spread(home: Any) -> None:
     assert (points["low"] < points["value"]).all()
     rows = study.alignment_rows(found)
     assert list(rows["seed"]) == [0, 1]
-    assert rows["accuracy"].iloc[0] == pytest.approx(found.iloc[2]["value"])
-    assert rows["each"].iloc[0].mean() == pytest.approx(rows["accuracy"].iloc[0])
+    assert rows["value"].iloc[0] == pytest.approx(found.iloc[2]["value"])
+    assert rows["each"].iloc[0].mean() == pytest.approx(rows["value"].iloc[0])
     table = study.defect_table(found)
     assert table.loc["raat", ("defect", "probabilities")] == pytest.approx(found.iloc[2]["value"], rel=0.2)
 

@@ -109,8 +109,8 @@ def evaluate_each(
 ) -> pd.DataFrame:
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
 
-    Columns: method, seed, measure, n, correct, accuracy and its binomial interval low … high, all in [0,1], flags, and
-    `each`: image by image whether it was right, a bool array N.
+    Columns: method, seed, measure, n, correct, value (here the accuracy) and its binomial interval low … high, all in
+    [0,1], flags, and `each`: image by image whether it was right, a bool array N.
     """
     rows = []
     for method, seed, model in each_model(trained):
@@ -124,7 +124,7 @@ def evaluate_each(
         if not live():
             accuracies = "  ".join(f"{row[2]} {row[5]:.1%}" for row in rows[-len(outcomes) :])
             print(f"{label} {method} seed {seed}: {accuracies}", flush=True)
-    columns = ["method", "seed", "measure", "n", "correct", "accuracy", "low", "high", "flags", "each"]
+    columns = ["method", "seed", "measure", "n", "correct", "value", "low", "high", "flags", "each"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -182,7 +182,7 @@ def sweep(run: Run, trained: Trained, data: ImageSet, attack: Attack, factors: S
     table["eps"] = table["measure"].map({"clean": 0.0} | {name: one.keywords["eps"] for name, one in scaled.items()})
     for (_, _), rows in table.groupby(["method", "seed"]):
         ordered = rows.sort_values("eps")
-        rises = ordered["accuracy"].diff() > MONOTONE
+        rises = ordered["value"].diff() > MONOTONE
         table.loc[ordered.index[rises], "flags"] += "accuracy rises with eps"
     return table
 
@@ -203,7 +203,7 @@ def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, co
     each = [outcomes[chosen] for outcomes in rows["each"]]
     return rows.assign(
         measure=[f"{name}, n = {count}" for name in rows["measure"]], n=count, each=each,
-        correct=[int(one.sum()) for one in each], accuracy=[float(one.mean()) for one in each], flags="",
+        correct=[int(one.sum()) for one in each], value=[float(one.mean()) for one in each], flags="",
     )  # fmt: skip
 
 

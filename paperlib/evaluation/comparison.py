@@ -46,7 +46,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
-        mean, seeds, count = float(part["accuracy"].mean()), len(part), int(part["n"].iloc[0])
+        mean, seeds, count = float(part["value"].mean()), len(part), int(part["n"].iloc[0])
         by_image = "each" in part and isinstance(part["each"].iloc[0], np.ndarray)
         each = np.stack(list(part["each"])) if by_image else None
         least, most = bounds = limits(str(measure), each)
@@ -54,12 +54,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             sample = image_interval(each, bounds)
         else:
             sample = binomial_interval(round(mean * count), count) if count >= FEWEST else (math.nan, math.nan)
-        deviation = float(part["accuracy"].std(ddof=1)) if seeds > 1 else math.nan
-        half = seeds_half(part["accuracy"])
+        deviation = float(part["value"].std(ddof=1)) if seeds > 1 else math.nan
+        half = seeds_half(part["value"])
         low = max(mean - math.hypot(mean - sample[0], half), least)  # in this order what is not a number stays so
         high = min(mean + math.hypot(sample[1] - mean, half), most)
         named = tuple(map(int, part["seed"]))
-        by_seed = part["accuracy"].to_numpy()
+        by_seed = part["value"].to_numpy()
         rows.append((method, measure, mean, deviation, low, high, seeds, count, *sample, each, by_seed, named, bounds))
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
     return pd.DataFrame(rows, columns=[*columns, "by_seed", "seed_list", "limits"])

@@ -28,7 +28,7 @@ def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             )
         survived = np.logical_and.reduce(list(part["each"]))
         rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
-    columns = ["method", "seed", "measure", "n", "accuracy", "each"]
+    columns = ["method", "seed", "measure", "n", "value", "each"]
     return combine(*tables, pd.DataFrame(rows, columns=columns))
 
 
@@ -82,9 +82,9 @@ def points(trials: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """
     outcomes = trials["outcome"].to_dict()
     lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in outcomes.items()}
-    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["value"].mean()
     rows: list[tuple[str, str, Any, float]] = [
-        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.accuracy)
+        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.value)
         for row in means.itertuples(index=False)
     ]
     for name in [name for name in (*SHOWN, "best of all") if name in trials]:

@@ -34,7 +34,7 @@ def per_seed(run: Run, table: pd.DataFrame) -> Figure:
         for number, method in enumerate(methods):
             part = table[(table["measure"] == measure) & (table["method"] == method)]
             spread = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
-            axis.plot(number + spread, 100 * part["accuracy"], MARKERS[number], markersize=3, color=COLOURS[number + 1])
+            axis.plot(number + spread, 100 * part["value"], MARKERS[number], markersize=3, color=COLOURS[number + 1])
         axis.set_xticks(range(len(methods)), [title(method) for method in methods])
         axis.set(title=title(measure), xlim=(-0.5, len(methods) - 0.5), ylim=(-2, 102))
     np.atleast_1d(axes)[0].set_ylabel("accuracy (%), a point a seed")
@@ -65,11 +65,11 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
 
 def epsilon_curves(run: Run, table: pd.DataFrame) -> Figure:
     """Accuracy against eps, a line a method, mean over seeds."""
-    means = table.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    means = table.groupby(["method", "eps"], sort=False, as_index=False)["value"].mean()
     figure, axis = new(run)
     for number, (method, part) in enumerate(means.groupby("method", sort=False)):
         part = part.sort_values("eps")
-        axis.plot(part["eps"], 100 * part["accuracy"], marker=MARKERS[number], markersize=4, linewidth=1,
+        axis.plot(part["eps"], 100 * part["value"], marker=MARKERS[number], markersize=4, linewidth=1,
                   color=COLOURS[number], label=title(str(method)))  # fmt: skip
     axis.set(xlabel=f"ε (n = {int(table['n'].iloc[0])} images)", ylabel="accuracy (%)", ylim=(-2, 102))
     axis.legend()

@@ -357,7 +357,7 @@ def early_rows(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str],
             epoch = history["epochs"][max(1, round(EARLY * len(history["epochs"]))) - 1]
             for measure, key in (("early_clean", "clean_accuracy"), ("early_pgd", "robust_accuracy")):
                 rows.append((name, seed, measure, validation, epoch[key]))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value"])
 
 
 def costs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
@@ -380,10 +380,10 @@ def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
 
 def sweep_points(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
     """Figure 3 (c): accuracy in percent against ε: columns line, "ε × 255" (in L2: ε), value."""
-    shown = curve.groupby(["method", "eps"], sort=False, as_index=False)["accuracy"].mean()
+    shown = curve.groupby(["method", "eps"], sort=False, as_index=False)["value"].mean()
     axis = "ε × 255" if settings.norm == "linf" else "ε"
     scale = 255 if settings.norm == "linf" else 1
-    return pd.DataFrame({"line": shown["method"], axis: scale * shown["eps"], "value": 100 * shown["accuracy"]})
+    return pd.DataFrame({"line": shown["method"], axis: scale * shown["eps"], "value": 100 * shown["value"]})
 
 
 def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def by_image(run: Run, trained: Trained, data: ImageSet, measure: Measure, **giv
         for name, parts in found.items():
             each = torch.cat(parts).double().numpy()
             rows.append((method, seed, name, len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 # Attention and the edges of depth ----------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
         (row.method, row.seed, f"{row.attack}_l2", len(row.each), float((row.each > eps).mean()), row.each > eps)
         for row in found.itertuples(index=False)
     ]
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models; reviews of it name no others
@@ -314,7 +314,7 @@ def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
         (row.method, row.seed, f"{row.measure}_joint", int(kept.sum()), float(row.each[kept].mean()), row.each[kept])
         for row in own[own["measure"] != "clean"].itertuples(index=False)
     ]
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
@@ -380,7 +380,7 @@ def cosine_rows(run: Run, trained: Trained, parts: Mapping[str, ImageSet], name:
             with evaluating(model), torch.no_grad():
                 right = model(as_float(data.images).to(run.device)).argmax(1).cpu() == data.labels
             rows.append((f"{method} on {part}", seed, "clean", len(right), float(right.double().mean()), right.numpy()))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def cones(settings: GfaSettings) -> dict[str, Attack]:

@@ -106,7 +106,7 @@ def flatness(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
         spread, fall = (torch.cat(parts) for parts in zip(*found, strict=True))
         each = (fall / spread.median().clamp_min(torch.finfo(spread.dtype).tiny)).double().numpy()
         rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def gradient_sizes(run: Run, trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:

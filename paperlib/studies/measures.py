@@ -113,7 +113,7 @@ def by_model(table: pd.DataFrame) -> pd.DataFrame:
 
     "robust_alignment" is minus the mean of DEFECT over that of MOVED, as in RAAT's own study.
     """
-    models = table.pivot_table(index=["method", "seed"], columns="measure", values="accuracy", sort=False)
+    models = table.pivot_table(index=["method", "seed"], columns="measure", values="value", sort=False)
     if DEFECT in models:
         models["robust_alignment"] = -models.pop(DEFECT) / models.pop(MOVED).where(lambda moved: moved > 0)
     return models

@@ -143,7 +143,7 @@ def with_margins(table: pd.DataFrame, distances: pd.DataFrame, eps: float) -> pd
     """The table of `evaluate_each` with the share of samples whose margin is above `eps`, by direction, added."""
     rows = distances.assign(hit=distances["distance"] > eps, measure="margin_" + distances["direction"])
     counted = rows.groupby(["method", "seed", "measure"], sort=False)["hit"].agg(n="size", correct="sum")
-    return pd.concat([table, counted.assign(accuracy=counted["correct"] / counted["n"]).reset_index()])
+    return pd.concat([table, counted.assign(value=counted["correct"] / counted["n"]).reset_index()])
 
 
 def teachers(settings: CifarSettings) -> dict[str, Method]:
@@ -282,7 +282,7 @@ def toward_every_class(run: Run, trained: Trained, image: Tensor, classes: int) 
 
 
 def scores_each(run: Run, trained: Trained, judge: nn.Module, data: ImageSet) -> pd.DataFrame:
-    """The PAG score of every model: rows with method, seed, measure, n, correct and accuracy, as `evaluate_each` has."""
+    """The PAG score of every model: rows with method, seed, measure, n, correct and value, as `evaluate_each` has."""
     settings = run.settings
     rows = []
     for method, seed, model in each_model(trained):
@@ -293,7 +293,7 @@ def scores_each(run: Run, trained: Trained, judge: nn.Module, data: ImageSet) ->
             write_tensors(file, {"seen": seen}, {"recipe": recipe})
         seen = read_tensors(file)[0]["seen"]
         rows.append((method, seed, "pag_score", len(seen), int(seen.sum()), float(seen.float().mean())))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "accuracy"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "value"])
 
 
 def alignment_rows(run: Run, trained: Trained, target: Targets, data: ImageSet) -> pd.DataFrame:
@@ -305,7 +305,7 @@ def alignment_rows(run: Run, trained: Trained, target: Targets, data: ImageSet) 
     for method, seed, model in each_model(trained):
         each = alignment(model.to(run.device), data, target, run.settings.gradient).mean(1).numpy()
         rows.append((method, seed, "alignment", len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def norm_rows(table: pd.DataFrame) -> pd.DataFrame:

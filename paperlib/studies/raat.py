@@ -449,7 +449,7 @@ def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
     """
     rows = defects[(defects["layer"] == "probabilities") & defects["value"].notna()]
     counts = [len(array) for array in rows["each"]]
-    return rows[["method", "seed", "each"]].assign(measure="defect", n=counts, accuracy=rows["value"])
+    return rows[["method", "seed", "each"]].assign(measure="defect", n=counts, value=rows["value"])
 
 
 def planes(trained: Trained, resolution: int = 400) -> dict[str, np.ndarray]:
@@ -468,8 +468,8 @@ def fragmentation_each(trained: Trained, resolution: int = 400) -> pd.DataFrame:
 def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
     """Mean and deviation over seeds of regions and length, beside the accuracies (%) of the toy's test points."""
     shape = fragments.groupby("method", sort=False)[["regions", "length"]].agg(["mean", "std"])
-    scores = accuracies.assign(accuracy=100 * accuracies["accuracy"]).groupby(["method", "measure"], sort=False)
-    wide = scores["accuracy"].agg(["mean", "std"]).unstack("measure").swaplevel(axis=1).sort_index(axis=1)
+    scores = accuracies.assign(value=100 * accuracies["value"]).groupby(["method", "measure"], sort=False)
+    wide = scores["value"].agg(["mean", "std"]).unstack("measure").swaplevel(axis=1).sort_index(axis=1)
     return shape.join(wide)
 
 
@@ -552,7 +552,7 @@ def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
         around = ratio + slopes[0] * (a - clean) + slopes[1] * (r - robust)
         rows.append((method, seed, "mean", len(a), (clean + robust) / 2, (a + r) / 2))
         rows.append((method, seed, "nrr", len(a), ratio, around))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "accuracy", "each"])
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
