@@ -14,29 +14,4 @@ from paperlib.attacks.projected import (
     pgd,
     project,
     training_pgd,
-)
-
-__all__ = [
-    "BOX",
-    "Attack",
-    "Loss",
-    "Norm",
-    "Part",
-    "apgd",
-    "ascent",
-    "attack_loss",
-    "autoattack",
-    "difference_of_logits_ratio",
-    "each_image",
-    "evaluating",
-    "fgsm",
-    "lengths",
-    "margin",
-    "masking_flags",
-    "pgd",
-    "project",
-    "square",
-    "squared_error",
-    "training_pgd",
-    "transfer",
-]
+)  # fmt: skip

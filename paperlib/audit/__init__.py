@@ -20,26 +20,4 @@ from paperlib.audit.checks import (
     signs,
     signs_of,
     verdict_of,
-)
-
-__all__ = [
-    "CHECKS",
-    "CHUNK",
-    "FACTORS",
-    "FEW",
-    "MEANINGS",
-    "MEANS",
-    "SOME",
-    "Audit",
-    "Check",
-    "Verdict",
-    "as_json",
-    "audit",
-    "audit_each",
-    "check_radius",
-    "figures",
-    "share",
-    "signs",
-    "signs_of",
-    "verdict_of",
-]
+)  # fmt: skip

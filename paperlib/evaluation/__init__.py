@@ -13,7 +13,7 @@ from paperlib.evaluation.accuracy import (
     measuring,
     same_images,
     sweep,
-)
+)  # fmt: skip
 from paperlib.evaluation.comparison import (
     ANYWHERE,
     LEARNT,
@@ -25,29 +25,4 @@ from paperlib.evaluation.comparison import (
     limits,
     summary,
     wide,
-)
-
-__all__ = [
-    "ANYWHERE",
-    "CHUNK",
-    "LEARNT",
-    "MONOTONE",
-    "SHARES",
-    "AttackError",
-    "Difference",
-    "at_chance",
-    "combine",
-    "correct",
-    "difference",
-    "distances_each",
-    "evaluate",
-    "evaluate_each",
-    "flags",
-    "gaps",
-    "limits",
-    "measuring",
-    "same_images",
-    "summary",
-    "sweep",
-    "wide",
-]
+)  # fmt: skip

@@ -14,7 +14,7 @@ from paperlib.figures.papers import (
     targeted,
     targets,
     tradeoff,
-)
+)  # fmt: skip
 from paperlib.figures.plots import (
     accuracies,
     attack_bars,
@@ -26,41 +26,5 @@ from paperlib.figures.plots import (
     per_seed,
     sweep_curve,
     training_curves,
-)
+)  # fmt: skip
 from paperlib.figures.style import COLOURS, LINES, MARKERS, WIDTHS, arms, draw, new, save, stacked, style
-
-__all__ = [
-    "COLOURS",
-    "LINES",
-    "MARKERS",
-    "WIDTHS",
-    "accuracies",
-    "against",
-    "arms",
-    "attack_bars",
-    "changes",
-    "contact_sheet",
-    "correlations",
-    "decision_boundaries",
-    "depth_sheet",
-    "distance_curves",
-    "draw",
-    "epsilon_curves",
-    "front",
-    "gaussian",
-    "grid",
-    "landscapes",
-    "margins",
-    "new",
-    "panels",
-    "per_seed",
-    "planes",
-    "save",
-    "stacked",
-    "style",
-    "sweep_curve",
-    "targeted",
-    "targets",
-    "tradeoff",
-    "training_curves",
-]

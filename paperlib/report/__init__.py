@@ -12,18 +12,4 @@ from paperlib.report.pages import (
     notebook_page,
     runs,
     tally,
-)
-
-__all__ = [
-    "MATH",
-    "NOTEBOOK_TEMPLATES",
-    "PRESETS",
-    "SYMBOLS",
-    "TEMPLATES",
-    "audit_page",
-    "build",
-    "headline",
-    "notebook_page",
-    "runs",
-    "tally",
-]
+)  # fmt: skip

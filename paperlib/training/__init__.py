@@ -5,18 +5,3 @@ from paperlib.training.each import build, histories, judge, train_each
 from paperlib.training.kept import DivergenceError
 from paperlib.training.loop import fit, validate
 from paperlib.training.optimizer import learning_rate
-
-__all__ = [
-    "DivergenceError",
-    "backward",
-    "build",
-    "computes_in_bf16",
-    "draw_from",
-    "fit",
-    "histories",
-    "judge",
-    "learning_rate",
-    "over_devices",
-    "train_each",
-    "validate",
-]
