@@ -16,11 +16,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{j≠y} z_j − z_y, the loss of Carlini & Wagner (2017): positive where the image is misclassified. N from N×C."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    # Carlini & Wagner 2017, f₆ at t = y: max_{j≠y} z_j − z_y
     return other - own
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     """‖z − e_y‖² / C of the raw outputs N×C against the one-hot label e_y, the mean over classes: N."""
+    # GFA, Method Summary: L_MSE = ‖z − e_y‖² / C
     return (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
 
 
@@ -32,6 +34,7 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         raise InputError(f"loss 'dlr' needs three classes or more, this model has {logits.shape[1]}; use ce or margin")
     top = logits.topk(3, dim=1).values
+    # Croce & Hein 2020 (6): DLR = −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3)
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 

@@ -149,6 +149,7 @@ def pgd(
                 members, current, gradient = members[going], current[going], gradient[going]
                 if not len(members):
                     break
+            # PAG, Algorithm 1: δ ← Proj_ε(δ + α ∇_δ L(f(x + δ), y)); ∇L as a step of length one in the norm
             moved = into(images[members], current.detach() + step_size * ascent(gradient, norm))
             if isinstance(members, Tensor):
                 adversarial[members] = moved

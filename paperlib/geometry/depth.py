@@ -81,7 +81,7 @@ def saliency(maps: Tensor, grid: tuple[int, int], operator: Operator = "sobel") 
     A flat map has no edges; its G is zero everywhere, and `misalignment` leaves the image out. Raises InputError where a
     disparity is not a finite number.
     """
-    # Equation (1)
+    # DAAT (1): G(x) = 𝒩(ℰ(g(x))), ‖G(x)‖₁ = 1
     return unit_mass(pooled(outlines(maps, operator), grid))
 
 
@@ -101,12 +101,14 @@ def misalignment(attention: Tensor, target: Tensor, distance: Distance = "cosine
     """
     one, two = attention.flatten(1), target.flatten(1)
     if distance == "cosine":
-        # Equation (2)
+        # DAAT (2): L_align = 1 − ⟨vec A, vec G⟩ / (‖vec A‖₂ ‖vec G‖₂)
         apart = 1 - F.cosine_similarity(one, two, dim=1)
     elif distance == "jensen_shannon":
         middle = (one + two) / 2
+        # DAAT, Section 3.3 (Jensen–Shannon): ½ KL(A‖M) + ½ KL(G‖M), M = ½ (A + G)
         apart = (_relative_entropy(one, middle) + _relative_entropy(two, middle)) / 2
     elif distance == "l1":
+        # DAAT, Appendix C: L_align = Σᵢ |aᵢ − gᵢ|
         apart = (one - two).abs().sum(1)
     elif distance == "earth_mover":
         apart = earth_mover(attention, target)
@@ -131,6 +133,7 @@ def earth_mover(one: Tensor, two: Tensor) -> Tensor:
     points = torch.stack([y, x], -1).view(-1, 2).to(one)
     cost = torch.cdist(points, points) / max(1.0, math.hypot(rows - 1, columns - 1))
     first, second = one.flatten(1), two.flatten(1)
+    # Feydy et al. 2019 (3): S(p, q) = OT(p, q) − ½ OT(p, p) − ½ OT(q, q)
     return _transport(first, second, cost) - (_own(first, cost) + _own(second, cost)) / 2
 
 

@@ -24,6 +24,7 @@ def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[f
 
 def supervised(mean: np.ndarray, sigma: float, labelled: int, random: np.random.Generator) -> np.ndarray:
     """θ = (1/n) Σ y_i x_i of n labelled samples: θ* + σ/√n times a normal vector."""
+    # RAAT, Definition 3 (labelled samples): θ = Σ yᵢxᵢ, divided by n here
     return mean + sigma / math.sqrt(labelled) * random.standard_normal(len(mean))
 
 
@@ -39,6 +40,7 @@ def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, r
     rest = random.standard_normal(len(mean))
     rest -= (unit @ rest) * unit
     noise = float((given * along).sum()) * unit + math.sqrt(unlabelled) * rest
+    # RAAT, Definition 3: θ̃ = Σ ỹᵢxᵢ with ỹᵢ = f_θ(xᵢ), divided by m here
     return (float((given * labels).sum()) * mean + sigma * noise) / unlabelled
 
 
@@ -51,6 +53,7 @@ def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor
     rows = []
     for d in dimensions:
         random = np.random.default_rng(d)
+        # RAAT, Theorem 1: ‖θ*‖₂ = √d, σ ≤ d^¼ / 32
         mean, sigma = np.ones(d), spread * d**0.25
         count = math.ceil(unlabelled_factor * math.sqrt(d))
         found = []

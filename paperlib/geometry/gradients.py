@@ -181,7 +181,7 @@ def alignment_defect(
     for rate in rates:
         between = _outputs(model, images + rate * (adversarial - images), layers)
         for row, (h, h_rate) in enumerate(zip(clean, between, strict=True)):
-            # Definition 1
+            # RAAT, Definition 1: h(x + μΔ) − h(x) = μ (h(x′) − h(x)); here how far the sides are apart
             total[row] += ((h_rate - h).flatten(1) - rate * moved[row]).norm(dim=1)
     return total / len(rates), torch.stack([change.norm(dim=1) for change in moved])
 

@@ -35,6 +35,7 @@ def into_cone(perturbation: Tensor, axis: Tensor, around: Literal["radial", "tan
     """
     flat, unit = perturbation.flatten(1), axis.flatten(1)
     radial = (flat * unit).sum(1, keepdim=True)
+    # GFA, Abstract: δ = radial component + tangential component
     tangential = flat - radial * unit
     across = tangential.norm(dim=1, keepdim=True)
     # In the half-plane of (|radial|, across) the cone is a wedge from its axis up to the angle θ of its edge.

@@ -42,7 +42,7 @@ def attended(
     chosen = _chosen(transformer(model), blocks)
     logits, found = _with_queries(model, images, chosen)
     rows = [_attention(module, qkv, first=True)[:, :, 0] for module, qkv in found]
-    # A: the mean over blocks and heads
+    # DAAT, Section 3.2: A(x) ≥ 0, ‖A(x)‖₁ = 1, aggregated self-attention; here the mean over blocks and heads
     weights = torch.stack([_of_heads(row, heads).mean(1) for row in rows]).mean(0)
     return logits, _on_patches(model, weights)
 
@@ -81,6 +81,7 @@ def rollout(model: nn.Module, images: Tensor, heads: Sequence[int] | None = None
     for module, qkv in found:
         attention = _of_heads(_attention(module, qkv, first=False), heads).mean(1)
         step = (attention + torch.eye(attention.shape[1], device=attention.device)) / 2
+        # Abnar & Zuidema 2020, attention rollout: Π ½ (A + I) over the blocks
         total = step if total is None else step @ total
     assert total is not None
     return logits, _on_patches(model, total[:, 0])
@@ -110,6 +111,7 @@ def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
     queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     with torch.autocast(qkv.device.type, enabled=False):
         queries, keys = _precise(queries[:, :, :1] if first else queries), _precise(keys)
+        # Vaswani et al. 2017 (1): softmax(Q Kᵀ / √d)
         return (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
 
 
@@ -145,6 +147,7 @@ def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Ten
     logits, output = _with_output(model, images, layer)
     if output.ndim != 4:
         raise InputError(f"layer {layer!r} puts out {output.ndim - 1} dimensions an image, not a map of channels")
+    # Zagoruyko & Komodakis 2017, activation attention: Σ_c |A_c|²
     return logits, unit_mass(output.float().square().sum(1))
 
 
@@ -167,9 +170,9 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, s
         raise InputError(
             f"layer {layer!r} puts out neither maps of channels nor tokens; Grad-CAM has nothing to weigh there"
         )
-    # Equation (1): α_k = 1/Z Σ ∂y/∂A_k
+    # Selvaraju et al. 2017 (1): α_k = 1/Z Σ ∂y/∂A_k
     alpha = gradient.mean((2, 3), keepdim=True)
-    # Equation (2): ReLU(Σ_k α_k A_k)
+    # Selvaraju et al. 2017 (2): ReLU(Σ_k α_k A_k); the ReLU in the next line
     weighed = (alpha * output.detach()).sum(1)
     return weighed if signed else weighed.clamp_min(0)
 

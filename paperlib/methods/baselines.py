@@ -30,9 +30,9 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), of log-probabilities N×C (RAAT, Equation 16; m at least 1e-8)."""
-    # Equation (15)
+    # RAAT (15): q = ½ (p(βẋ′ + (1−β)ẍ′) + (βp(ẋ) + (1−β)p(ẍ))), named m here
     log_m = ((log_p.exp() + log_q.exp()) / 2).clamp_min(1e-8).log()
-    # Equation (16)
+    # RAAT (16): L_JS(p₁‖p₂) = ½ (L_KL(p₁‖q) + L_KL(p₂‖q)), p₁ = p(βẋ′ + (1−β)ẍ′), p₂ = βp(ẋ) + (1−β)p(ẍ)
     return (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m)) / 2
 
 
@@ -40,7 +40,7 @@ def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """−log p_y − log(1 − max_{k≠y} p_k) of logits N×C (MART; RAAT, Equation 14), with the constants of MART's code."""
     probabilities = logits.softmax(1)
     strongest = probabilities.scatter(1, labels[:, None], 0).amax(1)
-    # Equation (14)
+    # RAAT (14): L_BCE(p, y) = L_CE(p, y) − log(1 − max_{k≠y} p_k)
     return F.cross_entropy(logits, labels, reduction="none") - (1.0001 - strongest + 1e-12).log()
 
 
@@ -60,6 +60,7 @@ def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     "mse" takes the outputs as they are, "mse_softmax" their softmax; both are means over the classes.
     """
     if task == "ce":
+        # RAAT (13): L_CE(p, y) = −log p_y
         return F.cross_entropy(logits, labels, reduction="none")
     return squared_error(logits if task == "mse" else logits.softmax(1), labels)
 
@@ -89,7 +90,9 @@ class AdversarialTraining:
         """max_δ CE(f(aug(x) + δ), y), the maximum approximated by the attack."""
         images = batch.augment(batch.images)
         with evaluating(model):
+            # PAG (5): max_{δ∈Δ} L(f(x + δ), y), approximated by the attack
             adversarial = self.attack(model, images, batch.labels)
+        # RAAT, Table 4 (PGD-AT): L_CE(p(x′), y)
         return {"total": task_loss(outputs(model, adversarial), batch.labels, self.task).mean()}
 
 
@@ -105,7 +108,7 @@ class GradientPenalty:
         images = batch.augment(batch.images).detach().requires_grad_(True)
         each = task_loss(outputs(model, images), batch.labels, self.task)
         (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
-        # Equation (5)
+        # Ross & Doshi-Velez 2018 (5): ‖∇ₓL‖₂²
         penalty = gradient.flatten(1).square().sum(1).mean()
         return {"task": each.mean(), "penalty": penalty, "total": each.mean() + self.weight * penalty}
 
@@ -130,6 +133,7 @@ class TRADES:
             model(images)
         ce = F.cross_entropy(clean, batch.labels)
         kl = kl_divergence(clean.log_softmax(1), attacked.log_softmax(1)).mean()
+        # RAAT, Table 4 (TRADES): L_CE(p(x), y) + λ L_KL(p(x)‖p(x′))
         return {"ce": ce, "kl": kl, "total": ce + self.weight * kl}
 
 
@@ -151,6 +155,7 @@ class MART:
         clean, attacked = outputs(model, images), outputs(model, adversarial)
         bce = boosted_cross_entropy(attacked, batch.labels).mean()
         kl = weighted_kl(clean, attacked, batch.labels).mean()
+        # RAAT, Table 4 (MART): L_BCE(p(x′), y) + λ L_KL(p(x)‖p(x′)) · (1 − p_y(x))
         return {"bce": bce, "kl": kl, "total": bce + self.weight * kl}
 
 
@@ -172,4 +177,5 @@ class ConsistencyAT:
         ce = F.cross_entropy(logits, labels)
         first, second = (logits / self.temperature).log_softmax(1).chunk(2)
         js = jensen_shannon(first, second).mean()
+        # RAAT, Table 4 (Cons-AT): L_CE(p(x′), y) + λ L_JS(p(ẋ′)‖p(ẍ′))
         return {"ce": ce, "js": js, "total": ce + self.weight * js}

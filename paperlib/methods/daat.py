@@ -46,7 +46,7 @@ MARKER = 2.0  # a value that no image and no padding has
 
 def feature_weight(share: float, start: float) -> float:
     """γ(t) of a share t/T of the training in [0,1): from γ₀ = `start` to zero over the first fifth."""
-    # Equation (4)
+    # DAAT (4): γ(t) = γ₀ max(0, 1 − t / (0.2 T))
     return start * max(0.0, 1 - share / EARLY)
 
 
@@ -54,6 +54,7 @@ def alignment_schedule(share: float, schedule: Schedule) -> float:
     """s(t) of a share t/T of the training in [0,1)."""
     if schedule == "constant":
         return 1.0
+    # DAAT, Section 3.5: s(t) ∈ [0, 1], linear warm-start followed by annealing
     return share / WARM_UP if share < WARM_UP else (1 - share) / (1 - WARM_UP)
 
 
@@ -67,7 +68,7 @@ def feature_misalignment(student: Tensor, teacher: Tensor) -> Tensor:
             f"the student has {tuple(student.shape[1:])} tokens × width, the teacher {tuple(teacher.shape[1:])}: "
             "they must agree"
         )
-    # Equation (3)
+    # DAAT (3): L_feat(x) = 1 − ⟨φ_θ(x), φ_T(x)⟩ / (‖φ_θ(x)‖₂ ‖φ_T(x)‖₂)
     return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1), dim=1)
 
 
@@ -127,7 +128,7 @@ class DAAT:
             with torch.no_grad(), evaluating(self.teacher.to(images.device)):
                 wanted = tokens(self.teacher, images)
             features = feature_misalignment(tokens(model, images), wanted).mean()
-        # Equation (5)
+        # DAAT (5): L_ce(f(x + δ), y) + λ s(t) L_align(x + δ) + γ(t) L_feat(x)
         total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
         return {"task": task, "align": align, "feature": features, "edged": edged, "total": total}
 

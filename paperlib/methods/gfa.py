@@ -59,6 +59,7 @@ def aligned(
         if cut := [name for name in layers if not inputs[name].requires_grad]:
             raise InputError(f"the input of layer {cut[0]!r} is cut off from the image: nothing can be aligned there")
         features = [inputs[name] for name in layers]
+        # GFA, Critical path, step 3: ∇_h L_task with respect to the input h of each layer
         gradients = torch.autograd.grad(each.sum(), features, create_graph=create_graph, retain_graph=True)
         cosines = [
             cosine(_scaled(gradient), _scaled(feature)) for gradient, feature in zip(gradients, features, strict=True)
@@ -92,15 +93,15 @@ class GFA:
         """α L + Σ_l β_l (1 − cos(∇_h L, h)), means over images: terms "task", "misalignment", a cosine a layer, "total"."""
         each, cosines = aligned(model, batch.augment(batch.images), batch.labels, self.layers, self.task, create_graph=True)
         task, means = each.mean(), cosines.mean(1)
-        # 1 − cos, or what is missing to the aim
         if self.aim is None:
+            # GFA, Critical path, step 4: L_GFA = 1 − ⟨∇_h L, h⟩ / (‖∇_h L‖ ‖h‖)
             missing = 1 - means
         else:
             missing = (self.aim - means) * (distributed.overall(means.detach(), len(each)) < self.aim)
         rise = min(1.0, (step.index + 1) / (self.ramp * step.total)) if self.ramp else 1.0
         misalignment = (means.new_tensor(self.weights) * missing).sum()
         recorded = {f"cosine {name}": mean.detach() for name, mean in zip(self.layers, means, strict=True)}
-        # L_total = α L + β Σ (1 − cos)
+        # GFA, Critical path, step 5: L_total = L_task + β Σ L_GFA; by default with α, and with −β if literal
         total = self.alpha * task + (-rise if self.literal else rise) * misalignment
         return {"task": task, "misalignment": misalignment, **recorded, "total": total}
 

@@ -32,6 +32,7 @@ def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
         directions = F.normalize(torch.randn_like(logits), dim=1)
         (gradient,) = torch.autograd.grad((directions * logits).sum(), images, create_graph=True)
         total = total + gradient.flatten(1).square().sum(1)
+    # Hoffman et al. 2019, random projections: ‖J‖_F² = C E_v ‖∂(v·z)/∂x‖²
     return classes * total / projections
 
 
@@ -48,7 +49,7 @@ class JacobianRegularisation:
         logits = outputs(model, images)
         ce = F.cross_entropy(logits, batch.labels)
         jacobian = squared_norm(logits, images, self.projections).mean()
-        # L + λ_JR / 2 ‖J‖_F²
+        # Hoffman et al. 2019, joint loss: L + λ_JR / 2 · ‖J‖_F²
         return {"ce": ce, "jacobian": jacobian, "total": ce + self.weight / 2 * jacobian}
 
 

@@ -44,7 +44,7 @@ Targets = Callable[[Tensor, Tensor], Tensor]  # g(x, y_t) of images N×… for e
 Draw = Literal["per_image", "per_batch"]
 
 
-# Section 4: where the target gradients come from -------------------------------------------------------------------
+# Where the target gradients come from (Section 4) ------------------------------------------------------------------
 
 
 def one_image(train: ImageSet, seed: int) -> Tensor:
@@ -55,6 +55,7 @@ def one_image(train: ImageSet, seed: int) -> Tensor:
 def class_mean(train: ImageSet, constant: float) -> Tensor:
     """Section 4.2, Class Mean: the mean of each class's training images times a constant, C×1×…."""
     means = [as_float(train.images[train.labels == label]).mean(0) for label in range(len(train.classes))]
+    # PAG, Section 4.2 (Class Mean): r = constant · mean of the training images of class y_t
     return constant * torch.stack(means).unsqueeze(1)
 
 
@@ -92,13 +93,16 @@ def toward(pool: Tensor, images: Tensor, classes: Tensor) -> Tensor:
     for label in classes.unique().tolist():
         rows, columns = (classes == label).nonzero(as_tuple=True)
         distances = torch.cdist(images[rows].flatten(1), pool[label].flatten(1), compute_mode=exact)
+        # PAG (3): r(x, y_t) = argmin_{x̂ ∈ D_{y_t}, x̂ ≠ x} ‖x̂ − x‖₂
         nearest[rows, columns] = pool[label][distances.masked_fill(distances == 0, torch.inf).argmin(1)]
+    # PAG, Section 4.2: g(x, y_t) = r − x
     return nearest - images[:, None]
 
 
 def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Tensor) -> Tensor:
     """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode, N×K×… for classes N×K."""
     with evaluating(teacher):
+        # PAG, Section 4.1: g(x, y_t) = ∇ₓ f*(x)_{y_t}
         return input_gradients(teacher, images, classes, of)
 
 
@@ -128,7 +132,7 @@ def tabulated(known: Tensor, gradients: Tensor) -> Targets:
     return targets
 
 
-# Equation 1 --------------------------------------------------------------------------------------------------------
+# The loss (Section 3) ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,13 @@ class PAG:
         else:
             gradients = class_gradients(scores(logits, self.of), images, classes, create_graph=True)
 
-        # L_CE(f(x), y)
+        # PAG (4): L_CE(z, y) = −log(exp z_y / Σᵢ exp zᵢ)
         ce = F.cross_entropy(logits, batch.labels)
-        # Σ_t L_cos(∇ₓ f(x)_t, g(x, t)), with L_cos = 1 − cosine (Equation 2)
         targets = self.targets(batch.images, classes)
+        # PAG (2): L_cos(v, u) = 1 − vᵀu / max(‖v‖₂ ‖u‖₂, ε), summed over the classes
         misalignment = count * (1 - cosine(gradients.flatten(0, 1), targets.flatten(0, 1))).mean()
-        # L_total = L_CE + λ Σ_t L_cos
         weight = self.weight * (self.early if 2 * step.index < step.total else 1.0)
+        # PAG (1): L_total(x, y) = L_CE(f(x), y) + λ Σ_{y_t} L_cos(∇ₓ f(x)_{y_t}, g(x, y_t))
         return {"ce": ce, "misalignment": misalignment, "total": ce + weight * misalignment}
 
     def drawn(self, images: Tensor, count: int) -> Tensor:

@@ -39,7 +39,7 @@ GAMMA = 0.75  # γ, of the mix rate's distribution Beta(γ, γ)
 MART_WEIGHT = 6.0  # of the KL term in RAAT++'s code
 
 
-# The boundary partition: Sections 2.1 and C.1 ----------------------------------------------------------------------
+# The boundary partition (Section 2.1, Appendix C.1) ----------------------------------------------------------------
 
 
 class Partition(NamedTuple):
@@ -59,6 +59,7 @@ class Partition(NamedTuple):
     def boundary(self) -> Tensor:
         """S°: right on x, and wrong even on x″ (Equation 9; the code also asks for wrong on x′). Bool N."""
         clean, strong, weak = self.right
+        # RAAT (9): S° = {x ∈ S⁺: f(x″) ≠ y}, S• = {x ∈ S⁺: f(x″) = y}
         return clean & ~weak if self.form == "text" else clean & ~strong & ~weak
 
     @property
@@ -81,7 +82,7 @@ def partition(
             reduced = images + eta * (full - images)
         else:
             eps, step_size = (eta * attack.keywords[name] for name in ("eps", "step_size"))
-            # Equation (8)
+            # RAAT (8): x″ = argmax_{‖x″ − x‖ ≤ ηε} 1[f(x″) ≠ y]
             reduced = partial(attack, eps=eps, step_size=step_size)(model, images, labels)
         return Partition(full, reduced, right(model, [images, full, reduced], labels), form)
 
@@ -92,11 +93,12 @@ def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
     return model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
 
 
-# DICAR: Definition 4 and Equations 15 and 16 -----------------------------------------------------------------------
+# DICAR (Section 3.2, Appendix C.2) ---------------------------------------------------------------------------------
 
 
 def mix_rate(gamma: float) -> float:
     """β ~ Beta(γ, γ), folded to max(β, 1 − β): one for the whole batch, drawn from the global generator."""
+    # RAAT, Appendix C.2: β ~ Beta(γ, γ)
     rate = distributed.agreed(float(torch.distributions.Beta(gamma, gamma).sample()))
     return max(rate, 1 - rate)
 
@@ -141,7 +143,9 @@ class RAAT:
         if self.bound:
             parts = partition(model, images, labels, self.attack, self.eta, self.form)
             full, on_clean = parts.full, parts.right[0]
+            # RAAT (11): R°(x) = 1[f(x″) ≠ y] + 1[f((ẋ′ + ẍ′)/2) ≠ (f(ẋ) + f(ẍ))/2]; here where x″ is used
             softened = parts.boundary if self.form == "code" else ~parts.right[2]
+            # RAAT (10): R•(x) = 1[f(x′) ≠ y] + 1[f((ẋ′ + ẍ′)/2) ≠ (f(ẋ) + f(ẍ))/2]; here x′ elsewhere
             trained = torch.where(each_image(softened, images), parts.reduced, full)
             terms |= shares(parts)
         else:
@@ -151,14 +155,16 @@ class RAAT:
 
         if self.boosted:
             attacked, clean = outputs(model, full), outputs(model, images)
-            # RAAT, Table 4: BCE(p(x̃), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x))
+            # RAAT, Table 4 (RAAT++, BCE): L_BCE(p(x′), y)·1[h(x″) = y] + L_BCE(p(x″), y)·1[h(x″) ≠ y]
             terms["bce"] = total = boosted_cross_entropy(outputs(model, trained), labels).mean()
+            # RAAT, Table 4 (RAAT++, KL): λ L_KL(p(x)‖p(x′)) · (1 − p_y(x))
             terms["kl"] = weighted_kl(clean, attacked, labels).mean()
             total = total + (MART_WEIGHT if self.form == "code" else self.weight) * terms["kl"]
             if self.dicar and self.form == "code":  # decided anew, by the statistics that these passes have moved
                 with evaluating(model):
                     on_clean = right(model, [images], labels)[0]
         else:
+            # RAAT, Table 4 (RAAT, CE): L_CE(p(x′), y)·1[h(x″) = y] + L_CE(p(x″), y)·1[h(x″) ≠ y]
             terms["ce"] = total = F.cross_entropy(outputs(model, trained), labels)
         if self.dicar:
             if self.form == "code":
@@ -169,7 +175,9 @@ class RAAT:
                     members = right(model, [batch.images], batch.labels)[0]
             consistency = _consistency(model, images.chunk(2), full.chunk(2), members, mix_rate(self.gamma), self.form)
             count = len(consistency) if self.form == "code" else len(members)
+            # RAAT, Table 4 (RAAT and RAAT++, JS): λ L_JS(p(βẋ′ + (1−β)ẍ′)‖βp(ẋ) + (1−β)p(ẍ))·1[h(x) = y]
             terms["dicar"] = distributed.part_mean(consistency, count, len(members))
+            # RAAT (12): R = Σ_{S•} R•(x) + Σ_{S°} R°(x) + Σ_{S⁻} R⁻(x), a surrogate loss for each indicator
             total = total + self.weight * terms["dicar"]
         return {**terms, "total": total}
 
@@ -189,6 +197,7 @@ def _consistency(
     """
     if not any(distributed.total(int(members.sum()))):  # where another process has some, this one takes its passes too
         return views[0].new_zeros(0)
+    # RAAT, Definition 4: ℓ(f(λẋ′ + λ̂ẍ′), λf(ẋ) + λ̂f(ẍ)) with λ̂ = 1 − λ; here f(λẋ′ + λ̂ẍ′), λ drawn as β
     mixed = outputs(model, rate * full[0][members] + (1 - rate) * full[1][members])
     clean = outputs(model, torch.cat(list(views))).chunk(2) if together else [outputs(model, view) for view in views]
     return dicar(mixed, clean[0][members], clean[1][members], rate, form)
@@ -288,5 +297,6 @@ class PartitionedAT:
             places = torch.rand(len(chosen), device=chosen.device).masked_fill(parts.misclassified, 2).argsort().argsort()
             chosen = places < chosen.sum()
         scale = self.boundary * chosen + self.other * (~parts.misclassified & ~chosen)
+        # RAAT, Section 2.1: x + s (x′ − x), s by the part that x belongs to
         seen = images + each_image(scale, images) * (parts.full - images)
         return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}
