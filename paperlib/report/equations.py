@@ -19,7 +19,8 @@ TAG = re.compile(
 HEAD = """# Which line computes which equation
 
 Made by `python -m paperlib.report.equations` from the comments in the code; do not edit. A number in parentheses is the
-paper's own; where the paper numbers none, its section, table or definition is named. Symbols are the paper's.
+paper's own; where the paper numbers none, its section, table or definition is named. Symbols are the paper's. "Here" says
+which part of the formula the line computes, or what differs.
 """
 
 
