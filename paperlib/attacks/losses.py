@@ -22,7 +22,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     """‖z − e_y‖² / C between raw outputs N×C and the one-hot label e_y, the mean over classes: N."""
-    # GFA, Method Summary: L_MSE = ‖z − e_y‖² / C
+    # GFA, Method Summary: L_MSE, without formula; here: ‖z − e_y‖² / C
     return (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
 
 

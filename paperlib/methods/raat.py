@@ -307,6 +307,6 @@ class PartitionedAT:
             places = torch.rand(len(chosen), device=chosen.device).masked_fill(parts.misclassified, 2).argsort().argsort()
             chosen = places < chosen.sum()
         scale = self.boundary * chosen + self.other * (~parts.misclassified & ~chosen)
-        # RAAT, Section 2.1: x + s (x′ − x), s by the part that x belongs to
+        # RAAT, Section 2.1: perturbation in full, at the threshold or zero, by part; here: x + s (x′ − x)
         seen = images + each_image(scale, images) * (parts.full - images)
         return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}
