@@ -1,8 +1,8 @@
-"""An attack as a CUDA graph: recorded once, then replayed without a call from Python for each of its kernels.
+"""Attacks as CUDA graphs: recorded once, then replayed without launching each kernel from Python.
 
-Ten steps of PGD on a small network are two thousand kernels; starting them takes longer than running them. A replay reads
-the weights as they are then, and draws its random start from PyTorch's generator as a call would: with the same seed it
-starts at the same place.
+Ten steps of PGD on a small network are two thousand kernels; launching them takes longer than running them. A replay uses
+the current weights. It draws its random start from PyTorch's generator like a direct call, so the same seed gives the same
+start.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, pgd
 
-KIND: Literal["eager", "graph", "compiled"] = "graph"  # how `training.fit` attacks on a GPU; compiled: with torch.compile
-WARM_UP = 3  # calls before the recording, in which libraries choose their algorithms and take their memory
-MOST = 8  # recordings kept; what comes after is called, so that memory has a bound
+KIND: Literal["eager", "graph", "compiled"] = "graph"  # for `training.fit` on a GPU; compiled: with torch.compile
+WARM_UP = 3  # calls before recording, so that libraries choose algorithms and allocate memory
+MOST = 8  # recordings kept, to bound memory; further inputs are attacked by direct calls
 
 
 def recorded(value: Any) -> Any:
-    """A method whose PGD attacks are recorded, also those of methods within it; the same where there are none."""
+    """Replace a method's PGD attacks by recorded ones, also in nested methods. Return it unchanged if there are none."""
     if KIND == "eager":
         return value
     if isinstance(value, partial):
@@ -39,17 +39,17 @@ def recorded(value: Any) -> Any:
 
 
 class Recorded:
-    """An attack that is replayed where it can be, and called where not: with the same result."""
+    """An attack that is replayed if possible, and called otherwise, with the same result."""
 
     def __init__(self, attack: Attack) -> None:
         self.attack, self.func, self.args, self.keywords = attack, attack.func, attack.args, attack.keywords
         self.replays: dict[tuple[Any, ...], Callable[[Tensor, Tensor], Tensor]] = {}
         self.possible = (
             not attack.keywords.get("best") and attack.keywords.get("restarts", 1) == 1
-        )  # always the same kernels
+        )  # otherwise the kernels depend on the data
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **changes: Any) -> Tensor:
-        """Adversarial images of the same shape. `changes` of the settings, and a model in training mode, are called."""
+        """Adversarial images of the same shape. With `changes` of settings or a model in training mode, call directly."""
         if changes or model.training or not self.possible or not recordable(images):
             return self.attack(model, images, labels, **changes)
         kind = images.device.type
@@ -59,9 +59,9 @@ class Recorded:
             if len(self.replays) == MOST:
                 return self.attack(model, images, labels)
             try:
-                compiled = KIND == "compiled" and not self.replays  # a last, smaller batch is not worth half a minute
+                compiled = KIND == "compiled" and not self.replays  # takes half a minute: once only
                 self.replays[key] = record(self.attack, model, images, labels, compiled)
-            except Exception as error:  # of many kinds: an operation that waits, one that allocates, the compiler
+            except Exception as error:  # of many kinds: synchronisation, allocation, the compiler
                 self.possible = False
                 reason = (str(error).splitlines() or [""])[0]
                 print(f"no CUDA graph of the attack ({type(error).__name__}: {reason}): it is called instead", flush=True)
@@ -70,28 +70,28 @@ class Recorded:
 
 
 def recordable(images: Tensor) -> bool:
-    """Whether a graph could be recorded where these images are."""
+    """Whether a graph can be recorded on the images' device."""
     return images.is_cuda
 
 
 def record(
     attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, compiled: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of images and labels of these shapes that replays the attack on the model as it is then.
+    """Record the attack. Return a function of images and labels of these shapes that replays it with the current weights.
 
-    Raises whatever the attack or its recording raises; the generator is left as it was.
+    Raises what the attack or its recording raises. The generator's state is restored.
     """
-    held = images.clone(), labels.clone()  # the memory that the graph reads; `clone` keeps the order in memory
+    held = images.clone(), labels.clone()  # the memory that the graph reads; `clone` keeps the memory layout
     graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
     state = torch.cuda.get_rng_state(images.device)
     wanting = [weight for weight in model.parameters() if weight.requires_grad]
     attacked: Any = model
     if compiled:
         attacked = torch.compile(model, dynamic=False)
-        for weight in wanting:  # else the compiler computes the gradients of the weights too
+        for weight in wanting:  # otherwise the compiler also computes the weights' gradients
             weight.requires_grad_(False)
-    # Autocast keeps the weights it has cast. What it kept before would be read as it was then; what it casts in the
-    # recording is no number before the first replay.
+    # Autocast caches cast weights. Entries from before the recording would go stale; entries from the recording hold no
+    # values before the first replay.
     torch.clear_autocast_cache()
     try:
         aside.wait_stream(torch.cuda.current_stream(images.device))
@@ -108,7 +108,7 @@ def record(
             weight.requires_grad_(True)
         torch.cuda.set_rng_state(state, images.device)
 
-    def replay(images: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:  # `model`: its memory must stay
+    def replay(images: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:  # `model`: kept alive
         held[0].copy_(images)
         held[1].copy_(labels)
         graph.replay()

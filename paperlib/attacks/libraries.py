@@ -1,4 +1,4 @@
-"""Attacks of well-kept libraries behind the same call: APGD, Square, AutoAttack; transfer from another model."""
+"""Attacks from maintained libraries with the same signature: APGD, Square, AutoAttack; transfer from another model."""
 
 import logging
 import sys
@@ -26,10 +26,10 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
 ) -> Tensor:
-    """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image where it does not succeed."""
+    """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image if it fails."""
     from pyautoattack.autopgd_base import APGDAttack
 
-    seed = int(torch.randint(2**31, ()))  # drawn from the caller's generator; the library sets the global seed itself
+    seed = int(torch.randint(2**31, ()))  # from the caller's generator, since the library sets the global seed
     with torch.random.fork_rng():
         attack = APGDAttack(
             model, n_iter=steps, norm=LIBRARY_NORMS[norm], n_restarts=restarts, eps=eps, seed=seed, loss=loss,
@@ -42,7 +42,7 @@ def apgd(
 def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int = 5000) -> Tensor:
     """Square (Andriushchenko et al. 2020) through pyautoattack: random search without gradients.
 
-    With fewer queries than AutoAttack's 5,000 its schedule is shortened to them. The clean image where it fails.
+    With other than AutoAttack's 5,000 queries, its schedule is rescaled. Returns the clean image if it fails.
     """
     from pyautoattack.square import SquareAttack
 
@@ -64,12 +64,12 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm
 def transfer(
     model: nn.Module, images: Tensor, labels: Tensor, *, source: nn.Module, attack: Attack, eps: float, norm: Norm
 ) -> Tensor:
-    """What `attack` finds against `source`, an independently trained model; `model` itself is not asked."""
+    """Adversarial images against `source`, an independently trained model; `model` is not used."""
     with evaluating(source):
         return attack(source, images, labels, eps=eps, norm=norm)
 
 
-SHORT = {"targets": 3, "queries": 1000}  # of shortened AutoAttack, in place of 9 and 5,000
+SHORT = {"targets": 3, "queries": 1000}  # of short AutoAttack, instead of 9 and 5,000
 
 
 Part = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -87,17 +87,17 @@ def autoattack(
 ) -> Tensor:
     """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
 
-    `only` runs one of the four parts; the targeted ones need four classes. `short` leaves FAB out, aims at three classes
-    and asks Square for 1,000 queries: a check, no number to report.
+    `only` runs one of the four parts; the targeted ones need four classes, else InputError. `short` omits FAB, targets
+    three classes and gives Square 1,000 queries: for checks, not for reported numbers.
 
-    Runs the `autoattack` package where it can be imported, else its repackage `pyautoattack`. With fewer than four
-    classes the targeted losses are not defined, and untargeted APGD-CE, FAB and Square take their place. The warnings
-    about masked gradients are collected by `masking_flags`.
+    Uses the package `autoattack` if it can be imported, otherwise its repackage `pyautoattack`. With fewer than four
+    classes the targeted losses are undefined; untargeted APGD-CE, FAB and Square run instead. `masking_flags` collects the
+    warnings about masked gradients.
     """
     with torch.no_grad():
         classes = model(images[:1]).shape[1]
     seed = int(torch.randint(2**31, ()))
-    trace = sys.gettrace()  # the library's check for dynamic models ends by switching every debugger off
+    trace = sys.gettrace()  # the library's check for dynamic models removes the trace function of debuggers
     with torch.random.fork_rng():
         try:
             run = _autoattack(model, eps, LIBRARY_NORMS[norm], seed, images.device, classes, short, only)
@@ -142,9 +142,9 @@ def _autoattack(
             found: Tensor = adversary.run_standard_evaluation(x, y, batch_size=len(x))[0]
             return found
 
-    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # one dynamic model would flag every later one
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # otherwise one dynamic model flags all later ones
     adversary.attacks_to_run = attacks
-    if not few:  # the standard nine target classes, or as many as there are
+    if not few:  # the standard nine target classes, or all other classes if fewer
         targets = min(SHORT["targets"] if short else 9, classes - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
     if short:
@@ -153,7 +153,7 @@ def _autoattack(
 
 
 class _Relay:
-    """Hands what the original package logs on to the logger that its repackage uses."""
+    """Forward the original package's log to the logger that its repackage uses."""
 
     def log(self, message: str) -> None:
         level = logging.WARNING if message.startswith("Warning") else logging.DEBUG
@@ -162,7 +162,7 @@ class _Relay:
 
 @contextmanager
 def masking_flags() -> Iterator[list[str]]:
-    """Collects, once each, the warnings that AutoAttack gives about a model whose gradients look masked."""
+    """Collect AutoAttack's warnings about possibly masked gradients, each once."""
     flags: list[str] = []
 
     class Collector(logging.Handler):

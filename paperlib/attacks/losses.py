@@ -1,4 +1,4 @@
-"""The losses that attacks raise: of each image its own, to be made large."""
+"""The losses that attacks maximise, one value for each image."""
 
 import math
 from typing import Literal
@@ -13,34 +13,36 @@ Loss = Literal["ce", "mse", "mse_softmax", "kl", "margin", "dlr"]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y, the loss of Carlini & Wagner (2017): positive where the image is misclassified. N from N×C."""
+    """max_{j≠y} z_j − z_y (Carlini & Wagner 2017): N from N×C, positive for misclassified images."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    # Carlini & Wagner 2017, f₆ at t = y: max_{j≠y} z_j − z_y
     return other - own
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """‖z − e_y‖² / C of the raw outputs N×C against the one-hot label e_y, the mean over classes: N."""
+    """‖z − e_y‖² / C between raw outputs N×C and the one-hot label e_y, the mean over classes: N."""
+    # GFA, Method Summary: L_MSE, without formula; here: ‖z − e_y‖² / C
     return (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
 
 
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """−(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), which no scaling of the logits changes (Croce & Hein 2020, eq. 6).
+    """−(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), invariant to scaling of the logits (Croce & Hein 2020): N from N×C.
 
-    Raises InputError with fewer than three classes, where it is not defined.
+    Raises InputError for fewer than three classes.
     """
     if logits.shape[1] < 3:
         raise InputError(f"loss 'dlr' needs three classes or more, this model has {logits.shape[1]}; use ce or margin")
     top = logits.topk(3, dim=1).values
+    # Croce & Hein 2020 (6): DLR = −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3)
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
 def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None, kappa: float = math.inf) -> Tensor:
-    """The named loss of each image, N from logits N×C; `clean` are the logits that kl departs from.
+    """The named loss of each image: N from logits N×C; "kl" is the divergence from the logits `clean`.
 
-    "mse" is what models trained on squared errors were trained with. Attacks that follow it overstate their robustness.
-
-    `kappa` is Carlini & Wagner's confidence κ: a margin beyond it counts no further.
+    "mse" is the training loss of models trained on squared errors; attacks that maximise it overstate their robustness.
+    `kappa` is Carlini & Wagner's confidence κ, an upper bound of the margin.
     """
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")

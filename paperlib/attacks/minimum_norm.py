@@ -1,8 +1,8 @@
-"""Attacks that look for the nearest misclassified image, and the attack on single pixels: thin calls to foolbox and SciPy.
+"""Minimum-norm attacks, and the attack on single pixels: thin wrappers of foolbox and SciPy.
 
-The signature is that of `attacks`; `eps` is infinite unless said, and then what lies beyond is no success. Where an attack
-finds nothing it returns the clean image: of foolbox's own answers every one is checked again, because some of its attacks
-return a black image where they fail, which passes for a success whenever black is misclassified.
+The signature is that of `attacks`. `eps` is infinite by default; a perturbation beyond it counts as a failure. A failed
+attack returns the clean image. Every result of foolbox is checked again: some of its attacks return a black image on
+failure, and foolbox counts it as a success if black is misclassified.
 """
 
 import math
@@ -23,22 +23,22 @@ from paperlib.runs.files import InputError
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
 
 
-SHARPNESS = 10.0  # of the margin's gradient under DDN: of 1 to 100 the nearest images, on three networks of ours
+SHARPNESS = 10.0  # gradient norm of the margin for DDN: of 1 to 100, the smallest distances on three of our networks
 
 
 def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, norm: Norm) -> Tensor:
-    """How far each image is from its adversarial one: N, zero where the model is wrong anyway, infinite at failures."""
+    """Distance between each image and its adversarial one: N, zero if misclassified when clean, infinite on failure."""
     with torch.no_grad():
         wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
     found = lengths(adversarial - images, norm).where(fooled, torch.inf)
     return found.masked_fill(wrong, 0)
 
 
-# Foolbox -----------------------------------------------------------------------------------------------------------
+# Foolbox -------------------------------------------------------------------------------------------------------------
 
 
 def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm) -> Tensor:
-    """What a foolbox attack finds, or the clean image: checked here, since its own report cannot be trusted."""
+    """The result of a foolbox attack, or the clean image. Success is checked here, since foolbox's report is unreliable."""
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
@@ -47,14 +47,14 @@ def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps:
     found = found.nan_to_num(0).clamp(0, 1)
     with torch.no_grad():
         fooled = model(found).argmax(1) != labels
-    black = found.flatten(1).abs().amax(1) == 0  # where the library found nothing
+    black = found.flatten(1).abs().amax(1) == 0  # the library's result on failure
     good = fooled & ~black & (lengths(found - images, norm) <= eps)
     return torch.where(each_image(good, images), found, images)
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Without gradients of the weights, which the library would fill."""
+    """Switch off the weights' gradients, which the library would accumulate."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
@@ -66,7 +66,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 class _Scaled(nn.Module):
-    """A model whose margin's gradient has length one, or `length`, at the median image: what the attacks are made for."""
+    """A model rescaled so that the margin's gradient has norm `length` at the median image, as the attacks assume."""
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, length: float = 1.0) -> None:
         super().__init__()
@@ -86,9 +86,9 @@ class _Scaled(nn.Module):
 def deepfool(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm, eps: float = math.inf, steps: int = 50
 ) -> Tensor:
-    """DeepFool (Moosavi-Dezfooli et al. 2016): to the nearest boundary of the linearised model, again and again.
+    """DeepFool (Moosavi-Dezfooli et al. 2016): repeated steps to the nearest boundary of the linearised model.
 
-    It follows one class's boundary at a time and overstates the distance on robust models: see `ddn`.
+    It overstates the distance on robust models: see `ddn`.
     """
     from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
 
@@ -102,7 +102,7 @@ def carlini_wagner(
 ) -> Tensor:  # fmt: skip
     """C&W-L2 (Carlini & Wagner 2017) with `searches` binary-search steps over the constant, `steps` of Adam each.
 
-    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    The outputs are rescaled first, so that the search does not depend on their scale. Raises InputError for another norm.
     """
     from foolbox.attacks import L2CarliniWagnerAttack
 
@@ -117,9 +117,9 @@ def elastic_net(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
     searches: int = 9, regularization: float = 0.01,
 ) -> Tensor:  # fmt: skip
-    """EAD with the elastic-net rule (Chen et al. 2018): least ‖δ‖₂² + β ‖δ‖₁, with β = `regularization`.
+    """EAD with the elastic-net rule (Chen et al. 2018): minimise ‖δ‖₂² + β ‖δ‖₁, with β = `regularization`.
 
-    The outputs are scaled first, so that models of small margins and gradients are searched as far as others.
+    The outputs are rescaled first, so that the search does not depend on their scale. Raises InputError for another norm.
     """
     from foolbox.attacks import EADAttack
 
@@ -136,8 +136,9 @@ def ddn(
 ) -> Tensor:
     """Decoupled direction and norm (Rony et al. 2019), L2: stronger than DeepFool.
 
-    The outputs are scaled first, more than for the others: the cross-entropy of small outputs, such as those of a network
-    that learnt by squared error, hardly knows which class is nearest. Not FMN: foolbox 3.3.4's L2 form never projects.
+    The outputs are scaled up first, more than for the others. The cross-entropy of small outputs, as after training on
+    squared errors, hardly depends on which class is nearest. FMN is not used: foolbox 3.3.4's L2 form never projects.
+    Raises InputError for another norm.
     """
     from foolbox.attacks import DDNAttack
 
@@ -146,7 +147,7 @@ def ddn(
 
 
 def l2_attacks(steps: int) -> dict[str, Attack]:
-    """DeepFool, EAD, C&W, and DDN, which is stronger than DeepFool, all in L2, by name; `steps` of the last three."""
+    """DeepFool, EAD, C&W and DDN in L2, by name; `steps` for the last three."""
     return {
         "deepfool": partial(deepfool, norm="l2"),
         "ead": partial(elastic_net, norm="l2", steps=steps),
@@ -160,7 +161,7 @@ def _only_l2(name: str, norm: Norm) -> None:
         raise InputError(f"{name} with norm = {norm!r}: it is an L2 attack; deepfool has both norms")
 
 
-# One pixel ---------------------------------------------------------------------------------------------------------
+# One pixel -----------------------------------------------------------------------------------------------------------
 
 
 def one_pixel(
@@ -169,8 +170,8 @@ def one_pixel(
 ) -> Tensor:  # fmt: skip
     """The one-pixel attack (Su et al. 2019) on images N×C×H×W: SciPy's differential evolution lowers p(y).
 
-    `population` candidates, each `pixels` times a place and a colour, over `generations`; an image is left as soon as one
-    fools the model. The pixels take any colour: `eps` must be 1 in L∞. Seeded by PyTorch's global generator.
+    `population` candidates, each with `pixels` positions and colours, evolve over `generations`, until one fools the model.
+    The pixels take any colour, so `eps` must be 1 in L∞: otherwise InputError. Seeded by PyTorch's global generator.
     """
     if (norm, eps) != ("linf", 1.0):
         raise InputError(f"one_pixel with norm = {norm!r}, eps = {eps:g}: its pixels take any colour, so linf and 1")
@@ -181,7 +182,7 @@ def one_pixel(
 
 
 def pixel_attacks(generations: int) -> dict[str, Attack]:
-    """The one-pixel attack by its name, for `evaluation.evaluate_each`."""
+    """The one-pixel attack by name, for `evaluation.evaluate_each`."""
     return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=generations)}
 
 
@@ -191,7 +192,7 @@ def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, popula
     best = image
 
     def apply(candidates: np.ndarray) -> Tensor:
-        """The image under each of S candidates, given as (pixels · genes)×S: S×C×H×W."""
+        """The image changed by each of S candidates, given as (pixels · genes)×S: S×C×H×W."""
         values = torch.as_tensor(candidates.T, dtype=image.dtype, device=image.device).view(-1, pixels, genes)
         changed = image.repeat(len(values), 1, 1, 1)
         rows = values[..., 0].long().clamp(0, height - 1)
@@ -213,7 +214,7 @@ def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, popula
 
     with torch.no_grad():
         if int(model(image[None]).argmax()) != int(label):
-            return image  # wrong anyway
+            return image  # already misclassified
     stop: Callable[..., bool] = lambda *_, **__: best is not image  # noqa: E731
     differential_evolution(
         confidence, [(0, height), (0, width), *[(0, 1)] * channels] * pixels, vectorized=True, updating="deferred",

@@ -1,8 +1,8 @@
-"""Projected gradient ascent, the inner maximiser that training and evaluation share.
+"""Projected gradient ascent, the inner maximiser of both training and evaluation.
 
 Every attack is a function `attack(model, images, labels, *, eps, norm, …)` that returns adversarial images of the same
-shape; `functools.partial` fixes its settings. The model is used in the mode it is in: `evaluation` and the training
-methods choose it. Random numbers come from PyTorch's global generator, which the caller seeds.
+shape; `functools.partial` fixes its settings. Attacks do not change the model's mode: `evaluation` and the training methods
+choose it. Random numbers come from PyTorch's global generator; the caller sets its seed.
 """
 
 import math
@@ -18,13 +18,13 @@ from paperlib.attacks.losses import Loss, attack_loss
 from paperlib.runs.files import InputError
 
 Norm = Literal["linf", "l2"]
-Attack = partial[Tensor]  # of an attack function: only model, images and labels are open
-BOX = (0.0, 1.0)  # where images live
+Attack = partial[Tensor]  # of an attack function, with all settings but model, images and labels fixed
+BOX = (0.0, 1.0)  # the range of pixel values
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode, and back in each module's own mode afterwards."""
+    """Set the model to evaluation mode within the context, and restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -34,36 +34,36 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-# Geometry of the two balls --------------------------------------------------------------------------------------
+# Geometry of the two balls -------------------------------------------------------------------------------------------
 
 
 def each_image(values: Tensor, images: Tensor) -> Tensor:
-    """One value for each image, N, shaped to meet images N×…: N×1×…×1."""
+    """Reshape one value for each image, N, to broadcast with images N×…: N×1×…×1."""
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
 def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
-    """The size of each perturbation N×… in the norm: N."""
+    """The norm of each perturbation N×…: N."""
     flat = perturbation.flatten(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
 def _lengths(vectors: Tensor) -> Tensor:
-    """Euclidean norms N×1×…×1 that divide N×…, never zero."""
+    """Euclidean norms N×1×…×1 of vectors N×…, clamped to divide by."""
     return each_image(lengths(vectors, "l2").clamp_min(1e-12), vectors)
 
 
 def project(perturbation: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest perturbation within the ball of radius `eps`."""
+    """Project a perturbation N×… onto the ball of radius `eps`."""
     if norm == "linf":
         return perturbation.clamp(-eps, eps)
     return perturbation * (eps / _lengths(perturbation)).clamp_max(1)
 
 
 def ascent(gradient: Tensor, norm: Norm) -> Tensor:
-    """The step of size one that raises the loss most: its sign (linf) or its direction (l2); zero where it is zero.
+    """The step of norm one of steepest ascent: the gradient's sign (linf) or direction (l2); zero for a zero gradient.
 
-    What is not a number counts as zero, so a broken gradient leaves an image where it is.
+    Entries that are NaN or infinite count as zero.
     """
     gradient = gradient.nan_to_num(0, 0, 0)
     return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
@@ -72,14 +72,14 @@ def ascent(gradient: Tensor, norm: Norm) -> Tensor:
 def _into(
     images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None, box_first: bool = False
 ) -> Tensor:
-    """Into the ball and the box. Either order ends in both: each moves every image toward its clean one."""
+    """Project into the ball and the box. Both orders end inside both, since each step moves toward the clean image."""
     if box_first and box is not None:
         return images + project(adversarial.clamp(*box) - images, eps, norm)
     adversarial = images + project(adversarial - images, eps, norm)
     return adversarial if box is None else adversarial.clamp(*box)
 
 
-# Attacks of our own ---------------------------------------------------------------------------------------------
+# Attacks -----------------------------------------------------------------------------------------------------------
 
 
 def pgd(
@@ -101,15 +101,19 @@ def pgd(
     best: bool = False,
     box: tuple[float, float] | None = BOX,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of one length in its norm.
+    """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of norm `step_size`.
 
-    `targets` N turns it into a targeted attack, which lowers the loss of the target class. The random start is uniform
-    in the cube of half-width `eps`, projected into the ball. With `start_deviation` it is normal of that deviation instead,
-    and not projected before the first step (TRADES and MART: 0.001). `start_in_box` is L2 as in RAAT's code: the start is
-    uniform in the box, and each step is clipped to the box before it is projected into the ball. Each restart keeps, image
-    by image, the strongest result so far. `kappa` is that of the margin loss. `best` is no longer paper-exact: an image
-    leaves the batch with the first iterate that fools the model, which is never weaker than the last iterate and several
-    times as fast. `box` None leaves points unbounded.
+    - `targets` int64 N: targeted attack, which minimises the loss of the target class.
+    - Random start: uniform in the cube of half-width `eps`, projected into the ball.
+    - `start_deviation`: normal start of this deviation, not projected before the first step (TRADES and MART: 0.001).
+    - `start_in_box`: L2 as in RAAT's code. The start is uniform in the box; steps are clipped to the box before projection.
+    - `restarts`: for each image, the strongest result is kept.
+    - `kappa`: κ of the margin loss.
+    - `best`: an image leaves the batch with the first iterate that fools the model. This is several times as fast and never
+      weaker than the last iterate, but not paper-exact.
+    - `box` None: pixel values are unbounded.
+
+    Raises InputError for settings that contradict each other.
     """
     if loss == "kl" and targets is not None:
         raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
@@ -149,6 +153,7 @@ def pgd(
                 members, current, gradient = members[going], current[going], gradient[going]
                 if not len(members):
                     break
+            # PAG, Algorithm 1: δ ← Proj_ε(δ + α ∇_δ L(f(x + δ), y)); here: ∇L as a step of norm one
             moved = into(images[members], current.detach() + step_size * ascent(gradient, norm))
             if isinstance(members, Tensor):
                 adversarial[members] = moved
@@ -185,7 +190,7 @@ def training_pgd(
     start_deviation: float | None = None,
     start_in_box: bool = False,
 ) -> Attack:
-    """PGD as RAAT and DAAT train against it: a random start, and steps that add up to 2.5 ε."""
+    """PGD for training as in RAAT and DAAT: a random start, and step sizes that sum to 2.5 ε."""
     size = 2.5 * eps / steps
     start = {"start_deviation": start_deviation, "start_in_box": start_in_box}
     return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, **start)  # type: ignore[arg-type]

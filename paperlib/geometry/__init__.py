@@ -1,4 +1,4 @@
-"""Gradients, their alignment, the directions around an image, attention and depth."""
+"""Gradients and their alignment, directions around an image, attention and depth."""
 
 from paperlib.geometry.gradients import (
     Output,

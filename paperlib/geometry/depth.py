@@ -1,7 +1,7 @@
-"""Where depth has edges: the geometric saliency of DAAT (Section 3.2), and how two maps of saliency are compared.
+"""Depth edges: the geometric saliency of DAAT (Section 3.2), and distances between saliency maps.
 
-Depth comes as disparity, the inverse of the distance along the camera's axis: a plane is as flat in it as it looks, and it
-is what relative depth networks give. The saliency does not depend on its scale.
+Depth is given as disparity, the inverse of the distance along the camera's axis: relative depth networks predict it, and
+planes are linear in it. The saliency does not depend on its scale.
 """
 
 import math
@@ -16,23 +16,23 @@ from paperlib.runs.files import InputError
 Operator = Literal["sobel", "sobel_squared", "laplacian"]
 Distance = Literal["cosine", "jensen_shannon", "l1", "earth_mover"]
 
-FLAT = 1e-6  # a map whose edges are weaker than this share of its largest value has none
-BLUR = 0.01  # of the earth mover's distance: entropic regularisation, as a share of the map's diagonal
-ROUNDS = 100  # of Sinkhorn's iteration, half of them on the way down to BLUR
+FLAT = 1e-6  # a map has no edges if all are weaker than this share of its largest value
+BLUR = 0.01  # entropic regularisation of the earth mover's distance, as a share of the map's diagonal
+ROUNDS = 100  # of Sinkhorn's iteration; in the first half, the regularisation falls to BLUR
 
 
 def disparity(depth: Tensor) -> Tensor:
-    """1 / depth of distances N×H×W. Raises InputError where a distance is not positive and finite."""
+    """1 / depth of distances N×H×W. Raises InputError if a distance is not positive and finite."""
     if not bool(((depth > 0) & torch.isfinite(depth)).all()):
         raise InputError("a depth map holds a distance that is not positive and finite")
     return 1 / depth
 
 
 def edges(maps: Tensor, operator: Operator = "sobel") -> Tensor:
-    """The strength of the edges ℰ of maps N×H×W: |∇| by Sobel's operator, its square, or |Laplacian|; N×H×W, at least 0.
+    """Edge strength ℰ of maps N×H×W: |∇| by Sobel's operator, its square, or |Laplacian|: N×H×W, at least 0.
 
-    The outermost pixels have their inner neighbours' strength, so the frame itself is no edge. The Laplacian of a plane's
-    disparity is zero, its gradient is not. Raises InputError for an operator that is not there.
+    Border pixels repeat their inner neighbours, so the frame is no edge. For a plane's disparity the Laplacian is zero, the
+    gradient is not. Raises InputError for an unknown operator.
     """
     above, middle, below = maps[:, :-2], maps[:, 1:-1], maps[:, 2:]
     if operator == "laplacian":
@@ -44,7 +44,7 @@ def edges(maps: Tensor, operator: Operator = "sobel") -> Tensor:
         down = (columns[:, 2:] - columns[:, :-2]) / 8
         found = along.square() + down.square()
         if operator == "sobel":
-            tiny = 1e-12  # whose root is taken away again: a gradient at zero, and zero where there is no edge
+            tiny = 1e-12  # keeps the root differentiable at zero; its own root is subtracted again
             found = (found + tiny).sqrt() - math.sqrt(tiny)
     else:
         raise InputError(f"operator = {operator!r}; choose from sobel, sobel_squared, laplacian")
@@ -57,15 +57,15 @@ def pooled(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def unit_mass(maps: Tensor) -> Tensor:
-    """𝒩: nonnegative maps N×h×w divided by their sum; a map that is zero everywhere stays zero."""
+    """𝒩: nonnegative maps N×h×w divided by their sum; an all-zero map stays zero."""
     total = maps.flatten(1).sum(1)[:, None, None]
     return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
 def outlines(maps: Tensor, operator: Operator = "sobel") -> Tensor:
-    """The edges of disparities N×H×W, each map over its own largest value first: N×H×W; zero where a map is flat.
+    """Edges of disparities N×H×W, each map first divided by its largest value: N×H×W; all zero for a flat map.
 
-    Raises InputError where a disparity is not a finite number.
+    Raises InputError if a disparity is not finite.
     """
     if not bool(torch.isfinite(maps).all()):
         raise InputError("a depth oracle gave a disparity that is not a finite number")
@@ -78,35 +78,37 @@ def outlines(maps: Tensor, operator: Operator = "sobel") -> Tensor:
 def saliency(maps: Tensor, grid: tuple[int, int], operator: Operator = "sobel") -> Tensor:
     """Depth saliency G = 𝒩(ℰ(g)) of disparities N×H×W on the grid of an attention map: N×h×w of unit mass (Equation 1).
 
-    A flat map has no edges; its G is zero everywhere, and `misalignment` leaves the image out. Raises InputError where a
-    disparity is not a finite number.
+    A flat map has no edges: its G is zero everywhere, and `misalignment` is zero. Raises InputError if a disparity is not
+    finite.
     """
-    # Equation (1)
+    # DAAT (1): G(x) = 𝒩(ℰ(g(x))), ‖G(x)‖₁ = 1
     return unit_mass(pooled(outlines(maps, operator), grid))
 
 
 def uniform(count: int, grid: tuple[int, int], like: Tensor) -> Tensor:
-    """The map that says nothing: N×h×w, of unit mass."""
+    """`count` uniform maps N×h×w of unit mass, with the device and type of `like`."""
     return torch.full((count, *grid), 1 / math.prod(grid), device=like.device, dtype=like.dtype)
 
 
-# How far two maps are apart ----------------------------------------------------------------------------------------
+# Distances between maps ----------------------------------------------------------------------------------------------
 
 
 def misalignment(attention: Tensor, target: Tensor, distance: Distance = "cosine") -> Tensor:
-    """How far attention A is from a target G, both N×h×w of unit mass: each image's, N; zero where G is zero everywhere.
+    """Distance between attention A and target G, both N×h×w of unit mass: N; zero where G is zero everywhere.
 
-    "cosine" is Equation (2). Jensen–Shannon divergence (in nats, at most ln 2) and earth mover's distance (in diagonals of
-    the map) are the alternatives that Section 3.3 names, L1 is that of Appendix C. Raises InputError for another distance.
+    "cosine" is Equation (2). Section 3.3 names two alternatives: Jensen–Shannon divergence (in nats, at most ln 2) and
+    earth mover's distance (in diagonals of the map). Appendix C has L1. Raises InputError for an unknown distance.
     """
     one, two = attention.flatten(1), target.flatten(1)
     if distance == "cosine":
-        # Equation (2)
+        # DAAT (2): L_align = 1 − ⟨vec A, vec G⟩ / (‖vec A‖₂ ‖vec G‖₂)
         apart = 1 - F.cosine_similarity(one, two, dim=1)
     elif distance == "jensen_shannon":
         middle = (one + two) / 2
+        # DAAT, Section 3.3 (Jensen–Shannon): ½ KL(A‖M) + ½ KL(G‖M), M = ½ (A + G)
         apart = (_relative_entropy(one, middle) + _relative_entropy(two, middle)) / 2
     elif distance == "l1":
+        # DAAT, Appendix C: L_align = Σᵢ |aᵢ − gᵢ|
         apart = (one - two).abs().sum(1)
     elif distance == "earth_mover":
         apart = earth_mover(attention, target)
@@ -116,37 +118,38 @@ def misalignment(attention: Tensor, target: Tensor, distance: Distance = "cosine
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
-    tiny = torch.finfo(p.dtype).tiny  # no entry is exactly zero in the logarithms, so no gradient is infinite
+    tiny = torch.finfo(p.dtype).tiny  # clamp inside the logarithms, so that no gradient is infinite
     return (p * (p.clamp_min(tiny).log() - q.clamp_min(tiny).log())).sum(1)
 
 
 def earth_mover(one: Tensor, two: Tensor) -> Tensor:
-    """The Sinkhorn divergence of maps N×h×w of unit mass on a grid, distances in units of its diagonal: N.
+    """Sinkhorn divergence of maps N×h×w of unit mass, with distances in units of the grid's diagonal: N.
 
-    The entropic approximation of the earth mover's distance, less the two maps' own, so that equal maps are zero apart
-    (Feydy et al. 2019, Equation 3). It is below the distance: by a tenth for unlike maps, by a quarter for nearly equal.
+    Approximates the earth mover's distance by entropic transport; subtracting each map's cost to itself makes it zero for
+    equal maps (Feydy et al. 2019). It underestimates: by a tenth for different maps, by a quarter for nearly equal ones.
     """
     rows, columns = one.shape[1:]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     points = torch.stack([y, x], -1).view(-1, 2).to(one)
     cost = torch.cdist(points, points) / max(1.0, math.hypot(rows - 1, columns - 1))
     first, second = one.flatten(1), two.flatten(1)
+    # Feydy et al. 2019 (3): S(p, q) = OT(p, q) − ½ OT(p, p) − ½ OT(q, q)
     return _transport(first, second, cost) - (_own(first, cost) + _own(second, cost)) / 2
 
 
 def _transport(p: Tensor, q: Tensor, cost: Tensor) -> Tensor:
     """The dual value of entropic transport between N×K and N×K at the K×K cost: N, differentiable in both."""
     f = g = torch.zeros_like(p)
-    with torch.no_grad():  # at the optimum the value changes with p and q as the potentials say (the envelope theorem)
+    with torch.no_grad():  # envelope theorem: at the optimum the gradients in p and q are the potentials
         for step in range(ROUNDS):
-            blur = max(BLUR, BLUR ** (2 * step / ROUNDS))  # from the whole diagonal down
+            blur = max(BLUR, BLUR ** (2 * step / ROUNDS))  # falls from the whole diagonal
             f, g = _softest(g, q, cost, blur), _softest(f, p, cost, blur)
             f = _softest(g, q, cost, blur)
     return (p * f).sum(1) + (q * g).sum(1)
 
 
 def _own(p: Tensor, cost: Tensor) -> Tensor:
-    """`_transport` of a map to itself, whose two potentials are one: averaged steps find it in a few rounds."""
+    """`_transport` of a map to itself: both potentials are equal, and averaged steps converge in a few rounds."""
     f = torch.zeros_like(p)
     with torch.no_grad():
         for _ in range(ROUNDS // 2):
@@ -155,5 +158,5 @@ def _own(p: Tensor, cost: Tensor) -> Tensor:
 
 
 def _softest(potential: Tensor, mass: Tensor, cost: Tensor, blur: float) -> Tensor:
-    """The soft minimum over K places of cost − potential, weighed by the mass there: N×K."""
+    """Soft minimum over K places of cost − potential, weighted by the mass there: N×K."""
     return -blur * torch.logsumexp((potential / blur + mass.clamp_min(1e-12).log())[:, None, :] - cost / blur, 2)

@@ -1,7 +1,7 @@
 """The Gaussian model of RAAT's Theorem 1 (Definitions 2 and 3, after Schmidt et al. 2018), with exact errors.
 
-Labels y = ±1 at random, x ~ N(y θ*, σ² I) in d dimensions, linear classifiers sign⟨w, x⟩. Given w, standard and robust
-error are closed forms, so only the draw of the training samples is simulated.
+Labels y = ±1 are random, x ~ N(y θ*, σ² I) in d dimensions, classifiers are sign⟨w, x⟩. Given w, standard and robust error
+have closed forms. Only the training samples are simulated.
 """
 
 import math
@@ -13,9 +13,9 @@ from scipy.stats import norm
 
 
 def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[float, float]:
-    """Standard error, and error under L∞ perturbations of at most `eps`, of the classifier sign⟨w, x⟩.
+    """Standard error of the classifier sign⟨w, x⟩, and its error under L∞ perturbations of at most `eps`.
 
-    Φ(−⟨w, θ*⟩ / σ‖w‖₂) and Φ(−(⟨w, θ*⟩ − ε‖w‖₁) / σ‖w‖₂): the worst perturbation moves ⟨w, x⟩ by ε‖w‖₁.
+    Φ(−⟨w, θ*⟩ / σ‖w‖₂) and Φ(−(⟨w, θ*⟩ − ε‖w‖₁) / σ‖w‖₂): the worst perturbation changes ⟨w, x⟩ by ε‖w‖₁.
     """
     scale = sigma * float(np.linalg.norm(w))
     agreement = float(w @ mean)
@@ -23,14 +23,15 @@ def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[f
 
 
 def supervised(mean: np.ndarray, sigma: float, labelled: int, random: np.random.Generator) -> np.ndarray:
-    """θ = (1/n) Σ y_i x_i of n labelled samples: θ* + σ/√n times a normal vector."""
+    """θ = (1/n) Σ y_i x_i of n = `labelled` samples, drawn as θ* + σ/√n times a normal vector."""
+    # RAAT, Definition 3 (labelled samples): θ = Σ yᵢxᵢ; here: divided by n
     return mean + sigma / math.sqrt(labelled) * random.standard_normal(len(mean))
 
 
 def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, random: np.random.Generator) -> np.ndarray:
-    """Definition 3: θ~ = (1/m) Σ ỹ_i x_i of m unlabelled samples with the labels ỹ_i that the classifier `w` gives them.
+    """Definition 3: θ̃ = (1/m) Σ ỹ_i x_i of m = `unlabelled` samples, labelled ỹ_i by the classifier `w`.
 
-    ỹ_i depends on the noise of x_i only along w, so that part is drawn sample by sample and the rest as one sum.
+    ỹ_i depends on the noise of x_i only along w. That part is drawn for each sample, the rest as one sum.
     """
     unit = w / np.linalg.norm(w)
     labels = random.choice((-1.0, 1.0), unlabelled)
@@ -39,19 +40,21 @@ def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, r
     rest = random.standard_normal(len(mean))
     rest -= (unit @ rest) * unit
     noise = float((given * along).sum()) * unit + math.sqrt(unlabelled) * rest
+    # RAAT, Definition 3: θ̃ = Σ ỹᵢxᵢ with ỹᵢ = f_θ(xᵢ); here: divided by m
     found: np.ndarray = (float((given * labels).sum()) * mean + sigma * noise) / unlabelled
     return found
 
 
 def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor: float, trials: int) -> pd.DataFrame:
-    """Errors by dimension d of one labelled sample, alone and with ⌈k √d⌉ unlabelled ones, k the factor.
+    """Errors by dimension d with one labelled sample, and with ⌈k √d⌉ unlabelled samples in addition, k the factor.
 
-    θ* = (1, …, 1), so ‖θ*‖₂ = √d, and σ = `spread` · d^¼ (the theorem: at most 1/32). Columns dimension, estimator,
-    error (standard or robust), value: means over `trials`.
+    θ* = (1, …, 1), so ‖θ*‖₂ = √d, and σ = `spread` · d^¼ (the theorem: at most 1/32). Columns: dimension, estimator, error
+    (standard or robust), value (mean over `trials`).
     """
     rows = []
     for d in dimensions:
         random = np.random.default_rng(d)
+        # RAAT, Theorem 1: ‖θ*‖₂ = √d, σ ≤ d^¼ / 32
         mean, sigma = np.ones(d), spread * d**0.25
         count = math.ceil(unlabelled_factor * math.sqrt(d))
         found = []
@@ -68,10 +71,10 @@ def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor
 def samples_needed(
     dimensions: Sequence[int], spread: float, eps: float, trials: int, target: float = 0.01, most: int = 100_000
 ) -> pd.DataFrame:
-    """The fewest samples, to within 10 %, with a mean robust error of at most `target`, by dimension.
+    """Fewest samples, to within 10 %, with a mean robust error of at most `target`, by dimension.
 
-    Labelled samples alone, or one labelled and the others unlabelled. Columns dimension, samples (labelled or unlabelled),
-    count; infinite beyond `most`.
+    Either all samples are labelled, or one is and the counted ones are not. Columns: dimension, samples (labelled or
+    unlabelled), count (infinite beyond `most`).
     """
     counts = np.unique(np.round(np.geomspace(1, most, math.ceil(math.log(most) / math.log(1.1)))).astype(int))
     rows = []
@@ -101,8 +104,8 @@ def samples_needed(
 
 
 def onset(spread: float, eps: float) -> float:
-    """The dimension beyond which one labelled sample is fooled more often than not: (√(π/2) / (ε · spread))⁴.
+    """Dimension above which the robust error with one labelled sample exceeds one half: (√(π/2) / (ε · spread))⁴.
 
-    There ε‖w‖₁ ≈ ε d σ √(2/π) passes ⟨w, θ*⟩ ≈ d, with σ = spread · d^¼ large against 1.
+    There ε‖w‖₁ ≈ ε d σ √(2/π) exceeds ⟨w, θ*⟩ ≈ d, for σ = spread · d^¼ much larger than 1.
     """
     return float((math.sqrt(math.pi / 2) / (eps * spread)) ** 4)

@@ -1,4 +1,4 @@
-"""Alignment measures: gradients with respect to the input, how layers respond to a change of it, decision boundaries."""
+"""Measures of alignment: input gradients, the response of layers to a perturbation, decision boundaries."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ Output = Literal["log_softmax", "logit"]
 
 
 def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
-    """Cosine of the angle between the vectors of each image: N from N×….
+    """Cosine between the vectors of each image: N from N×….
 
-    PAG, Equation 2: ⟨v, u⟩ / max(‖v‖·‖u‖, ε), so zero where either vector is zero.
+    ⟨v, u⟩ / max(‖v‖·‖u‖, ε), as in PAG, Equation (2): zero if either vector is zero.
     """
     v, u = first.flatten(1), second.flatten(1)
     found: Tensor = (v * u).sum(1) / (v.norm(dim=1) * u.norm(dim=1)).clamp_min(eps)
@@ -27,24 +27,24 @@ def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def scores(logits: Tensor, of: Output) -> Tensor:
-    """What is differentiated, N×C: the log-probabilities (PAG's code) or the logits themselves (its Equation 1).
+    """The outputs to differentiate, N×C: log-probabilities (PAG's code) or logits (its Equation 1).
 
-    In single precision at least.
+    In single precision or better.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(1) if of == "log_softmax" else logits
 
 
 def all_classes(images: Tensor, count: int) -> Tensor:
-    """Every one of `count` classes for each of N images: int64 N×count."""
+    """All `count` classes for each of N images: int64 N×count."""
     return torch.arange(count, device=images.device).expand(len(images), count)
 
 
 def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
     """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K, from the `scores` N×C of one forward pass: N×K×….
 
-    `create_graph` makes them differentiable with respect to the weights. Each column of `classes` is one vector-Jacobian
-    product over the shared graph: `benchmarks/` compares it with one forward pass a class and with batched products.
+    `create_graph` makes them differentiable with respect to the weights. Each column of `classes` costs one vector-Jacobian
+    product on the shared graph. `benchmarks/` compares it with one forward pass for each class and with batched products.
     """
     last = classes.shape[1] - 1
     columns = [
@@ -55,19 +55,16 @@ def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_g
 
 
 def input_gradients(model: nn.Module, images: Tensor, classes: Tensor, of: Output) -> Tensor:
-    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached.
-
-    The model is used in the mode it is in.
-    """
+    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached; the model's mode is not changed."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         return class_gradients(scores(model(leaf), of), leaf, classes)
 
 
 def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, reach: float, step: float) -> Tensor:
-    """How far each point N×… can move along ±`direction` (a unit vector) until the prediction changes, N.
+    """Distance of each point N×… along ±`direction` (a unit vector) at which the prediction first changes: N.
 
-    The nearer of the two ways, to within `step`; `reach` where nothing changes within it.
+    The smaller of both signs, to within `step`; `reach` if the prediction does not change before.
     """
     with torch.no_grad():
         before = model(points).argmax(1)
@@ -82,11 +79,11 @@ def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, re
     return nearest
 
 
-# How layers respond (RAAT, Definition 1) ---------------------------------------------------------------------------
+# Response of layers (RAAT, Definition 1) -----------------------------------------------------------------------------
 
 
 def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """All submodules by name. Raises InputError when a name of `layers` is not among them."""
+    """All submodules by name. Raises InputError if a name in `layers` is not among them."""
     known = dict(model.named_modules())
     if unknown := [name for name in layers if name not in known]:
         raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
@@ -95,9 +92,9 @@ def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
 
 @contextmanager
 def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects, by name, what the named submodules put out in the forward passes within; the model is not changed.
+    """Collect the outputs of the named submodules, by name, in forward passes within the context.
 
-    Raises InputError when a name is not a submodule's, or when no forward pass came by.
+    Raises InputError if a name is not a submodule's, or if no forward pass reached it.
     """
     known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
@@ -117,10 +114,10 @@ def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
 
 @contextmanager
 def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects, by name, what goes into the named submodules in the forward passes within; the model is not changed.
+    """Collect the inputs of the named submodules, by name, in forward passes within the context.
 
-    A submodule gets a copy of its input, so that what it does in place leaves the collected one alone. Raises InputError
-    when a name is not a submodule's, when no forward pass came by, or when something else overwrote an input in place.
+    A submodule gets a copy of its input, so in-place operations do not change the collected one. Raises InputError if a
+    name is not a submodule's, if no forward pass reached it, or if another module overwrote an input in place.
     """
     known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
@@ -146,7 +143,7 @@ def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
 
 
 def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
-    """The linear and convolutional submodules, in the order in which images N×… meet them."""
+    """Names of the linear and convolutional submodules, in the order of a forward pass of images N×…."""
     order: list[str] = []
     handles = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: order.append(name))
@@ -163,7 +160,7 @@ def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def nonlinear_layers(model: nn.Module) -> list[str]:
-    """The top-level submodules after which representations are compared: activations, blocks and the linear head."""
+    """Names of the top-level submodules whose outputs are compared: activations, blocks and the linear head."""
     return [name for name, child in model.named_children() if isinstance(child, (nn.ReLU, nn.Sequential, nn.Linear))]
 
 
@@ -171,10 +168,10 @@ def nonlinear_layers(model: nn.Module) -> list[str]:
 def alignment_defect(
     model: nn.Module, images: Tensor, adversarial: Tensor, layers: Sequence[str], rates: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """How far each layer is from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: two L×N.
+    """Deviation of each layer from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: two L×N.
 
-    The mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero where the layer answers in proportion to the
-    perturbation; and ‖h(x + Δ) − h(x)‖, how far the layer moves, which sets the scale.
+    First: the mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero if the layer responds linearly.
+    Second, for scale: ‖h(x + Δ) − h(x)‖.
     """
     clean, full = (_outputs(model, points, layers) for points in (images, adversarial))
     moved = [(h_full - h).flatten(1) for h, h_full in zip(clean, full, strict=True)]
@@ -182,24 +179,24 @@ def alignment_defect(
     for rate in rates:
         between = _outputs(model, images + rate * (adversarial - images), layers)
         for row, (h, h_rate) in enumerate(zip(clean, between, strict=True)):
-            # Definition 1
+            # RAAT, Definition 1: h(x + μΔ) − h(x) = μ (h(x′) − h(x)); here: the norm of the difference
             total[row] += ((h_rate - h).flatten(1) - rate * moved[row]).norm(dim=1)
     return total / len(rates), torch.stack([change.norm(dim=1) for change in moved])
 
 
 def _outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """What the layers put out for these images, in the order of `layers`."""
+    """The layers' outputs for these images, in the order of `layers`."""
     with layer_outputs(model, layers) as found:
         model(images)
     return [found[name] for name in layers]
 
 
-# Decision regions in the plane -------------------------------------------------------------------------------------
+# Decision regions in the plane ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
-    """z_1 − z_0 of a classifier of 2-D points over [0,1]², rows along x₂: positive where the prediction is class 1."""
+    """z_1 − z_0 of a classifier of 2-D points on a grid over [0,1]², rows along x₂: positive where class 1 is predicted."""
     axis = torch.linspace(0, 1, resolution, device=next(model.parameters()).device)
     x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
     logits = model(torch.stack([x1, x2], -1).view(-1, 2))
@@ -208,7 +205,7 @@ def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
 
 
 def fragmentation(plane: np.ndarray) -> tuple[int, float]:
-    """Connected regions of one sign, and the length of the line between them, of a square plane over [0,1]²."""
+    """Number of connected regions of one sign, and length of the boundary between them, of a square plane over [0,1]²."""
     regions = sum(int(ndimage.label(side)[1]) for side in (plane > 0, plane <= 0))
     axis = np.linspace(0, 1, len(plane))
     lines = cast(list[np.ndarray], contour_generator(axis, axis, plane).lines(0.0))

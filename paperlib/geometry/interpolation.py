@@ -1,7 +1,7 @@
-"""Theorem 2 of RAAT: how far a function's value between two points is from the interpolation of its values there.
+"""Theorem 2 of RAAT: the difference between a function at an interpolated point and the interpolation of its values.
 
-With ẍ = ẋ + Δ and λ̂ = 1 − λ, f(λẋ + λ̂ẍ) − (λ f(ẋ) + λ̂ f(ẍ)) is Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾(ẋ) Δᵏ from k = 2 on: the value and
-the slope of f drop out. DICAR is the square of that distance, so it asks for small second and higher derivatives.
+With ẍ = ẋ + Δ and λ̂ = 1 − λ, f(λẋ + λ̂ẍ) − (λ f(ẋ) + λ̂ f(ẍ)) = Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾(ẋ) Δᵏ, k ≥ 2: value and slope of f
+cancel. DICAR is the square of this difference, so it penalises second and higher derivatives.
 """
 
 import math
@@ -15,10 +15,10 @@ from torch import nn
 def remainders(
     sizes: Sequence[float] = (1.0, 0.5, 0.25, 0.125), orders: Sequence[int] = (2, 3, 4, 5), rate: float = 0.7, seed: int = 0
 ) -> pd.DataFrame:
-    """What the theorem's sum up to k = K leaves of the distance, as a share of it: a row a size of Δ, a column a K.
+    """Relative error of the theorem's sum up to k = K: one row for each size of Δ, one column for each K.
 
-    Of a random network of one smooth hidden layer, along a random unit direction, in double precision. Halving Δ divides
-    the share by about 2ᴷ⁻¹.
+    For a random network with one smooth hidden layer, along a random unit direction, in double precision. Halving Δ divides
+    the error by about 2ᴷ⁻¹.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -38,7 +38,7 @@ def remainders(
     for size in sizes:
         first, between, second = (float(along(torch.tensor(t * size, dtype=torch.float64))) for t in (0.0, hat, 1.0))
         distance = between - (rate * first + hat * second)
-        # RAAT, Theorem 2: Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾ Δᵏ, k = 2 … K
+        # RAAT (5): ℓ(f(λẋ + λ̂ẍ), λf(ẋ) + λ̂f(ẍ)) = (Σₖ (λ̂ − λ̂ᵏ)/k! · ∂ᵏf(ẋ) Δᵏ + O(‖Δ‖ᴷ))², k = 2 … K; here: the summands
         terms = [(hat**k - hat) / math.factorial(k) * float(derivatives[k]) * size**k for k in range(2, max(orders) + 1)]
         rows[f"Δ = {size:g}"] = {
             f"K = {order}": abs(distance - sum(terms[: order - 1])) / abs(distance) for order in orders

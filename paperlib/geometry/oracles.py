@@ -1,6 +1,6 @@
-"""What tells an image's depth: the renderer, a small network that learnt it from scenes, a published one; and the controls.
+"""Depth oracles: the renderer, a small network trained on rendered scenes, a published network; and controls.
 
-An oracle maps images N×3×H×W in [0,1], and their depth N×H×W where the data have one, to disparities N×H×W.
+An oracle maps images N×3×H×W in [0,1], and their depth N×H×W if the data have one, to disparities N×H×W.
 """
 
 import functools
@@ -22,49 +22,49 @@ from paperlib.runs.files import InputError, root
 from paperlib.runs.progress import Bar
 
 Oracle = Callable[[Tensor, Tensor | None], Tensor]
-Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # G, N×h×w, of images, their depth and a grid
-Kind = Literal["disparity", "distance"]  # what a network puts out: inverse depth (MiDaS), or metres (NYU, KITTI)
+Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # images, their depth and a grid to G, N×h×w
+Kind = Literal["disparity", "distance"]  # a network's output: inverse depth (MiDaS), or metres (NYU, KITTI)
 
-NEAREST = 0.1  # metres; nearer predictions count as this far: one of zero would outweigh every edge there is
+NEAREST = 0.1  # metres, lower bound of predictions: disparity at zero would outweigh all edges
 NO_TRANSFORMERS = "a pretrained depth oracle needs transformers: pip install -e '.[depth]' in the project's folder"
-RECIPE = 1  # raise it when the network or its training changes: an older one is then learned anew
-SEED = 77_001  # of the scenes that the network learns from: no study's
+RECIPE = 1  # raise it when the network or its training changes: stored networks are then trained anew
+SEED = 77_001  # of the training scenes; no study uses it
 WIDTH = 16  # channels of the network's first level
 BATCH = 32
-CHUNK = 100  # images that a network sees together
+CHUNK = 100  # images in one forward pass
 RATE = 2e-3
 
 
 def exact(images: Tensor, distance: Tensor | None) -> Tensor:
-    """The renderer's own depth, which no perturbation of the pixels moves. Raises InputError where the data have none."""
+    """The renderer's exact depth; perturbed pixels do not change it. Raises InputError if the data have none."""
     if distance is None:
         raise InputError("these images have no depth of their own; the oracle must be a learned or a pretrained one")
     return depth.disparity(distance)
 
 
 def luminance(images: Tensor, distance: Tensor | None) -> Tensor:
-    """A control: the image's grey values in place of disparity, so that its edges are any the image has (by BT.601)."""
+    """A control: grey values (BT.601) in place of disparity, so the edges are those of the image."""
     weights = torch.tensor([0.299, 0.587, 0.114]).to(images)
     return (images * weights[:, None, None]).sum(1)
 
 
 def another(oracle: Oracle) -> Oracle:
-    """A control: the depth of the next image of the batch."""
+    """A control: the depth of the next image in the batch."""
     return lambda images, distance: oracle(images, distance).roll(-1, 0)
 
 
 def target(oracle: Oracle, operator: depth.Operator = "sobel") -> Target:
-    """G by an oracle, as `daat.DAAT` takes it: a function of images, their depth and the attention's grid."""
+    """G from an oracle, as `daat.DAAT` expects it: a function of images, their depth and the attention's grid."""
     return lambda images, distance, grid: depth.saliency(oracle(images, distance), grid, operator)
 
 
 def uniform_target(images: Tensor, distance: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    """A control: the G that says nothing."""
+    """A control: uniform G."""
     return depth.uniform(len(images), grid, images)
 
 
 class DepthNet(nn.Module):
-    """A small U-Net of three levels: images N×3×H×W in [0,1], sides multiples of 4, to disparities N×H×W."""
+    """A small U-Net of three levels: images N×3×H×W in [0,1] to disparities N×H×W; H and W are multiples of 4."""
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DepthNet(nn.Module):
         self.first, self.second, self.third = level(3, width), level(width, 2 * width), level(2 * width, 4 * width)
         self.middle, self.last = level(6 * width, 2 * width), level(3 * width, width)
         self.out = nn.Conv2d(width, 1, 1)
-        self.register_buffer("mean", torch.tensor(0.0))  # of the disparities that it learns from, and their deviation
+        self.register_buffer("mean", torch.tensor(0.0))  # mean and standard deviation of the training disparities
         self.register_buffer("deviation", torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,10 +93,10 @@ class DepthNet(nn.Module):
 
 
 def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
-    """A `DepthNet` trained on as many scenes of `size` pixels, frozen; trained once and kept under data/oracles/.
+    """A frozen `DepthNet`, trained once on `images` scenes of `size` pixels and stored under data/oracles/.
 
-    The loss is the L1 error of disparity plus that of its two gradients, which is what its edges are made of. Raises
-    InputError for fewer images than a batch.
+    The loss is the L1 error of the disparity and of its horizontal and vertical differences, which determine the edges.
+    Raises InputError for fewer images than a batch.
     """
     if images < BATCH:
         raise InputError(f"images = {images}: depth is learned from {BATCH} or more")
@@ -116,7 +116,7 @@ def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
 
 
 def by_learned(size: int, images: int, epochs: int) -> Oracle:
-    """Depth of images of `size` pixels as `learned` tells it, from scenes of 64 pixels or, for smaller images, of 32."""
+    """`learned` as an oracle for images of `size` pixels, trained on scenes of 64 pixels, or of 32 for smaller images."""
     return by_network(learned(32 if size < 64 else 64, images, epochs))
 
 
@@ -154,7 +154,7 @@ class PretrainedDepth(nn.Module):
         pixels = self.processor(images=255 * x, return_tensors="pt").pixel_values.to(x)
         found = self.network(pixel_values=pixels).predicted_depth
         height, width = x.shape[-2:]
-        # The output has another resolution than the input (16 pixels a patch of 14), and covers the padding as well.
+        # The output has 16 pixels for each input patch of 14, and includes the padding.
         padded = tuple(_padded(side, self.processor) for side in (height, width))
         found = F.interpolate(found[:, None].float(), padded, mode="bilinear", align_corners=False)[:, 0]
         top, left = ((whole - side) // 2 for whole, side in zip(padded, (height, width), strict=True))
@@ -169,10 +169,10 @@ def _padded(side: int, processor: Any) -> int:
 
 @functools.cache
 def pretrained(name: str, kind: Kind) -> PretrainedDepth:
-    """A frozen DPT depth network with its processor, from a folder or the hub (say facebook/dpt-dinov2-base-nyu).
+    """A frozen DPT depth network with its processor, from a folder or the hub (e.g. facebook/dpt-dinov2-base-nyu).
 
-    `kind` says what it puts out: the networks trained on NYU or KITTI give metres. Raises InputError where transformers is
-    not installed, or the folder or the name has no such network.
+    `kind` is the kind of its output; networks trained on NYU or KITTI give metres. Raises InputError if transformers is not
+    installed, or if there is no such network in the folder or under the name.
     """
     try:
         from transformers import DPTForDepthEstimation, DPTImageProcessor
@@ -195,7 +195,7 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
         where = "" if local else "; where there is no network, give the folder that it was downloaded to"
         raise InputError(f"{name}: no depth network could be read ({reason}){where}") from None
     network, told = loaded
-    absent = [*told["missing_keys"], *told["mismatched_keys"]]  # which transformers would leave random
+    absent = [*told["missing_keys"], *told["mismatched_keys"]]  # transformers would leave these random
     if absent:
         first = min(map(str, absent))
         raise InputError(f"{name}: holds no DPT depth network: {len(absent)} of its weights are missing, {first} for one")
@@ -203,7 +203,7 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
 
 
 def untrained_dpt() -> PretrainedDepth:
-    """A network of the shape of facebook/dpt-dinov2-base-nyu, 112 million random weights: for what it costs alone."""
+    """A network of the shape of facebook/dpt-dinov2-base-nyu with 112 million random weights, to measure its cost."""
     try:
         from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
     except ImportError:
@@ -223,10 +223,9 @@ def untrained_dpt() -> PretrainedDepth:
 
 
 def by_network(network: nn.Module) -> Oracle:
-    """An oracle of a network that maps images to disparities; it sees the images that are given, perturbed or not.
+    """Make an oracle of a network that maps images to disparities; perturbed images are given to it as they are.
 
-    The network goes to the images' device and is used in evaluation mode, on as many images at a time as memory is sure to
-    hold.
+    The network is moved to the images' device and used in evaluation mode, in chunks that fit into memory.
     """
 
     def seen(images: Tensor, distance: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Radial and tangential: the direction that GFA's theory departs from, and attacks confined to angles around it."""
+"""Radial and tangential directions (GFA), and attacks restricted to a cone around one of them."""
 
 import math
 from typing import Literal
@@ -12,10 +12,10 @@ from paperlib.runs.files import InputError
 
 
 def radial(model: nn.Module, images: Tensor) -> Tensor:
-    """The unit direction N×… in which the first layer's input h grows fastest, ∇ₓ ½‖h‖²: ∇ₓL lies along it where ∇_h L ∥ h.
+    """Unit direction N×… of ∇ₓ ½‖h‖², with h the first layer's input: the direction of ±∇ₓL if ∇_h L ∥ h.
 
-    The image itself where the network does not normalise, away from grey where it maps [0,1] to [-1,1]; the image itself
-    also for a model without linear or convolutional layers.
+    It is the image itself if the network does not normalise or has no linear or convolutional layer. For inputs mapped from
+    [0,1] to [-1,1] it points away from grey.
     """
     names = weighted_layers(model, images[:1])[:1]
     if not names:
@@ -29,21 +29,23 @@ def radial(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def into_cone(perturbation: Tensor, axis: Tensor, around: Literal["radial", "tangential"], angle: float) -> Tensor:
-    """The nearest perturbation N×… within `angle` degrees of the line along the unit vectors `axis`, or of what is across.
+    """Project perturbations N×… onto a cone, given one unit vector `axis` N×… for each image.
 
-    The other two sides of the right angle: "radial" keeps the part along the axis dominant, "tangential" that across it.
+    "radial" limits the angle to the line along `axis` to `angle` degrees, "tangential" the angle to its orthogonal
+    hyperplane.
     """
     flat, unit = perturbation.flatten(1), axis.flatten(1)
     radial = (flat * unit).sum(1, keepdim=True)
+    # GFA, Abstract: δ = radial component + tangential component
     tangential = flat - radial * unit
     across = tangential.norm(dim=1, keepdim=True)
-    # In the half-plane of (|radial|, across) the cone is a wedge from its axis up to the angle θ of its edge.
+    # In the half-plane of (|radial|, across) the cone is a wedge; its edge is at the angle θ from the radial line.
     theta = math.radians(angle if around == "radial" else 90 - angle)
     along_edge = (radial.abs() * math.cos(theta) + across * math.sin(theta)).clamp_min(0)
     beyond = torch.atan2(across, radial.abs()) > theta if around == "radial" else torch.atan2(across, radial.abs()) < theta
     sign = torch.where(radial < 0, -1.0, 1.0)
     edge = math.cos(theta) * sign * unit + math.sin(theta) * tangential / across.clamp_min(1e-12)
-    nearest = torch.where((across > 1e-12) | (theta == 0), along_edge * edge, 0.0)  # nothing across: the cone's tip
+    nearest = torch.where((across > 1e-12) | (theta == 0), along_edge * edge, 0.0)  # no tangential part: the cone's tip
     return torch.where(beyond, nearest, flat).view_as(perturbation)
 
 
@@ -60,12 +62,12 @@ def pgd_in_cone(
     step_size: float,
     loss: Loss = "margin",
 ) -> Tensor:
-    """PGD in L2 whose perturbation stays within `angle` degrees of the radial line of `radial`, or of what is orthogonal.
+    """PGD in L2 with the perturbation within `angle` degrees of the direction `radial`, or of its orthogonal complement.
 
-    GFA splits a perturbation into its radial part and its tangential rest. "radial" with 0 moves along the line alone,
-    "tangential" with 0 only across it; 90 is no constraint either way. Two random starts, one on each side; image by image
-    the stronger result. Points may leave [0,1]: a clamp would not keep the angle. Raises InputError for
-    another norm or an angle beyond 0 … 90.
+    GFA splits a perturbation into a radial and a tangential part. "radial" with 0 moves only along the radial direction,
+    "tangential" with 0 only orthogonally; 90 is no constraint. Two random starts, one in each half-space; the stronger
+    result is kept for each image. Points may leave [0,1], since clamping would change the angle. Raises InputError for
+    another norm or an angle outside 0 … 90.
     """
     if norm != "l2":
         raise InputError(f"pgd_in_cone with norm = {norm!r}: angles are those of l2")
@@ -77,7 +79,7 @@ def pgd_in_cone(
         return project(into_cone(perturbation, axis, around, angle), eps, norm)
 
     def allowed(gradient: Tensor) -> Tensor:
-        """What of it a cone of angle 0 lets through: a step along the rest would be lost."""
+        """The gradient's component that a cone of angle 0 allows; the projection would remove the rest."""
         along = each_image((gradient * axis).flatten(1).sum(1), images) * axis
         return gradient if angle > 0 else along if around == "radial" else gradient - along
 

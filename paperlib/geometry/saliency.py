@@ -1,4 +1,4 @@
-"""Where a network looks: attention of a vision transformer, activations of a convolutional network, Grad-CAM."""
+"""Saliency maps: attention of a vision transformer, activations of a convolutional network, Grad-CAM."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from paperlib.geometry import layer_outputs
 from paperlib.geometry.depth import unit_mass
 from paperlib.runs.files import InputError
 
-Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # logits N×C and A, N×h×w of unit mass, of images
+Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # images to logits N×C and A, N×h×w of unit mass
 
 
 def transformer(model: nn.Module) -> nn.Module:
-    """The vision transformer of timm's form in `model`. Raises InputError where there is none with a class token."""
+    """The vision transformer within `model`, in timm's form. Raises InputError if there is none with a class token."""
     for module in model.modules():
         if all(hasattr(module, name) for name in ("blocks", "patch_embed", "cls_token", "num_prefix_tokens")):
             if module.cls_token is None:
@@ -25,7 +25,7 @@ def transformer(model: nn.Module) -> nn.Module:
 
 
 def grid(model: nn.Module) -> tuple[int, int]:
-    """Rows and columns of the patches of a vision transformer."""
+    """Rows and columns of a vision transformer's patches."""
     rows, columns = transformer(model).patch_embed.grid_size  # type: ignore[union-attr, misc]
     return int(rows), int(columns)
 
@@ -35,14 +35,14 @@ def attended(
 ) -> tuple[Tensor, Tensor]:
     """Logits N×C of images N×…, and the class token's attention to the patches in the same forward pass: N×h×w, unit mass.
 
-    The mean over the given blocks and heads (all if None), from the queries and keys of each block: only the class token's
-    row of the attention is formed, so fused attention may stay. Differentiable. Raises InputError for a model that is no
-    vision transformer, or a block or head that it does not have.
+    The mean over the given blocks and heads (all if None). Only the class token's row is computed, from the queries and
+    keys of each block, so attention may stay fused. Differentiable. Raises InputError if the model is no vision
+    transformer, or if a block or head does not exist.
     """
     chosen = _chosen(transformer(model), blocks)
     logits, found = _with_queries(model, images, chosen)
     rows = [_attention(module, qkv, first=True)[:, :, 0] for module, qkv in found]
-    # A: the mean over blocks and heads
+    # DAAT, Section 3.2: A(x) ≥ 0, ‖A(x)‖₁ = 1, aggregated self-attention; here: the mean over blocks and heads
     weights = torch.stack([_of_heads(row, heads).mean(1) for row in rows]).mean(0)
     return logits, _on_patches(model, weights)
 
@@ -50,7 +50,7 @@ def attended(
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
     """A vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
 
-    Raises InputError where the transformer has no norm there.
+    Raises InputError if the transformer has no norm after its last block.
     """
     vit = transformer(model)
     last: nn.Module = vit.norm  # type: ignore[assignment]
@@ -68,20 +68,21 @@ def name_in(model: nn.Module, module: nn.Module) -> str:
 
 
 def _precise(values: Tensor) -> Tensor:
-    """In single precision at least, whatever autocast makes of them."""
+    """The values in single precision or better, also under autocast."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def rollout(model: nn.Module, images: Tensor, heads: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """Logits, and attention rollout from the class token to the patches (Abnar & Zuidema 2020): N×C and N×h×w, unit mass.
 
-    The product over all blocks of half the mean attention of the heads and half the identity, for the residual connection.
+    The product over all blocks of ½ (A + I): the mean attention of the heads, and the identity for the residual connection.
     """
     logits, found = _with_queries(model, images, _chosen(transformer(model), None))
     total = None
     for module, qkv in found:
         attention = _of_heads(_attention(module, qkv, first=False), heads).mean(1)
         step = (attention + torch.eye(attention.shape[1], device=attention.device)) / 2
+        # Abnar & Zuidema 2020, attention rollout: Π ½ (A + I) over the blocks
         total = step if total is None else step @ total
     assert total is not None
     return logits, _on_patches(model, total[:, 0])
@@ -97,7 +98,7 @@ def _chosen(vit: nn.Module, blocks: Sequence[int] | None) -> list[nn.Module]:
 
 
 def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
-    """Logits, and each block's attention module with what its projection to queries, keys and values put out."""
+    """Logits, and for each block its attention module and the output of the projection to queries, keys and values."""
     attentions: list[Any] = [block.attn for block in blocks]
     names = [name_in(model, one.qkv) for one in attentions]
     with layer_outputs(model, names) as found:
@@ -106,11 +107,12 @@ def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module])
 
 
 def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
-    """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or only the class token's row, N×heads×1×T."""
+    """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or with `first` the class token's row, N×heads×1×T."""
     count, length, _ = qkv.shape
     queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     with torch.autocast(qkv.device.type, enabled=False):
         queries, keys = _precise(queries[:, :, :1] if first else queries), _precise(keys)
+        # Vaswani et al. 2017 (1): softmax(Q Kᵀ / √d)
         found: Tensor = (module.q_norm(queries) * module.scale @ module.k_norm(keys).mT).softmax(-1)
         return found
 
@@ -124,12 +126,12 @@ def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:
 
 
 def _on_patches(model: nn.Module, weights: Tensor) -> Tensor:
-    """Weights N×T of all tokens as a map N×h×w of unit mass over the patches."""
+    """Weights N×T of all tokens, as maps N×h×w of unit mass over the patches."""
     return unit_mass(_patches(model, weights[..., None])[:, 0])
 
 
 def _patches(model: nn.Module, found: Tensor) -> Tensor:
-    """Tokens N×T×D without class token and registers as a map N×D×h×w. Raises InputError where they are no whole grid."""
+    """Patch tokens of all tokens N×T×D, as maps N×D×h×w. Raises InputError if they do not fill the grid."""
     skipped: int = transformer(model).num_prefix_tokens  # type: ignore[assignment]
     rows, columns = grid(model)
     if found.shape[1] != skipped + rows * columns:
@@ -142,22 +144,22 @@ def _patches(model: nn.Module, found: Tensor) -> Tensor:
 def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     """Logits, and the activation attention of a convolutional layer (Zagoruyko & Komodakis 2017): N×C and N×h×w, unit mass.
 
-    The sum over channels of the squared output. Differentiable. Raises InputError where the layer's output is no map.
+    The sum over channels of the squared output. Differentiable. Raises InputError if the layer's output is not N×C×h×w.
     """
     logits, output = _with_output(model, images, layer)
     if output.ndim != 4:
         raise InputError(f"layer {layer!r} puts out {output.ndim - 1} dimensions an image, not a map of channels")
+    # Zagoruyko & Komodakis 2017, activation attention: Σ_c |A_c|²
     return logits, unit_mass(output.float().square().sum(1))
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, signed: bool = False) -> Tensor:
-    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017, Equations 1 and 2): N×h×w, not normalised.
+    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017): N×h×w, not normalised, at least 0.
 
-    At least 0; or, `signed`, before the ReLU of Equation 2, which leaves nothing of a map without positive evidence.
-    `layer` puts out channels×h×w, or the tokens of a vision transformer, whose class token is left out (there: the last
-    block's norm1; the output of the last block reaches the logits through the class token alone and gives zero). The model
-    is used in evaluation mode. Give clean and adversarial images the same class, or the maps answer different questions.
-    Raises InputError where the layer puts out neither.
+    `signed` omits the ReLU, which sets a map without positive evidence to zero. The output of `layer` is channels×h×w, or
+    the tokens of a vision transformer; the class token is left out. For a transformer, choose the last block's norm1: the
+    last block's output affects the logits only through the class token, so its map is zero. The model is in evaluation
+    mode. To compare clean and adversarial images, use the same class. Raises InputError for a layer with another output.
     """
     with evaluating(model), torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
@@ -169,9 +171,9 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, s
         raise InputError(
             f"layer {layer!r} puts out neither maps of channels nor tokens; Grad-CAM has nothing to weigh there"
         )
-    # Equation (1): α_k = 1/Z Σ ∂y/∂A_k
+    # Selvaraju et al. 2017 (1): α_k = 1/Z Σ ∂y/∂A_k
     alpha = gradient.mean((2, 3), keepdim=True)
-    # Equation (2): ReLU(Σ_k α_k A_k)
+    # Selvaraju et al. 2017 (2): ReLU(Σ_k α_k A_k); here: before the ReLU
     weighed = (alpha * output.detach()).sum(1)
     return weighed if signed else weighed.clamp_min(0)
 

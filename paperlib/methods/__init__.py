@@ -1,4 +1,4 @@
-"""The papers, one file each. A method is a dataclass of the paper's constants with one call, `loss`."""
+"""The papers' methods, one file each. A method is a dataclass of the paper's constants with one function, `loss`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,49 +12,48 @@ from paperlib.data import ImageSet
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees: on several devices each its own part."""
+    """The images of one training step; on several devices, this device's part of them."""
 
     images: Tensor  # N×… in [0,1], not augmented
     labels: Tensor  # int64 N
-    augment: Callable[[Tensor], Tensor]  # a random crop and flip of images like these, drawn anew at each call
-    depth: Tensor | None = None  # float32 N×H×W, where the data have it: distance along the camera's axis
+    augment: Callable[[Tensor], Tensor]  # random crop and flip of such images, drawn anew at each call
+    depth: Tensor | None = None  # float32 N×H×W, distance along the camera's axis; None: the data have none
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the training this step is."""
+    """The position of this step in the training."""
 
     index: int  # from 0
     total: int
     epoch: int  # from 0
-    averaged: nn.Module | None = None  # the moving average of the weights, where the settings keep one
+    averaged: nn.Module | None = None  # model with the moving average of the weights; None: not kept
     epochs: int = 1  # of the whole training
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits N×C in single precision at least, whatever autocast makes of them: losses need it."""
+    """The model's logits N×C in single precision or better, also under autocast: losses need it."""
     logits: Tensor = model(images)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Method(Protocol):
-    """What `training.fit` minimises."""
+    """The interface that `training.fit` minimises."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The named terms of the loss, scalars, and their weighted sum under "total", a mean over the images given.
+        """Return the loss's terms by name, scalars, and their weighted sum as "total", a mean over the given images.
 
-        Whatever else is to be recorded over training, say a share of the batch, may stand beside them. For several
-        devices: a mean over some of the images goes through `distributed.part_mean`, what is drawn once for the whole
-        batch through `distributed.agreed`, and each process passes through the network in training mode as often as the
-        others, whatever its images are.
+        Other scalars to record over training, such as a share of the batch, may be added. Rules for several devices:
+        Take a mean over some of the images with `distributed.part_mean`. Pass what is drawn once for the whole batch
+        through `distributed.agreed`. Make equally many forward passes in training mode on every device.
         """
         ...
 
 
 @runtime_checkable
 class Measured(Protocol):
-    """A method that has something to say about the validation images after each epoch."""
+    """A method that also measures something on the validation images after each epoch."""
 
     def measure(self, model: nn.Module, data: ImageSet) -> dict[str, float]:
-        """Numbers for the training history, by name, of the model in evaluation mode."""
+        """Return numbers for the training history, by name, of the model in evaluation mode."""
         ...

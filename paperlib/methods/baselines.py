@@ -1,9 +1,7 @@
-"""What the papers' methods are measured against: plain training, gradient penalty, PGD-AT, TRADES, MART and Cons-AT.
+"""The baselines: plain training, gradient penalty, PGD-AT, TRADES, MART and Cons-AT (the last four: RAAT, Table 4).
 
-The last four after RAAT, Table 4.
-
-The inner maximiser is given: `functools.partial(pgd, …)` with the loss and the start that the method asks for. Batch norm
-uses its running statistics while the attack runs, and those of each forward pass in the step.
+The attack is a parameter: `functools.partial(pgd, …)` with the loss and the random start of the method. Batch norm uses its
+running statistics during the attack, and the batch's statistics in each forward pass of the training step.
 """
 
 from dataclasses import dataclass
@@ -16,36 +14,36 @@ from torch import Tensor, nn
 from paperlib.attacks import Attack, evaluating, squared_error
 from paperlib.methods import Batch, Step, outputs
 
-START = 0.001  # deviation of TRADES's and MART's normal start, in their code
-TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, in their code
+START = 0.001  # standard deviation of TRADES's and MART's normal start, from their code
+TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, from their code
 
 
-# Terms: each image's own, N ----------------------------------------------------------------------------------------
+# Terms, each N: one value an image -----------------------------------------------------------------------------------
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p‖q) of log-probabilities N×C."""
+    """KL(p‖q) of log-probabilities N×C: N."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), of log-probabilities N×C (RAAT, Equation 16; m at least 1e-8)."""
-    # Equation (15)
+    """½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), at least 1e-8, of log-probabilities N×C: N (RAAT, Equation 16)."""
+    # RAAT (15): q = ½ (p(βẋ′ + (1−β)ẍ′) + (βp(ẋ) + (1−β)p(ẍ))); here: named m
     log_m = ((log_p.exp() + log_q.exp()) / 2).clamp_min(1e-8).log()
-    # Equation (16)
+    # RAAT (16): L_JS(p₁‖p₂) = ½ (L_KL(p₁‖q) + L_KL(p₂‖q)), p₁ = p(βẋ′ + (1−β)ẍ′), p₂ = βp(ẋ) + (1−β)p(ẍ)
     return (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m)) / 2
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p_y − log(1 − max_{k≠y} p_k) of logits N×C (MART; RAAT, Equation 14), with the constants of MART's code."""
+    """−log p_y − log(1 − max_{k≠y} p_k) of logits N×C: N (RAAT, Equation 14), with the constants of MART's code."""
     probabilities = logits.softmax(1)
     strongest = probabilities.scatter(1, labels[:, None], 0).amax(1)
-    # Equation (14)
+    # RAAT (14): L_BCE(p, y) = L_CE(p, y) − log(1 − max_{k≠y} p_k)
     return F.cross_entropy(logits, labels, reduction="none") - (1.0001 - strongest + 1e-12).log()
 
 
 def weighted_kl(clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """KL(p(x)‖p(x′))·(1 − p_y(x)) of logits N×C: MART's weight on what is misclassified."""
+    """KL(p(x)‖p(x′))·(1 − p_y(x)) of logits N×C: N, larger for misclassified images (MART)."""
     log_p = clean.log_softmax(1)
     own = log_p.exp().gather(1, labels[:, None]).squeeze(1)
     return kl_divergence(log_p, adversarial.log_softmax(1)) * (1.0000001 - own)
@@ -57,19 +55,20 @@ Task = Literal["ce", "mse", "mse_softmax"]
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Each image's loss N from logits N×C: cross-entropy, or the squared error against the one-hot label.
 
-    "mse" takes the outputs as they are, "mse_softmax" their softmax; both are means over the classes.
+    "mse" compares the logits, "mse_softmax" their softmax; both are means over the classes.
     """
     if task == "ce":
+        # RAAT (13): L_CE(p, y) = −log p_y
         return F.cross_entropy(logits, labels, reduction="none")
     return squared_error(logits if task == "mse" else logits.softmax(1), labels)
 
 
-# Methods -----------------------------------------------------------------------------------------------------------
+# Methods -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Plain training: the cross-entropy on augmented images ("vanilla"), or another task loss."""
+    """Plain training ("vanilla"): cross-entropy, or another task loss, on augmented images."""
 
     task: Task = "ce"
 
@@ -80,22 +79,24 @@ class Standard:
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """PGD-AT (Madry et al. 2018; PAG, Equation 5): the cross-entropy, or another task loss, on adversarial images alone."""
+    """PGD-AT (Madry et al. 2018): cross-entropy, or another task loss, on adversarial images only."""
 
     attack: Attack
     task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """max_δ CE(f(aug(x) + δ), y), the maximum approximated by the attack."""
+        """max_δ CE(f(aug(x) + δ), y), with the attack as the maximiser."""
         images = batch.augment(batch.images)
         with evaluating(model):
+            # PAG (5): max_{δ∈Δ} L(f(x + δ), y); here: δ of the attack
             adversarial = self.attack(model, images, batch.labels)
+        # RAAT, Table 4 (PGD-AT): L_CE(p(x′), y)
         return {"total": task_loss(outputs(model, adversarial), batch.labels, self.task).mean()}
 
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """Input-gradient regularisation (Ross & Doshi-Velez 2018, Equation 5): a small gradient, whatever its direction."""
+    """Input-gradient regularisation (Ross & Doshi-Velez 2018): penalise the gradient's norm, not its direction."""
 
     weight: float  # λ
     task: Task = "ce"
@@ -105,16 +106,16 @@ class GradientPenalty:
         images = batch.augment(batch.images).detach().requires_grad_(True)
         each = task_loss(outputs(model, images), batch.labels, self.task)
         (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
-        # Equation (5)
+        # Ross & Doshi-Velez 2018 (5): ‖∇ₓL‖₂²
         penalty = gradient.flatten(1).square().sum(1).mean()
         return {"task": each.mean(), "penalty": penalty, "total": each.mean() + self.weight * penalty}
 
 
 @dataclass(frozen=True)
 class TRADES:
-    """TRADES (Zhang et al. 2019): accuracy on clean images, consistency on adversarial ones.
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images, consistency with adversarial ones.
 
-    The attack maximises the KL divergence from the clean output (`loss="kl"`) from a normal start of deviation 0.001.
+    The attack maximises the KL divergence from the clean output (`loss="kl"`). Its start is normal, deviation 0.001.
     """
 
     attack: Attack
@@ -126,18 +127,19 @@ class TRADES:
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
         clean, attacked = outputs(model, images), outputs(model, adversarial)
-        with torch.no_grad():  # their code passes the clean images twice: its batch-norm statistics weigh them so
+        with torch.no_grad():  # a second clean pass, as in their code: it counts in the batch-norm statistics
             model(images)
         ce = F.cross_entropy(clean, batch.labels)
         kl = kl_divergence(clean.log_softmax(1), attacked.log_softmax(1)).mean()
+        # RAAT, Table 4 (TRADES): L_CE(p(x), y) + λ L_KL(p(x)‖p(x′))
         return {"ce": ce, "kl": kl, "total": ce + self.weight * kl}
 
 
 @dataclass(frozen=True)
 class MART:
-    """MART (Wang et al. 2020): boosted cross-entropy, and a KL term that weighs what is misclassified.
+    """MART (Wang et al. 2020): boosted cross-entropy, and a KL term that weights misclassified images more.
 
-    The attack maximises the cross-entropy from a normal start of deviation 0.001.
+    The attack maximises the cross-entropy. Its start is normal, deviation 0.001.
     """
 
     attack: Attack
@@ -151,12 +153,13 @@ class MART:
         clean, attacked = outputs(model, images), outputs(model, adversarial)
         bce = boosted_cross_entropy(attacked, batch.labels).mean()
         kl = weighted_kl(clean, attacked, batch.labels).mean()
+        # RAAT, Table 4 (MART): L_BCE(p(x′), y) + λ L_KL(p(x)‖p(x′)) · (1 − p_y(x))
         return {"bce": bce, "kl": kl, "total": bce + self.weight * kl}
 
 
 @dataclass(frozen=True)
 class ConsistencyAT:
-    """Cons-AT (Tack et al. 2022): PGD-AT on two augmentations of each image whose adversarial outputs agree."""
+    """Cons-AT (Tack et al. 2022): PGD-AT on two augmentations of each image, with consistent adversarial outputs."""
 
     attack: Attack
     weight: float = 1.0  # λ
@@ -172,4 +175,5 @@ class ConsistencyAT:
         ce = F.cross_entropy(logits, labels)
         first, second = (logits / self.temperature).log_softmax(1).chunk(2)
         js = jensen_shannon(first, second).mean()
+        # RAAT, Table 4 (Cons-AT): L_CE(p(x′), y) + λ L_JS(p(ẋ′)‖p(ẍ′))
         return {"ce": ce, "js": js, "total": ce + self.weight * js}

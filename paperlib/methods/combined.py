@@ -1,4 +1,4 @@
-"""Combinations that no paper tried: one method's objective with a term of others added."""
+"""Combinations that no paper tried: one method's loss plus terms of other methods."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,28 +10,28 @@ from paperlib.runs.files import InputError
 
 
 class Added(NamedTuple):
-    """A term of a method's loss, by the name that its `loss` gives it, and the weight it is added with."""
+    """A term of a method's loss and the weight that it is added with."""
 
-    name: str  # by which it is recorded: two methods may call their terms alike
+    name: str  # to record it by: terms of two methods may have the same name
     method: Method
-    term: str
+    term: str  # its name in the method's loss
     weight: float
 
 
 @dataclass(frozen=True)
 class Combined:
-    """A method with terms of others on top. Each keeps its own view of the batch: its augmentation, its attack, its pass.
+    """A method plus terms of others. Each has its own augmentation, attack and forward pass.
 
-    So a step costs nearly as much as the steps of all of them together.
+    A step costs almost the sum of the methods' steps.
     """
 
     base: Method
     added: tuple[Added, ...]
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """L + Σ w · term: the base's terms, each that is added as "added <name>", and "total".
+        """L + Σ w · term: the base's terms, the added ones as "added <name>", and "total".
 
-        Raises InputError where a method has no such term.
+        Raises InputError if a method has no such term.
         """
         terms = dict(self.base.loss(model, batch, step))
         for name, method, term, weight in self.added:

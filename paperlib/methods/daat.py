@@ -1,23 +1,23 @@
-"""DAAT: attention that follows the edges of depth ("Depth-Aware Adversarial Training for Robust Image Classification").
+"""DAAT: align attention with depth edges ("Depth-Aware Adversarial Training for Robust Image Classification").
 
-No code is public, and the text leaves open or contradicts:
+No code is public. Where the text is open or contradicts itself:
 
-- λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1; the alignment is a cosine in Equation (2), L1 in Appendix C. Here
-  0.1 and the cosine, the others by choice.
-- t in γ(t) and s(t) counts steps here, not epochs, so that both are smooth whatever an epoch's length.
-- s(t) is "e.g., linear warm-start followed by annealing" without numbers: with `schedule="warm_up"` it rises over the first
-  tenth and falls linearly to zero at the end; "constant", the default, is one throughout.
-- A is "aggregated across layers": `saliency.attended` has the class token's row, the mean over all blocks and heads. The
-  edges are averaged over each patch.
+- λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1. The alignment is a cosine in Equation (2), L1 in Appendix C.
+  Defaults: 0.1 and the cosine; the others are options.
+- t in γ(t) and s(t) counts steps, not epochs, so both are smooth for any epoch length.
+- s(t) is "e.g., linear warm-start followed by annealing", without numbers. `schedule="warm_up"` rises over the first tenth
+  and falls linearly to zero at the end. "constant", the default, is one throughout.
+- A is "aggregated across layers": `saliency.attended` averages the class token's row over all blocks and heads. Edges are
+  averaged over each patch.
 - φ is "intermediate": here the class and patch tokens after the last norm.
-- G is of the adversarial image, G(x + δ), as in Equation (2). B.1 names G(x) as an alternative: `edges_of="clean"`. With
-  exact depth, which no attack moves, the two are the same.
-- A clip of the gradient's norm and bfloat16 are choices of the settings; the paper names neither.
-- The attention is that of the pass that the cross-entropy needs anyway, on the finished adversarial images: none is formed
-  in the attack's steps. An image whose depth has no edge anywhere is left out of the alignment's mean.
-- The teacher sees the augmented clean image that the attack starts from, as the student does.
-- ε may be zero over a first share of the steps and rise until a second, `ramp`: small transformers learn nothing else under
-  attack. While it is zero no attack is made, and x + δ is x.
+- G is of the adversarial image, G(x + δ), as in Equation (2). `edges_of="clean"` is B.1's alternative G(x). With exact
+  depth, which no attack changes, the two are equal.
+- Clipping of the gradient norm and bfloat16 are settings; the paper names neither.
+- The attention is taken from the forward pass of the cross-entropy, on the final adversarial images. Images whose depth has
+  no edges are left out of the alignment's mean.
+- Teacher and student see the same augmented clean image for L_feat.
+- With `ramp`, ε is zero over a first share of the steps and then rises: otherwise small transformers do not learn under
+  attack. While ε is zero, no attack runs and x + δ is x.
 """
 
 import math
@@ -41,39 +41,40 @@ Seen = Literal["adversarial", "clean"]
 
 EARLY = 0.2  # share of the training in which features are aligned (Equation 4)
 WARM_UP = 0.1  # share in which s(t) rises; not published
-MARKER = 2.0  # a value that no image and no padding has
+MARKER = 2.0  # marks real pixels; no image or padding has this value
 
 
 def feature_weight(share: float, start: float) -> float:
-    """γ(t) of a share t/T of the training in [0,1): from γ₀ = `start` to zero over the first fifth."""
-    # Equation (4)
+    """γ(t) at the share t/T of the training, in [0,1): falls from γ₀ = `start` to zero over the first fifth."""
+    # DAAT (4): γ(t) = γ₀ max(0, 1 − t / (0.2 T))
     return start * max(0.0, 1 - share / EARLY)
 
 
 def alignment_schedule(share: float, schedule: Schedule) -> float:
-    """s(t) of a share t/T of the training in [0,1)."""
+    """s(t) at the share t/T of the training, in [0,1)."""
     if schedule == "constant":
         return 1.0
+    # DAAT, Section 3.5: s(t) ∈ [0, 1], linear warm-start followed by annealing
     return share / WARM_UP if share < WARM_UP else (1 - share) / (1 - WARM_UP)
 
 
 def feature_misalignment(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − cos of the concatenated tokens N×T×D of student and teacher: each image's, N (Equation 3).
+    """1 − cos between the concatenated tokens N×T×D of student and teacher: N (Equation 3).
 
-    Raises InputError where their shapes differ.
+    Raises InputError if the shapes differ.
     """
     if student.shape != teacher.shape:
         raise InputError(
             f"the student has {tuple(student.shape[1:])} tokens × width, the teacher {tuple(teacher.shape[1:])}: "
             "they must agree"
         )
-    # Equation (3)
+    # DAAT (3): L_feat(x) = 1 − ⟨φ_θ(x), φ_T(x)⟩ / (‖φ_θ(x)‖₂ ‖φ_T(x)‖₂)
     return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1), dim=1)
 
 
 @dataclass(frozen=True)
 class DAAT:
-    """Equation (5): cross-entropy under attack, depth–attention alignment there, and early feature alignment."""
+    """Equation (5): cross-entropy and depth–attention alignment on adversarial images, and early feature alignment."""
 
     attack: Attack
     attention: Attention | None = None  # None: without L_align
@@ -83,7 +84,7 @@ class DAAT:
     schedule: Schedule = "constant"  # s(t)
     teacher: nn.Module | None = None  # frozen; None: without L_feat
     feature: float = 1.0  # γ₀, not published
-    edges_of: Seen = "adversarial"  # which image the depth's edges G are told from
+    edges_of: Seen = "adversarial"  # the image that depth and its edges G are computed from
 
     def __post_init__(self) -> None:
         if (self.attention is None) != (self.target is None):
@@ -100,8 +101,8 @@ class DAAT:
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
 
-        Terms "task", "align", "feature", each without its weight, "edged", the share of images whose depth has edges, and
-        "total". Raises InputError where the images' depth would have to be padded with a constant.
+        Terms: "task", "align" and "feature", without their weights; "edged", the share of images whose depth has edges;
+        "total". Raises InputError if a crop would pad the depth with a constant.
         """
         images, depth = _augmented(batch)
         share = step.index / step.total
@@ -127,13 +128,13 @@ class DAAT:
             with torch.no_grad(), evaluating(self.teacher.to(images.device)):
                 wanted = tokens(self.teacher, images)
             features = feature_misalignment(tokens(model, images), wanted).mean()
-        # Equation (5)
+        # DAAT (5): L_ce(f(x + δ), y) + λ s(t) L_align(x + δ) + γ(t) L_feat(x)
         total = task + self.weight * alignment_schedule(share, self.schedule) * align + gamma * features
         return {"task": task, "align": align, "feature": features, "edged": edged, "total": total}
 
 
 def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The images, and their depth where there is one, cropped and flipped alike."""
+    """The images and their depth, if any, with the same crop and flip."""
     if batch.depth is None:
         return batch.augment(batch.images), None
     depth = batch.depth[:, None].to(batch.images)

@@ -1,8 +1,8 @@
-"""Jacobian regularisation: outputs that hardly change with the image (Hoffman, Roberts & Yaida 2019, "Robust Learning with
-Jacobian Regularization", arXiv 1908.02729).
+"""Jacobian regularisation: penalise how much the logits change with the image (Hoffman, Roberts & Yaida 2019, "Robust
+Learning with Jacobian Regularization", arXiv 1908.02729).
 
-The fifth paper, added as docs/adding-a-paper.md says, to try it. Its text is not among the project's, so no number is
-claimed. What is done here: the Frobenius norm of ∂z/∂x of the logits on the augmented images, by random projections.
+A fifth paper, the worked example of docs/adding-a-paper.md. Its text was not at hand, so none of its numbers is claimed.
+The penalty is the Frobenius norm of ∂z/∂x on the augmented images, estimated by random projections.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from paperlib.runs.settings import Count, Positive, Radius
 
 
 def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
-    """An estimate of ‖∂z/∂x‖_F² of each image, N, from logits N×C and the images N×… that they hang on; differentiable.
+    """Unbiased estimate of ‖∂z/∂x‖_F² for each image: N, from logits N×C computed from images N×…; differentiable.
 
-    C times the mean of ‖∂(v·z)/∂x‖² over `projections` directions v, drawn evenly from the unit sphere: without bias.
+    C times the mean of ‖∂(v·z)/∂x‖² over `projections` directions v, uniform on the unit sphere.
     """
     count, classes = logits.shape
     total = logits.new_zeros(count)
@@ -32,12 +32,13 @@ def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
         directions = F.normalize(torch.randn_like(logits), dim=1)
         (gradient,) = torch.autograd.grad((directions * logits).sum(), images, create_graph=True)
         total = total + gradient.flatten(1).square().sum(1)
+    # Hoffman et al. 2019, random projections: ‖J‖_F² = C E_v ‖∂(v·z)/∂x‖²
     return classes * total / projections
 
 
 @dataclass(frozen=True)
 class JacobianRegularisation:
-    """Cross-entropy and a penalty on the Jacobian of the logits, whatever the label."""
+    """Cross-entropy and a penalty on the Jacobian of all logits, independent of the label."""
 
     weight: float  # λ_JR
     projections: int = 1
@@ -48,19 +49,19 @@ class JacobianRegularisation:
         logits = outputs(model, images)
         ce = F.cross_entropy(logits, batch.labels)
         jacobian = squared_norm(logits, images, self.projections).mean()
-        # L + λ_JR / 2 ‖J‖_F²
+        # Hoffman et al. 2019, joint loss: L + λ_JR / 2 · ‖J‖_F²
         return {"ce": ce, "jacobian": jacobian, "total": ce + self.weight / 2 * jacobian}
 
 
-# The study ---------------------------------------------------------------------------------------------------------
+# The study -----------------------------------------------------------------------------------------------------------
 
 
 class JacobianSettings(NormSettings):
-    """What the notebook can be told."""
+    """The notebook's settings."""
 
     weight: Radius  # λ_JR
     projections: Count
-    penalty: Radius  # λ of the gradient penalty, which looks at the loss alone
+    penalty: Radius  # λ of the gradient penalty, on the loss instead of all logits
     epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
 
 
@@ -68,7 +69,7 @@ STUDIES = {"jacobian_norm": JacobianSettings}
 
 
 def methods(settings: JacobianSettings) -> dict[str, Method]:
-    """Plain training, the penalty on the loss's gradient, and that on the Jacobian."""
+    """Plain training, the penalty on the loss's gradient, and the penalty on the Jacobian."""
     return {
         "standard": Standard(),
         "gradient_penalty": GradientPenalty(settings.penalty),
@@ -88,7 +89,7 @@ def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
 
 
 def plan(settings: JacobianSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method."""
+    """Return the number of images for each measure, and of seeds for each method."""
     images = planned(settings, ["clean", *attacks(settings)], {"autoattack": settings.autoattack_images})
     return Plan(images, dict.fromkeys(methods(settings), len(settings.seeds)), settings.data)
 

@@ -1,24 +1,26 @@
 """PAG: input gradients that point toward class representatives (Ganz, Kawar & Elad, "Do Perceptually Aligned Gradients
 Imply Adversarial Robustness?").
 
-The text leaves much open. Where the authors' code decides it, the code is followed:
+Where the text is open, this follows the authors' code:
 
-- The gradient is that of the log-softmax; Equation 1 as printed, of the logit, is `of="logit"`.
-- With K of the C classes a step, each image draws its own K classes. A class for the whole batch (`draw="per_batch"`) is
-  another loss: through batch norm, each image's score of that class enters the gradient of every other image.
-- The target r − x belongs to the stored image: the gradient is taken back through the augmentation.
+- The gradient is that of the log-softmax. Equation (1) as printed, with the gradient of the logit, is `of="logit"`.
+- With K of the C classes a step, each image draws its own K classes. One draw for the whole batch (`draw="per_batch"`) is a
+  different loss: through batch norm, every image's score enters every other image's gradient.
+- The target r − x is of the stored image, so the gradient is taken back through the augmentation.
 - Batch norm uses batch statistics in every forward pass.
 
-Where this differs from the authors' code:
+Differences from the authors' code:
 
 - Both terms share one forward pass. The authors' second pass, over K copies with a new augmentation, is `passes=2`.
 - Crop and flip are drawn for each image; the authors draw one of each for a batch.
 - The L2 attack starts inside the ball; theirs starts outside.
-- Their λ · ⅔ in the first half of the training is `early=2/3`, not the default: they have it as an option too.
+- `early=2/3` multiplies λ by ⅔ in the first half of the training. It is off by default; it is an option in their code too.
 
-Not published, so chosen here: the images of One Image and of Nearest Neighbor (drawn once, by the first seed, for all
-trainings), the constant of Class Mean, the sample size of Nearest Neighbor, and the kind of gradient that RIGD distils (the
-kind that is trained).
+Not published, so chosen here:
+
+- the images of One Image and Nearest Neighbor: drawn once, by the first seed, for all trainings;
+- the constant of Class Mean and the sample size of Nearest Neighbor;
+- the gradient that RIGD distils: the same kind as the trained one.
 """
 
 import copy
@@ -44,22 +46,26 @@ Targets = Callable[[Tensor, Tensor], Tensor]  # g(x, y_t) of images N×… for e
 Draw = Literal["per_image", "per_batch"]
 
 
-# Section 4: where the target gradients come from -------------------------------------------------------------------
+# Where the target gradients come from (Section 4) --------------------------------------------------------------------
 
 
 def one_image(train: ImageSet, seed: int) -> Tensor:
-    """Section 4.2, One Image: an arbitrary training image of each class, C×1×…."""
+    """Section 4.2, One Image: one training image of each class, drawn by `seed`: C×1×…."""
     return sample(train, 1, seed)
 
 
 def class_mean(train: ImageSet, constant: float) -> Tensor:
-    """Section 4.2, Class Mean: the mean of each class's training images times a constant, C×1×…."""
+    """Section 4.2, Class Mean: the mean of each class's training images, times a constant: C×1×…."""
     means = [as_float(train.images[train.labels == label]).mean(0) for label in range(len(train.classes))]
+    # PAG, Section 4.2 (Class Mean): r = constant · mean of the training images of class y_t
     return constant * torch.stack(means).unsqueeze(1)
 
 
 def sample(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Section 4.2, Nearest Neighbor: D_y, `count` training images of each class drawn by `seed`, C×count×…."""
+    """Section 4.2, Nearest Neighbor: D_y, `count` training images of each class drawn by `seed`: C×count×….
+
+    Raises InputError if a class has fewer images.
+    """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     smallest = int(train.labels.bincount(minlength=len(train.classes)).min())
     if count > smallest:
@@ -70,7 +76,7 @@ def sample(train: ImageSet, count: int, seed: int) -> Tensor:
 
 
 def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Section 4.2, the future work it proposes: `count` k-means centroids of each class, C×count×…."""
+    """Section 4.2, proposed as future work: `count` k-means centroids of each class: C×count×…."""
     shape = train.images.shape[1:]
     clusters = []
     for label in range(len(train.classes)):
@@ -81,34 +87,37 @@ def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
 
 
 def toward(pool: Tensor, images: Tensor, classes: Tensor) -> Tensor:
-    """g(x, y_t) = r − x of images N×… for classes N×K: N×K×… (Equation 3).
+    """g(x, y_t) = r − x for images N×… and classes N×K: N×K×… (Equation 3).
 
-    r is the nearest to x in the pool C×n×… of class y_t, x itself excepted.
+    r is the image nearest to x, but not x itself, among those of class y_t in the pool C×n×….
     """
     if pool.shape[1] == 1:
         return pool[:, 0][classes] - images[:, None]
-    exact = "donot_use_mm_for_euclid_dist"  # the fast way does not give zero for equal images
+    exact = "donot_use_mm_for_euclid_dist"  # the matrix product does not give exactly zero for equal images
     nearest = torch.empty(*classes.shape, *images.shape[1:], dtype=pool.dtype, device=images.device)
     for label in classes.unique().tolist():
         rows, columns = (classes == label).nonzero(as_tuple=True)
         distances = torch.cdist(images[rows].flatten(1), pool[label].flatten(1), compute_mode=exact)
+        # PAG (3): r(x, y_t) = argmin_{x̂ ∈ D_{y_t}, x̂ ≠ x} ‖x̂ − x‖₂
         nearest[rows, columns] = pool[label][distances.masked_fill(distances == 0, torch.inf).argmin(1)]
+    # PAG, Section 4.2: g(x, y_t) = r − x
     return nearest - images[:, None]
 
 
 def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Tensor) -> Tensor:
-    """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode, N×K×… for classes N×K."""
+    """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode: N×K×… for classes N×K."""
     with evaluating(teacher):
+        # PAG, Section 4.1: g(x, y_t) = ∇ₓ f*(x)_{y_t}
         return input_gradients(teacher, images, classes, of)
 
 
 def tabulated(known: Tensor, gradients: Tensor) -> Targets:
-    """g(x, y_t) looked up: of images `known`, bytes M×…, the `gradients` M×C×….
+    """g(x, y_t) from a table: the `gradients` M×C×… of the images `known`, bytes M×….
 
-    The targets raise InputError for an image that is not among the known ones.
+    The returned function raises InputError for an image that is not in the table.
     """
     draws = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (known[0].numel(),), generator=draws)  # equal images have equal sums
+    factors = torch.randint(-(2**62), 2**62, (known[0].numel(),), generator=draws)  # hash: equal images, equal sums
 
     def keys(images: Tensor) -> Tensor:
         return (images.flatten(1).to("cpu", torch.int64) * factors).sum(1)
@@ -128,25 +137,25 @@ def tabulated(known: Tensor, gradients: Tensor) -> Targets:
     return targets
 
 
-# Equation 1 --------------------------------------------------------------------------------------------------------
+# The loss (Section 3) ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PAG:
-    """Cross-entropy plus the misalignment of the class gradients with their targets."""
+    """Cross-entropy plus the misalignment of class gradients and their targets."""
 
     targets: Targets  # g(x, y_t)
     weight: float  # λ
     classes_per_step: int | None = None  # K of the C classes, drawn anew each step; None: all, as in the paper
     of: Output = "log_softmax"
-    draw: Draw = "per_image"  # who draws the K classes: each image its own, or the batch the same for all
-    passes: Literal[1, 2] = 1  # 2: the gradient term has a forward pass and an augmentation of its own
+    draw: Draw = "per_image"  # whether each image draws its own K classes, or the batch draws one set
+    passes: Literal[1, 2] = 1  # 2: a separate forward pass and augmentation for the gradient term
     early: float = 1.0  # factor on λ in the first half of the training
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Equation 1, means over the batch: terms "ce", "misalignment" (the sum over classes) and "total".
+        """Equation (1), means over the batch: terms "ce", "misalignment" (the sum over classes) and "total".
 
-        With K classes a step their sum is scaled by C/K: in expectation it is the sum over all classes.
+        With K classes a step, their sum is scaled by C/K: an unbiased estimate of the sum over all classes.
         """
         images = batch.images.detach().requires_grad_(True)
         logits = outputs(model, batch.augment(images))
@@ -160,17 +169,17 @@ class PAG:
         else:
             gradients = class_gradients(scores(logits, self.of), images, classes, create_graph=True)
 
-        # L_CE(f(x), y)
+        # PAG (4): L_CE(z, y) = −log(exp z_y / Σᵢ exp zᵢ)
         ce = F.cross_entropy(logits, batch.labels)
-        # Σ_t L_cos(∇ₓ f(x)_t, g(x, t)), with L_cos = 1 − cosine (Equation 2)
         targets = self.targets(batch.images, classes)
+        # PAG (2): L_cos(v, u) = 1 − vᵀu / max(‖v‖₂ ‖u‖₂, ε); here: summed over the classes
         misalignment = count * (1 - cosine(gradients.flatten(0, 1), targets.flatten(0, 1))).mean()
-        # L_total = L_CE + λ Σ_t L_cos
         weight = self.weight * (self.early if 2 * step.index < step.total else 1.0)
+        # PAG (1): L_total(x, y) = L_CE(f(x), y) + λ Σ_{y_t} L_cos(∇ₓ f(x)_{y_t}, g(x, y_t))
         return {"ce": ce, "misalignment": misalignment, "total": ce + weight * misalignment}
 
     def drawn(self, images: Tensor, count: int) -> Tensor:
-        """The classes of this step for images N×…: int64 N×K of `count` classes, none twice; all of them in order."""
+        """Classes of this step for images N×…: int64 N×K out of `count`, without repetition; if K is None, all in order."""
         if self.classes_per_step is None or self.classes_per_step >= count:
             return all_classes(images, count)
         if self.draw == "per_image":
@@ -179,7 +188,7 @@ class PAG:
         return torch.tensor(shared, device=images.device).expand(len(images), -1)
 
 
-# What is measured about it -----------------------------------------------------------------------------------------
+# Measures of alignment -----------------------------------------------------------------------------------------------
 
 
 def alignment(
@@ -191,13 +200,13 @@ def alignment(
     batch_statistics: bool = False,
     chunk: int = 64,
 ) -> Tensor:
-    """The cosine of each image's class gradients with their targets, N×C; the model in evaluation mode.
+    """Cosine between each image's class gradients and their targets: N×C, the model in evaluation mode as under attack.
 
-    With `batch_statistics` batch norm is in training mode, as the loss sees it, on batches of `chunk` images: a gradient
-    then also goes through the statistics of the batch. An attack meets the model in evaluation mode.
+    With `batch_statistics` the model is in training mode, as in the loss, on batches of `chunk` images. Gradients then also
+    pass through the batch's statistics.
     """
     device = next(model.parameters()).device
-    probe = copy.deepcopy(model).train(batch_statistics)  # whose running statistics may change
+    probe = copy.deepcopy(model).train(batch_statistics)  # a copy, since its running statistics change
     rows = []
     for start in range(0, len(data), chunk):
         images = as_float(data.images[start : start + chunk]).to(device)
@@ -211,7 +220,7 @@ def alignment(
 def targeted_images(
     model: nn.Module, images: Tensor, targets: Tensor, *, eps: float, steps: int, chunk: int = 250
 ) -> Tensor:
-    """The visual test of Figures 1 and 4: images N×C×H×W in [0,1] changed to raise p(target) as far as L2 `eps` allows."""
+    """Figures 1 and 4: images N×C×H×W in [0,1], changed within L2 `eps` to raise p(target)."""
     step_size = 2.5 * eps / steps
     attack = partial(pgd, eps=eps, norm="l2", steps=steps, step_size=step_size, random_start=False)
     with evaluating(model):
@@ -223,10 +232,10 @@ def targeted_images(
 
 
 def pag_score(model: nn.Module, judge: nn.Module, data: ImageSet, *, eps: float, steps: int, seed: int = 0) -> Tensor:
-    """Whether `judge`, another model and plainly trained, sees the target class in each targeted image: bool N.
+    """Whether `judge`, a second model with plain training, predicts the target class on each targeted image: bool N.
 
-    The targets are drawn by `seed` among the other classes. A plain model's targeted images change only what that model
-    sees; aligned gradients put features of the class into the image, which another model sees too.
+    `seed` draws the targets among the other classes. Targeted images of a plain model fool that model only. Aligned
+    gradients add features of the class, which a second model recognises too.
     """
     device = next(model.parameters()).device
     images, labels = as_float(data.images).to(device), data.labels.to(device)

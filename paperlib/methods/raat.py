@@ -1,20 +1,31 @@
 """RAAT: reduced perturbations for boundary samples, and interpolation consistency (Wang et al., "Robust Alignment:
 Harmonizing Clean Accuracy and Adversarial Robustness in Adversarial Training").
 
-The authors' code and their text differ; the code made their tables, so `form="code"` is the default and `form="text"` the
-equations as printed:
+The authors' code and text differ. The code produced their tables, so `form="code"` is the default. `form="text"` is the
+printed equations:
 
 |                               | code                                          | text                                     |
 |-------------------------------|-----------------------------------------------|------------------------------------------|
-| x″                            | x + η (x′ − x), the finished perturbation     | a fresh attack of radius η ε (Equation 8)|
-| boundary                      | right on x, wrong on x′ and on x″             | right on x, wrong on x″ (Equation 9)     |
-| trained on x″                 | boundary samples                              | whatever is wrong on x″ (Table 4)        |
+| x″                            | x + η (x′ − x), the scaled perturbation       | a fresh attack of radius η ε (Equation 8)|
+| boundary samples              | right on x, wrong on x′ and on x″             | right on x, wrong on x″ (Equation 9)     |
+| trained on x″                 | boundary samples                              | all images wrong on x″ (Table 4)         |
 | DICAR mixes                   | logits, at temperature 0.5                    | probabilities (Equation 15)              |
-| DICAR holds for               | images right under both augmentations, mean   | images right as they are stored, Σ / n   |
-| weight of RAAT++'s KL         | 6                                             | λ, that of DICAR                         |
+| DICAR of                      | images right under both augmentations: mean   | images right without augmentation: Σ / n |
+| weight of RAAT++'s KL         | 6                                             | λ, as for DICAR                          |
 
-Batch norm in training mode sees the passes of the authors' code, in their order. DICAR's clean pass is of both views of
-*all* images, and the right ones are selected afterwards. Left out: a pass after each update of RAAT#, for its log.
+Batch norm sees the same forward passes as in the authors' code, in the same order. DICAR's clean pass is over both views of
+*all* images; the right ones are selected afterwards. Left out: a pass after each update of RAAT#, for its log.
+
+Table 4, the losses of one image. p: softmax output, h: prediction, ẋ and ẍ: two augmentations, 1[·]: indicator.
+
+    PGD-AT   L_CE(p(x′), y)                                             baselines.AdversarialTraining
+    TRADES   L_CE(p(x), y) + λ L_KL(p(x)‖p(x′))                         baselines.TRADES
+    MART     L_BCE(p(x′), y) + λ L_KL(p(x)‖p(x′))·(1 − p_y(x))          baselines.MART
+    Cons-AT  L_CE(p(x′), y) + λ L_JS(p(ẋ′)‖p(ẍ′))                       baselines.ConsistencyAT
+    RAAT     BOUND + λ DICAR                                            RAAT
+    RAAT++   BOUND + λ (DICAR + L_KL(p(x)‖p(x′))·(1 − p_y(x)))          RAAT(boosted=True), L_BCE for L_CE in BOUND
+    BOUND    L_CE(p(x′), y)·1[h(x″) = y] + L_CE(p(x″), y)·1[h(x″) ≠ y]
+    DICAR    L_JS(p(βẋ′ + (1−β)ẍ′)‖βp(ẋ) + (1−β)p(ẍ))·1[h(x) = y]
 """
 
 from collections.abc import Sequence
@@ -35,19 +46,19 @@ from paperlib.runs.files import InputError
 
 Form = Literal["code", "text"]
 ETA = 0.1  # η, radius of x″ as a share of ε
-GAMMA = 0.75  # γ, of the mix rate's distribution Beta(γ, γ)
-MART_WEIGHT = 6.0  # of the KL term in RAAT++'s code
+GAMMA = 0.75  # γ of the mix rate's distribution Beta(γ, γ)
+MART_WEIGHT = 6.0  # weight of RAAT++'s KL term, from their code
 
 
-# The boundary partition: Sections 2.1 and C.1 ----------------------------------------------------------------------
+# The boundary partition (Section 2.1, Appendix C.1) ------------------------------------------------------------------
 
 
 class Partition(NamedTuple):
-    """Images N×… under attack, and what of it the model gets right."""
+    """Adversarial images N×… and the model's correctness on them."""
 
     full: Tensor  # x′
     reduced: Tensor  # x″
-    right: Tensor  # bool 3×N: on x, x′ and x″
+    right: Tensor  # bool 3×N: correct on x, x′ and x″
     form: Form
 
     @property
@@ -57,24 +68,25 @@ class Partition(NamedTuple):
 
     @property
     def boundary(self) -> Tensor:
-        """S°: right on x, and wrong even on x″ (Equation 9; the code also asks for wrong on x′). Bool N."""
+        """S°: right on x, wrong on x″ (Equation 9); in the authors' code also wrong on x′. Bool N."""
         clean, strong, weak = self.right
+        # RAAT (9): S° = {x ∈ S⁺: f(x″) ≠ y}, S• = {x ∈ S⁺: f(x″) = y}
         found: Tensor = clean & ~weak if self.form == "text" else clean & ~strong & ~weak
         return found
 
     @property
     def non_boundary(self) -> Tensor:
-        """S•: all others. Bool N."""
+        """S•: all other images. Bool N."""
         return ~self.misclassified & ~self.boundary
 
 
 def partition(
     model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, eta: float = ETA, form: Form = "code"
 ) -> Partition:
-    """Attack the images N×… and sort them into misclassified, boundary and non-boundary samples of any model.
+    """Attack the images N×… and split them into misclassified, boundary and non-boundary samples.
 
-    The model is attacked and asked in evaluation mode, all predictions in one forward pass. "code" scales the finished
-    perturbation by `eta`; "text" attacks a second time within `eta` times the radius, its step scaled alike.
+    The model is in evaluation mode throughout; all predictions share one forward pass. "code" scales the perturbation by
+    `eta`. "text" attacks a second time, with radius and step size times `eta`.
     """
     with evaluating(model):
         full = attack(model, images, labels)
@@ -82,31 +94,32 @@ def partition(
             reduced = images + eta * (full - images)
         else:
             eps, step_size = (eta * attack.keywords[name] for name in ("eps", "step_size"))
-            # Equation (8)
+            # RAAT (8): x″ = argmax_{‖x″ − x‖ ≤ ηε} 1[f(x″) ≠ y]
             reduced = partial(attack, eps=eps, step_size=step_size)(model, images, labels)
         return Partition(full, reduced, right(model, [images, full, reduced], labels), form)
 
 
 @torch.no_grad()
 def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
-    """Whether the model, in the mode it is in, is right on each of K variants of the images: bool K×N, in one pass."""
+    """Whether the model, in its current mode, is right on K variants of the images: bool K×N, in one forward pass."""
     found: Tensor = model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
     return found
 
 
-# DICAR: Definition 4 and Equations 15 and 16 -----------------------------------------------------------------------
+# DICAR (Section 3.2, Appendix C.2) -----------------------------------------------------------------------------------
 
 
 def mix_rate(gamma: float) -> float:
-    """β ~ Beta(γ, γ), folded to max(β, 1 − β): one for the whole batch, drawn from the global generator."""
+    """β ~ Beta(γ, γ), folded to max(β, 1 − β): one draw for the whole batch, from the global generator."""
+    # RAAT, Appendix C.2: β ~ Beta(γ, γ)
     rate = distributed.agreed(float(torch.distributions.Beta(gamma, gamma).sample()))
     return max(rate, 1 - rate)
 
 
 def dicar(mixed: Tensor, first: Tensor, second: Tensor, rate: float, form: Form = "code") -> Tensor:
-    """How far the output on an interpolation is from the interpolation of the outputs: N from three logits N×C.
+    """Divergence between the output on an interpolation and the interpolation of the outputs: N from three logits N×C.
 
-    `mixed` belongs to β ẋ′ + (1 − β) ẍ′, `first` and `second` to ẋ and ẍ. Gradients flow through all three.
+    `mixed` is the output on β ẋ′ + (1 − β) ẍ′; `first` and `second` are those on ẋ and ẍ. Gradients flow through all three.
     """
     if form == "code":
         target = ((rate * first + (1 - rate) * second) / TEMPERATURE).log_softmax(1)
@@ -115,14 +128,14 @@ def dicar(mixed: Tensor, first: Tensor, second: Tensor, rate: float, form: Form 
     return jensen_shannon(mixed.log_softmax(1), torch.logaddexp(*scaled))
 
 
-# The methods -------------------------------------------------------------------------------------------------------
+# The methods ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RAAT:
-    """RAAT and RAAT++ of Table 4, with either idea alone (BOUND, DICAR), both, or neither: PGD-AT on two augmentations.
+    """RAAT and RAAT++ (Table 4), with `bound` and `dicar` as switches. Without both: PGD-AT on two augmentations.
 
-    The attack maximises the cross-entropy: from a uniform start for RAAT, a normal one of deviation 0.001 for RAAT++.
+    The attack maximises the cross-entropy. Its start is uniform for RAAT, and normal of deviation 0.001 for RAAT++.
     """
 
     attack: Attack
@@ -135,7 +148,7 @@ class RAAT:
     form: Form = "code"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The objective of Table 4: terms "ce" or "bce", "kl" (RAAT++), "dicar" and "total", and the partition's shares."""
+        """Table 4's loss: terms "ce" or "bce", "kl" (RAAT++), "dicar", "total", and the shares of the partition."""
         images = torch.cat([batch.augment(batch.images) for _ in range(2)])
         labels = batch.labels.repeat(2)
         terms: dict[str, Tensor] = {}
@@ -143,7 +156,9 @@ class RAAT:
         if self.bound:
             parts = partition(model, images, labels, self.attack, self.eta, self.form)
             full, on_clean = parts.full, parts.right[0]
+            # RAAT (11): R°(x) = 1[f(x″) ≠ y] + 1[f((ẋ′ + ẍ′)/2) ≠ (f(ẋ) + f(ẍ))/2]; here: who is trained on x″
             softened = parts.boundary if self.form == "code" else ~parts.right[2]
+            # RAAT (10): R•(x) = 1[f(x′) ≠ y] + 1[f((ẋ′ + ẍ′)/2) ≠ (f(ẋ) + f(ẍ))/2]; here: x′ for all others
             trained = torch.where(each_image(softened, images), parts.reduced, full)
             terms |= shares(parts)
         else:
@@ -153,14 +168,16 @@ class RAAT:
 
         if self.boosted:
             attacked, clean = outputs(model, full), outputs(model, images)
-            # RAAT, Table 4: BCE(p(x̃), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x))
+            # RAAT, Table 4 (RAAT++, BCE): L_BCE(p(x′), y)·1[h(x″) = y] + L_BCE(p(x″), y)·1[h(x″) ≠ y]
             terms["bce"] = total = boosted_cross_entropy(outputs(model, trained), labels).mean()
+            # RAAT, Table 4 (RAAT++, KL): λ L_KL(p(x)‖p(x′)) · (1 − p_y(x))
             terms["kl"] = weighted_kl(clean, attacked, labels).mean()
             total = total + (MART_WEIGHT if self.form == "code" else self.weight) * terms["kl"]
-            if self.dicar and self.form == "code":  # decided anew, by the statistics that these passes have moved
+            if self.dicar and self.form == "code":  # again, since these passes updated the running statistics
                 with evaluating(model):
                     on_clean = right(model, [images], labels)[0]
         else:
+            # RAAT, Table 4 (RAAT, CE): L_CE(p(x′), y)·1[h(x″) = y] + L_CE(p(x″), y)·1[h(x″) ≠ y]
             terms["ce"] = total = F.cross_entropy(outputs(model, trained), labels)
         if self.dicar:
             if self.form == "code":
@@ -171,7 +188,9 @@ class RAAT:
                     members = right(model, [batch.images], batch.labels)[0]
             consistency = _consistency(model, images.chunk(2), full.chunk(2), members, mix_rate(self.gamma), self.form)
             count = len(consistency) if self.form == "code" else len(members)
+            # RAAT, Table 4 (RAAT and RAAT++, JS): λ L_JS(p(βẋ′ + (1−β)ẍ′)‖βp(ẋ) + (1−β)p(ẍ))·1[h(x) = y]
             terms["dicar"] = distributed.part_mean(consistency, count, len(members))
+            # RAAT (12): R = Σ_{S•} R•(x) + Σ_{S°} R°(x) + Σ_{S⁻} R⁻(x), a surrogate loss for each indicator
             total = total + self.weight * terms["dicar"]
         return {**terms, "total": total}
 
@@ -185,31 +204,31 @@ def _consistency(
     form: Form = "code",
     together: bool = True,
 ) -> Tensor:
-    """DICAR of the `members`, bool N, from two views N×… of all images and those under attack.
+    """DICAR of the M images selected by `members`, bool N: M, from two clean and two adversarial views N×… of all images.
 
-    `together`: the clean views pass as one batch of 2N, as in RAAT and RAAT++; else one after the other, as in RAAT#.
+    `together`: the clean views pass as one batch of 2N, as in RAAT and RAAT++; otherwise separately, as in RAAT#.
     """
-    if not any(distributed.total(int(members.sum()))):  # where another process has some, this one takes its passes too
+    if not any(distributed.total(int(members.sum()))):  # if another process has members, this one makes the passes too
         return views[0].new_zeros(0)
+    # RAAT, Definition 4: ℓ(f(λẋ′ + λ̂ẍ′), λf(ẋ) + λ̂f(ẍ)) with λ̂ = 1 − λ; here: f(λẋ′ + λ̂ẍ′), λ is β
     mixed = outputs(model, rate * full[0][members] + (1 - rate) * full[1][members])
     clean = outputs(model, torch.cat(list(views))).chunk(2) if together else [outputs(model, view) for view in views]
     return dicar(mixed, clean[0][members], clean[1][members], rate, form)
 
 
 def shares(parts: Partition) -> dict[str, Tensor]:
-    """What to record of a partition over training: the shares of misclassified and of boundary samples."""
+    """The shares of misclassified and of boundary samples, to record over training."""
     return {"misclassified": parts.misclassified.float().mean(), "boundary": parts.boundary.float().mean()}
 
 
 @dataclass(frozen=True)
 class RAATSharp:
-    """RAAT# (Section 5.3): RAAT in the framework of ReBAT, with a moving average of the weights; neither idea: WA.
+    """RAAT# (Section 5.3): RAAT in ReBAT's framework, with averaged weights. Without `bound` and `dicar`: WA.
 
-    Always in the form of its code: the paper has no equations of its own for it. The attack meets batch norm in training
-    mode, each augmentation on its own. The averaged model says what is right. It is in training mode itself until the
-    epoch after the average begins, since only their validation puts it into evaluation mode. The cross-entropy
-    sees the first augmentation alone. DICAR counts from the share `dicar_from` of the epochs on. Before, its passes are
-    made all the same, with `dicar`: batch norm sees them.
+    Follows the authors' code; the paper has no equations for it. The model is attacked in training mode, each augmentation
+    separately. The averaged model decides which predictions are right. It is in training mode until the epoch after the
+    average begins, because only their validation sets evaluation mode. The cross-entropy uses the first augmentation only.
+    DICAR counts from the share `dicar_from` of the epochs on. Before that, its passes are made too, for batch norm.
     """
 
     attack: Attack
@@ -221,7 +240,7 @@ class RAATSharp:
     dicar: bool = True
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Terms "ce", "dicar" and "total", and the partition's shares. Raises InputError without an averaged model."""
+        """Terms "ce", "dicar", "total", and the shares of the partition. Raises InputError without an averaged model."""
         if step.averaged is None:
             raise InputError("ema = 0: RAAT# needs the moving average of the weights; the paper's decay is 0.999")
         begin = round(self.dicar_from * step.epochs)
@@ -231,9 +250,9 @@ class RAATSharp:
         terms: dict[str, Tensor] = {}
         trained = full[0]
         if self.bound or self.dicar:
-            judge = step.averaged.train()  # as a copy of the trained model comes
+            judge = step.averaged.train()  # the mode of a fresh copy of the trained model
             with torch.no_grad(), evaluating(judge) if step.epoch > begin else nullcontext():
-                # One by one: in training mode the answers depend on the rest of the batch.
+                # One by one: in training mode the predictions depend on the whole batch.
                 seen = [views[0], full[0], reduced, *views[1:]]
                 correct = torch.stack([judge(variant).argmax(1) == batch.labels for variant in seen])
             parts = Partition(full[0], reduced, correct[:3], "code")
@@ -250,12 +269,12 @@ class RAATSharp:
             if step.epoch >= begin:
                 terms["dicar"] = distributed.part_mean(consistency, len(consistency), len(members))
                 total = total + self.weight * terms["dicar"]
-        with torch.no_grad():  # for their log, but batch norm sees it
+        with torch.no_grad():  # only logged in their code, but batch norm sees it
             model(full[0])
         return {**terms, "total": total}
 
     def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial images, which pass through the model once more: their attack looks at its last iterate."""
+        """The adversarial images, after one more forward pass: the authors' attack evaluates its last iterate."""
         adversarial = self.attack(model, images, labels)
         with torch.no_grad():
             model(adversarial)
@@ -264,25 +283,25 @@ class RAATSharp:
 
 @dataclass(frozen=True)
 class PartitionedAT:
-    """The proof of concept of Section 2.1: PGD-AT that scales the perturbation by the part an image belongs to.
+    """The proof of concept of Section 2.1: PGD-AT with a perturbation scaled by the part that an image belongs to.
 
-    Misclassified images are seen clean (after MMA), boundary and other images with `boundary` and `other` times their
-    perturbation. Both at 1 are the paper's baseline, its dashed line. `control` spares as many of the images that are
-    right, drawn at random, boundary samples among them, which the paper does not try.
+    Misclassified images are clean (after MMA). Boundary and other images get `boundary` and `other` times their
+    perturbation; both at 1 is the paper's baseline, its dashed line. `control`, not in the paper, applies `boundary` to
+    equally many random images among those that are right.
 
-    The section calls those samples boundary that the reduced perturbation fools, `form` "text"; "code" carries the rule of
-    the authors' training step over to it.
+    With `form` "text", boundary samples are those that the reduced perturbation fools, as in the section. "code" uses the
+    rule of the authors' training step.
     """
 
     attack: Attack
-    threshold: float = ETA  # of the partition, as a share of ε
+    threshold: float = ETA  # radius of x″ as a share of ε
     boundary: float = 1.0
     other: float = 1.0
     control: bool = False
     form: Form = "code"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The cross-entropy "total" on the scaled adversarial images, and the partition's shares."""
+        """The cross-entropy "total" on the scaled adversarial images, and the shares of the partition."""
         images = batch.augment(batch.images)
         parts = partition(model, images, batch.labels, self.attack, self.threshold, self.form)
         chosen = parts.boundary
@@ -290,5 +309,6 @@ class PartitionedAT:
             places = torch.rand(len(chosen), device=chosen.device).masked_fill(parts.misclassified, 2).argsort().argsort()
             chosen = places < chosen.sum()
         scale = self.boundary * chosen + self.other * (~parts.misclassified & ~chosen)
+        # RAAT, Section 2.1: perturbation in full, at the threshold or zero, by part; here: x + s (x′ − x)
         seen = images + each_image(scale, images) * (parts.full - images)
         return {**shares(parts), "total": F.cross_entropy(outputs(model, seen), batch.labels)}

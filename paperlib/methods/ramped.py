@@ -1,6 +1,6 @@
-"""Adversarial training whose radius rises from zero: without that, small networks learn slowly, or not at all.
+"""Adversarial training with a radius that rises from zero: otherwise small networks learn slowly, or not at all.
 
-Lore of training, in none of the four papers.
+Common practice, not from the four papers.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from paperlib.runs.files import InputError
 
 @dataclass(frozen=True)
 class Ramped:
-    """A method whose `attack` has ε zero before the share `begin` of the steps, whole from `end` on, and linear between.
+    """A method whose attack's ε is zero until the share `begin` of the steps, rises linearly, and is full from `end` on.
 
-    Raises InputError for shares that are none or out of order, and for a method without an attack of radius and step size.
+    Raises InputError for shares outside [0,1] or out of order, and for a method whose attack has no `eps` and `step_size`.
     """
 
     method: Any  # a dataclass with an `attack`
@@ -34,7 +34,7 @@ class Ramped:
             raise InputError("a ramp needs an attack with eps and step_size, which rise together")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The method's terms, at the ε of this share of the training."""
+        """Return the method's terms at the current ε."""
         share, attack = step.index / step.total, self.method.attack
         if share >= self.end:
             return self.method.loss(model, batch, step)  # type: ignore[no-any-return]
@@ -45,10 +45,10 @@ class Ramped:
 
 
 def ramped(method: Any, ramp: Sequence[float]) -> Any:
-    """A method whose attack, if it has one, rises over the two shares `ramp`; itself where the second is zero."""
+    """Ramp the method's attack over the two shares `ramp`. Return the method itself if it has none or `ramp[1]` is zero."""
     return Ramped(method, *ramp) if ramp[1] and hasattr(method, "attack") else method
 
 
 def unmoved(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> Tensor:
-    """The attack of radius zero, without its passes."""
+    """The attack of radius zero: returns the images, without forward passes."""
     return images

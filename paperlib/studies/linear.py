@@ -163,7 +163,7 @@ def experiment(
 def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str, Any]:
     margins = signs * _score(images, weight, bias)
     right = margins > 0
-    # Δ = ε Σ|wᵢ| (Proposition 1)
+    # DAAT, Proposition 1: Δ = ε Σᵢ |wᵢ|
     bound = eps * float(weight.abs().sum())
     margin = float(margins[right].mean()) if bool(right.any()) else math.nan
     held = margins > bound

@@ -87,7 +87,7 @@ def first_order(
 
     def error(change: Tensor) -> Tensor:
         moved = margin(model(images + change), labels) / scale
-        # Equation (5)
+        # Qin et al. 2019 (5): |ℓ(x + δ) − ℓ(x) − δᵀ∇ℓ(x)|
         found: Tensor = (moved - start - (change * gradient).flatten(1).sum(1)).abs()
         return found
 

@@ -546,7 +546,7 @@ def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
         a, r = right["clean"].astype(float), right["autoattack"].astype(float)
         clean, robust = float(a.mean()), float(r.mean())
         total = clean + robust
-        # Section 5.3
+        # RAAT, Section 5.3: NRR = 2 A R / (A + R)
         ratio = 2 * clean * robust / total if total else 0.0
         slopes = (2 * robust**2 / total**2, 2 * clean**2 / total**2) if total else (0.0, 0.0)
         around = ratio + slopes[0] * (a - clean) + slopes[1] * (r - robust)
