@@ -1,7 +1,6 @@
 """The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ import typer
 
 from paperlib import studies
 from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.settings import as_options
 
 if TYPE_CHECKING:
     from paperlib.runs.settings import Settings
@@ -86,12 +86,14 @@ def run(
     parameter: Parameters = None,
     venue: VenueOption = None,
     cell_timeout: CellTimeout = None,
+    site: Annotated[bool, typer.Option("--report/--no-report", help="build the site over all runs afterwards")] = True,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
 
     code = _execute(notebook, preset, _parse(parameter or [], venue), cell_timeout)
-    print(f"report: {_relative(report.build())}")
+    if site:
+        print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
 
 
@@ -113,9 +115,8 @@ def reproduce(
 
     def one(name: str) -> tuple[int, float]:
         begun = time.monotonic()
-        options = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
-        options += [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
-        command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *options]
+        timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
+        command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
         return subprocess.run(command, env=environment).returncode, time.monotonic() - begun
 
@@ -200,69 +201,28 @@ def grid(
         int | None, typer.Option(min=1, help="runs at a time, of one thread each; as many as cores where left out")
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="folder of a Snakemake profile, say grids/profiles/slurm")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show the jobs, what is there, and how long the rest may take")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and show the jobs, and start none")] = False,
     cell_timeout: CellTimeout = None,
 ) -> None:
     """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
     from paperlib import report
-    from paperlib.runs.progress import duration
+    from paperlib.runs import run as runs
     from paperlib.studies import grid
 
     if profile and not (profile / "config.yaml").exists():
         raise InputError(f"--profile {profile}: should be a folder with config.yaml, as in grids/profiles")
     if profile and jobs:
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
-    begun = time.monotonic()
+    plan = grid.read(file)
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
-    place = grid.folder_of(file)
-    rows = grid.table(file if dry_run else place / "plan.yaml", place / "log")  # the file may have been edited meanwhile
-    for row in rows:
-        seconds = "?" if row["seconds"] is None else duration(row["seconds"])
-        took = seconds if row["state"] == "finished" or row["seconds"] is None else f"about {seconds}"
-        print(f"{row['job']:24} {row['run']:36} {row['state']:12} {took:>18}  {row['error']}")
-    left = [row["seconds"] for row in rows if row["state"] != "finished"]
-    print(f"{len(rows) - len(left)} of {len(rows)} jobs are done", end="")
-    if dry_run and left:
-        known = [seconds for seconds in left if seconds is not None]
-        if known:
-            print(f"; {len(known)} others may take {duration(sum(known))} of computing", end="")
-        if len(known) < len(left):
-            print(f"; of {len(left) - len(known)} there is no earlier run to tell by", end="")
-    print("" if dry_run else f"; {duration(time.monotonic() - begun)}")
+    states = {name: runs.status(job.folder) for name, job in plan.items()}
+    for name, about in states.items():
+        print(f"{name:24} {plan[name].run:36} {about['state']:12} {about.get('error', '')}".rstrip())
+    finished = sum(about["state"] == "finished" for about in states.values())
+    print(f"{finished} of {len(plan)} runs are finished")
     if not dry_run:
-        if left:
-            print("what is finished is kept; the same command goes on with the rest")
-        print(f"report: {_relative(report.build())}; logs: {_relative(place)}")
-    raise typer.Exit(code or int(bool(left) and not dry_run))
-
-
-@app.command("grid-job", hidden=True)
-def grid_job(plan: Path, name: str, mark: Path) -> None:
-    """One job of a grid, for its engine: a run, unless it is finished already, and a mark when it is."""
-    from paperlib.runs import run as runs
-    from paperlib.runs.files import write_json
-    from paperlib.studies import grid
-
-    job = grid.read(plan)[name]
-
-    def done() -> bool:
-        until = time.monotonic() + runs.SILENT + runs.BEAT
-        while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
-            time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
-        return runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
-
-    timeout = os.environ.get(grid.CELL_TIMEOUT)
-    if not done():
-        with grid.gpus_of_its_own(job.local_gpus) as mine:
-            if mine:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            if not done():  # nor has another grid run it meanwhile
-                code = _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
-                if code:
-                    raise typer.Exit(code)
-    write_json(mark, {"run": str(job.folder.relative_to(root()))})
+        print(f"report: {_relative(report.build())}; what a job said: grid.log in its run's folder")
+    raise typer.Exit(code)
 
 
 @app.command("run-part", hidden=True)
@@ -494,10 +454,8 @@ def _execute_parts(
     devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
     if 0 < gpus < devices:
         raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-    options = [option for name, value in texts.items() for option in ("-p", f"{name}={value}")]
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
-    command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *options, *timeout]
+    command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
     code, happened = launch.launch(command, devices)
     if code:
         about = runs.status(folder)

@@ -26,6 +26,7 @@ from paperlib.runs.settings import read_value
         (" 1.5 / 3 ", 0.5),
         ("1e-3", 0.001),
         ("2E2", 200.0),
+        ("1e+30", 1e30),  # as JSON has it
         ("[0, 1]", [0, 1]),
         (["1/4", 2], [0.25, 2]),
         ("true", True),

@@ -23,12 +23,10 @@ from traitlets.config import Config
 from paperlib import figures
 from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, number, paper_of
-from paperlib.figures import tables
 from paperlib.figures.names import title
 from paperlib.report import export
 from paperlib.runs.files import read_json, root, write_atomically, write_json, write_text
 from paperlib.runs.run import status
-from paperlib.studies import grid
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
@@ -135,7 +133,6 @@ def build(target: Path | None = None) -> Path:
             pages.append(_page(run, paper_of(run["status"]["notebook"]) or run["status"]["notebook"]))
     for page in pages:
         _write_page(page, target)
-    grids = _grids(target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
     matrices = [
@@ -150,7 +147,7 @@ def build(target: Path | None = None) -> Path:
         audits=[
             {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
         ] + _audits_of_models(target),
-        matrices=matrices, grids=grids,
+        matrices=matrices,
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
@@ -169,25 +166,6 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
         if one["source"].exists():
             _copy(one["source"], target / one["page"])
     return [one for one in found if one["source"].exists()]
-
-
-def _grids(target: Path) -> list[dict[str, Any]]:
-    """Each grid whose jobs measured something: its results side by side on a page, as CSV and as LaTeX."""
-    found = []
-    for plan in sorted((root() / "runs" / "grid").glob("*/plan.yaml")):
-        with export.damaged_left_out(plan.parent):
-            results, name = grid.results(plan), f"grid-{plan.parent.name}"
-            if results.empty:
-                continue
-            shown = results.assign(method=results["method"].map(title), measure=results["measure"].map(title))
-            words = f"{plan.parent.name}: percent, with 95 % intervals"
-            table = _table(tables.as_read(shown.set_index("job"), words, 1))
-            write_text(target / name / "results.csv", results.to_csv(index=False))
-            write_text(target / name / "results.tex", tables.as_latex(shown, 1, index=False))
-            jobs = f"{results['job'].nunique()} of {len(grid.read(plan))} jobs"
-            _write(target / name / "index.html", "grid.html", name=plan.parent.name, table=table, jobs=jobs)
-            found.append({"name": plan.parent.name, "page": f"{name}/index.html", "jobs": jobs})
-    return found
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:

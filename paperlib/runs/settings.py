@@ -1,6 +1,7 @@
 """Settings: what can be set, of which type and in which range. Nothing runs before they are known to be right."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -43,12 +44,18 @@ def read_value(value: Any) -> Any:
     try:
         if match := FRACTION.fullmatch(value):
             return float(match[1]) / float(match[2])
-        if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE):
+        if re.fullmatch(r"-?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
             return float(value)
         read = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, ZeroDivisionError):  # values: 1.2.3/4, and YAML's own dates and numbers
         return value
     return read if isinstance(read, str) else read_value(read)
+
+
+def as_options(given: Mapping[str, Any]) -> list[str]:
+    """Parameters as `paperlib run` takes them on its command line."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return [option for name, text in texts.items() for option in ("-p", f"{name}={text}")]
 
 
 class Settings(BaseModel):
