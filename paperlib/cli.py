@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from tqdm import tqdm
 
 from paperlib import studies
 from paperlib.runs.files import InputError, read_json, root
@@ -261,15 +262,13 @@ def _line(entry: dict[str, Any]) -> str:
     """A run of `report.runs` as `status` shows it."""
     from paperlib import report
     from paperlib.runs import progress
-    from paperlib.runs.tidy import megabytes, size_of
+    from paperlib.runs.tidy import size_of
 
     about, folder = entry["status"], entry["folder"]
     seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
     name = f"{about['notebook']}/{folder.name}"
-    line = f"{name:36} {about['state']:9} {progress.duration(max(seconds, 0)):>11} {megabytes(size_of(folder)):>8}"
-    if about["state"] != "finished" and (
-        news := progress.of_run(folder, about["started"], at_work=about["state"] == "running")
-    ):
+    line = f"{name:36} {about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
+    if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
         held, missed, untested = report.tally(entry["claims"])
@@ -290,18 +289,15 @@ def clean(
     from paperlib.runs import tidy
 
     found = tidy.removable(unfinished=unfinished, old=old, data=data)
-    for one in found:
-        print(f"{tidy.megabytes(one.size):>8}  {_relative(one.path)}: {one.reason}")
+    sizes = {path: tidy.size_of(path) for path in found}
+    for path, reason in found.items():
+        print(f"{_bytes(sizes[path]):>8}  {_relative(path)}: {reason}")
     if not found:
         print("nothing to remove")
-        return
-    total = tidy.megabytes(sum(one.size for one in found))
-    if yes or typer.confirm(f"Remove these {len(found)}, and free {total}?"):
-        kept = tidy.remove(found)
-        freed = tidy.megabytes(sum(one.size for one in found if one not in kept))
-        print(f"removed {len(found) - len(kept)}, freed {freed}")
-        for one in kept:
-            print(f"{_relative(one.path)}: in use or changed since, left as it is")
+    elif yes or typer.confirm(f"Remove these {len(found)}, and free {_bytes(sum(sizes.values()))}?"):
+        for path, reason in found.items():
+            if not tidy.remove(path, reason):
+                print(f"{_relative(path)}: in use or changed since, left as it is")
 
 
 @app.command("report")
@@ -464,6 +460,10 @@ def _execute_parts(
         print(f"paperlib: {happened}; what was computed is kept in {folder}, and the same command goes on from there",
               file=sys.stderr)  # fmt: skip
     return code
+
+
+def _bytes(size: int) -> str:
+    return f"{tqdm.format_sizeof(size, divisor=1024)}B"
 
 
 def _relative(path: Path) -> str:

@@ -1,7 +1,7 @@
 """A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is true after a kill.
 
 `runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
-finished there is not computed again. A process holds the folder's lock while it works; the operating system lets go of it
+finished there is not computed again. A process holds the folder's lock while it works. The operating system releases it
 when the process dies, so a run that says "running" without a lock was killed.
 """
 
@@ -14,10 +14,8 @@ import platform
 import resource
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +31,6 @@ from paperlib.runs.settings import ANY_RUN, Settings
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
-ALIVE = ".alive"  # in a run's folder: touched every BEAT seconds by the process at work in it
-BEAT, SILENT = 20.0, 180.0  # seconds without which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
 Found = TypeVar("Found")
 
@@ -204,22 +200,6 @@ def hold(folder: Path) -> None:
     except Timeout:
         raise InputError(f"{_shown(folder)}: {TAKEN}; wait for it or end it") from None
     _locks[folder] = lock
-    threading.Thread(target=_beat, args=(folder, lock), daemon=True).start()
-
-
-def _beat(folder: Path, lock: FileLock) -> None:
-    """Show other machines that this process is at work, for as long as it holds the folder, and say so where it stalls."""
-    told, since = "", time.time()
-    time.sleep(BEAT)
-    while _locks.get(folder) is lock:
-        with suppress(OSError):
-            (folder / ALIVE).touch()
-        with suppress(InputError, OSError, LookupError, TypeError, ValueError):
-            stalled = progress.stalled(folder, since)
-            if stalled and not told:
-                print(stalled, flush=True)
-            told = stalled
-        time.sleep(BEAT)
 
 
 def release(folder: Path) -> None:
@@ -251,18 +231,14 @@ def note_failure(folder: Path, error: str) -> None:
     write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
-def seconds_of(about: Mapping[str, Any]) -> float:
-    """What a run took until its last word, all sessions together. `about` is of `status`."""
-    return float(about["seconds"]) + float(about.get("before", 0.0))
-
-
 def _so_far(folder: Path) -> float:
-    """Seconds that a run has taken: of a session that was killed, until its last news."""
+    """Seconds that a run has taken in all its sessions: of one that was killed, until its last news."""
     file = folder / "status.json"
     if not file.exists():
         return 0.0
     about = _read_status(file)
-    return seconds_of(_until_killed(about, folder) if about["state"] == "running" else about)
+    about = _until_killed(about, folder) if about["state"] == "running" else about
+    return float(about["seconds"]) + float(about.get("before", 0.0))
 
 
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -272,12 +248,7 @@ def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _watch(run: Run) -> None:
     """Note the error of a failed cell, and a kernel that ends before the run is finished."""
-
-    def at_exit() -> None:
-        if run.folder in _locks:
-            _leave(run.folder)
-
-    atexit.register(at_exit)
+    atexit.register(lambda: _leave(run.folder) if run.folder in _locks else None)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
         return
@@ -300,19 +271,19 @@ def _watch(run: Run) -> None:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started.
+    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed, unknown or not started.
 
-    Raises InputError where its file is damaged.
+    Unknown: it was at work on another machine, whose locks may not show here. Raises InputError where its file is damaged.
     """
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
     if _read_status(file)["state"] != "running" or _locked(folder):
         return _read_status(file)
-    content = _read_status(file)  # it may have ended well between the two looks
-    if content["state"] == "running" and not _at_work_elsewhere(content, folder):
-        return _until_killed(content, folder)
-    return content
+    about = _read_status(file)  # it may have ended well between the two looks
+    if about["state"] == "running" and (host := about.get("host", platform.node())) != platform.node():
+        return {**_until_killed(about, folder), "state": "unknown", "error": f"on {host}, cannot tell from here"}
+    return _until_killed(about, folder) if about["state"] == "running" else about
 
 
 def _read_status(file: Path) -> dict[str, Any]:
@@ -324,28 +295,9 @@ def _read_status(file: Path) -> dict[str, Any]:
     return about
 
 
-def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
-    """Whether another machine is at work: locks do not always reach across a network's file system, a file's time does."""
-    return about.get("host", platform.node()) != platform.node() and _now_there(folder) - _heard(folder) < SILENT
-
-
-def _now_there(folder: Path) -> float:
-    """The time by the clock that gives the folder's files theirs, which may be another machine's."""
-    probe = folder / f".clock.{os.getpid()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:  # a folder that we may only read
-        return time.time()
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
 def _heard(folder: Path) -> float:
-    """When the run in `folder` last gave a sign of itself: seconds since 1970."""
-    alive = folder / ALIVE
-    return max(progress.latest(folder), alive.stat().st_mtime if alive.exists() else 0.0)
+    """When the run in `folder` last wrote its status or its progress: seconds since 1970."""
+    return max(file.stat().st_mtime for name in ("status.json", progress.NAME) if (file := folder / name).exists())
 
 
 def _locked(folder: Path) -> bool:
