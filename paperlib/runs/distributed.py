@@ -1,17 +1,14 @@
-"""Several processes that run the same notebook, one a device: who this one is, and what they tell each other.
+"""Several processes that run the same notebook, one for each device, and the collectives between them.
 
-`paperlib run … -p devices=2` starts them (`launch.py`). They take the same way through the notebook and
-meet in the functions below, so what decides the way must be agreed on. In a process that is alone nothing is sent.
+`paperlib run … -p devices=2` starts them (`launch.py`). All of them must call the functions below in the same order, so
+what decides the order must be agreed on. A process that is alone sends nothing.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,39 +52,32 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-def everyones(value: Any) -> list[Any]:
-    """What each process says here, in order of rank: what JSON holds, and from others as JSON gives it back."""
+def everyones(value: Value) -> list[Value]:
+    """What each process says here, in order of rank."""
     if world() == 1:
         return [value]
-    return [json.loads(said) for said in _gathered(json.dumps(value).encode())]
+    said: list[Any] = [None] * world()
+    dist.all_gather_object(said, value)
+    return said
 
 
 def agreed(value: Value) -> Value:
-    """What the first process says here, when all have come here: what JSON holds."""
-    return everyones(value)[0]  # type: ignore[no-any-return]
+    """What the first process says here, when all have come here."""
+    return everyones(value)[0]
 
 
 def united(values: Iterable[Value]) -> list[Value]:
-    """All that any process says here, each once, in order of first mention: what JSON holds."""
+    """All that any process says here, each once, in order of first mention."""
     return list(dict.fromkeys(one for said in everyones(list(values)) for one in said))
 
 
 def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """What `work` finds at each place, each done by one of the processes: in order, on the CPU, in every process."""
-    mine = [{name: found.cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
-    if world() == 1:
-        return mine
-    flat = {
-        f"{index}.{name}": found.clone().contiguous() for index, part in enumerate(mine) for name, found in part.items()
-    }
-    by_rank: list[dict[int, dict[str, Tensor]]] = []
-    for sent in _gathered(safetensors.torch.save(flat)):
-        parts: dict[int, dict[str, Tensor]] = {}
-        for key, found in safetensors.torch.load(sent).items():
-            index, _, name = key.partition(".")
-            parts.setdefault(int(index), {})[name] = found
-        by_rank.append(parts)
-    return [by_rank[place % world()][place // world()] for place in range(len(places))]
+    mine = [{name: found.detach().cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
+    if world() > 1:  # a view would be sent with all that it is a view of
+        mine = [{name: found.clone() for name, found in part.items()} for part in mine]
+    by_rank = everyones(mine)
+    return [by_rank[index % world()][index // world()] for index in range(len(places))]
 
 
 def total(*counts: float) -> list[float]:
@@ -140,16 +130,3 @@ class _Sum(torch.autograd.Function):
 def handed_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The first process's tensors, on the CPU, in every process."""
     return shared([0], lambda _: tensors)[0]
-
-
-def _gathered(content: bytes) -> list[bytes]:
-    """The bytes of every process, in order of rank."""
-    size = torch.tensor([len(content)])
-    sizes = [torch.zeros_like(size) for _ in range(world())]
-    dist.all_gather(sizes, size)
-    most = max(int(one) for one in sizes)
-    mine = torch.zeros(most, dtype=torch.uint8)
-    mine[: len(content)] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-    everyone = [torch.zeros_like(mine) for _ in range(world())]
-    dist.all_gather(everyone, mine)
-    return [one[: int(size)].numpy().tobytes() for one, size in zip(everyone, sizes, strict=True)]
