@@ -2,12 +2,12 @@
 
 import errno
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,15 +15,13 @@ import typer
 from tqdm import tqdm
 
 from paperlib import studies
-from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.files import InputError, read_json, root, write_text
 from paperlib.runs.settings import as_options
 
 if TYPE_CHECKING:
     from paperlib.runs.settings import Settings
 
 Norm = Literal["linf", "l2"]  # attacks.Norm, without waiting for PyTorch
-
-COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
@@ -48,15 +46,12 @@ def main() -> None:
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a path that cannot be, or while something else than our own files was written
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
-        wrong = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL)
-        if not full and error.errno not in wrong:
+    except OSError as error:  # a path that cannot be read or written, or a full disk
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        advice = "Make room there, or the folder writable, and" if full else "Repair that path, and"
         place = f"{str(error.filename)[:300]}: " if error.filename else ""
-        told = f"{place}{error.strerror or error}; what was computed is kept. {advice} give the same command again"
-        print(f"paperlib: {told}", file=sys.stderr)
+        advice = "make room there or repair the path, and give the same command again; what was computed is kept"
+        print(f"paperlib: {place}{error.strerror or error}; {advice}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C, which is how `status --watch` ends
@@ -360,75 +355,56 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     settings = studies.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    # As read and checked: a notebook's own cell would see the text "8/255".
-    values = settings.model_dump()
-    checked = {name: "null" if values[name] is None else values[name] for name in given}
-    part, alone = launch.rank(), settings.devices == 1
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
         print(f"{notebook}, preset {preset}, into {folder}", flush=True)
-        if not alone:
+        if settings.devices > 1:
             return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     from paperlib.report import notebook_page
 
-    target = folder / f"{notebook}.ipynb"
-    temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
-    # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
-    sockets = tempfile.TemporaryDirectory(prefix="paperlib-")
-    transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
-    code = 0
-    log = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else None  # the first's is here
-    try:
-        papermill.execute_notebook(
-            root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
-            progress_bar=False, stdout_file=log or sys.stdout, stderr_file=log or sys.stderr, cwd=root(),
-            kernel_name="python3", config=transport, execution_timeout=cell_timeout,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
-        code = 1
-        if log:
-            log.write(COLOURS.sub("", "\n".join(error.traceback)))
-        if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
-            temporary.unlink(missing_ok=True)
+    # As read and checked: a notebook's own cell would see the text "8/255".
+    values = settings.model_dump()
+    checked = {name: "null" if values[name] is None else values[name] for name in given}
+    part, code, target = launch.rank(), 0, folder / f"{notebook}.ipynb"
+    # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
+    output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
+    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place:
+        # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
+        executed = Path(place) / target.name
+        try:
+            papermill.execute_notebook(
+                root() / "notebooks" / target.name, executed, {"preset": preset, **checked},
+                progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
+                kernel_name="python3", config=transport, execution_timeout=cell_timeout,
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+            code = 1
+            if part:
+                log.write(strip_ansi("\n".join(error.traceback)))
+            if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
+                return code
+            if settings.devices > 1 and launch.LOST.search(error.evalue):
+                time.sleep(10)  # another process is gone; `launch` is about to notice which
+        except (CellTimeoutError, DeadKernelError) as error:
+            slow = f"a cell of {notebook} took longer than {cell_timeout} s, and was ended"
+            killed = f"the kernel of {notebook} was killed, perhaps for lack of memory"
+            print(f"paperlib: {slow if isinstance(error, CellTimeoutError) else killed}; {_kept(folder)}", file=sys.stderr)
+            code = 1
+        if part:  # the first process's notebook is the run's
             return code
-        if not alone and launch.LOST.search(error.evalue):
-            time.sleep(10)  # another process is gone; `launch` is about to notice which
-    except CellTimeoutError:
-        print(
-            f"paperlib: a cell of {notebook} took longer than {cell_timeout} s, and was ended; what it computed is kept in "
-            f"{folder}, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        code = 1
-    except DeadKernelError:
-        print(
-            f"paperlib: the kernel of {notebook} was killed, perhaps for lack of memory; what it computed is kept in "
-            f"{folder}, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        code = 1
-    except KeyboardInterrupt:
-        print(f"paperlib: {folder} keeps what was computed", file=sys.stderr)
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        sockets.cleanup()
-        if log:
-            log.close()
-    if part:  # the first process's notebook is the run's
-        temporary.unlink(missing_ok=True)
-        return code
-    os.replace(temporary, target)
+        write_text(target, executed.read_text(encoding="utf-8"))
     page = notebook_page(target)
     state = runs.status(folder)["state"]
     if code == 0 and state != "finished":  # all cells ran, so the last one must have said so
@@ -457,9 +433,12 @@ def _execute_parts(
         about = runs.status(folder)
         if about["state"] in ("killed", "stopped") or launch.LOST.search(about.get("error", "")):
             runs.note_failure(folder, happened)
-        print(f"paperlib: {happened}; what was computed is kept in {folder}, and the same command goes on from there",
-              file=sys.stderr)  # fmt: skip
+        print(f"paperlib: {happened}; {_kept(folder)}", file=sys.stderr)
     return code
+
+
+def _kept(folder: Path) -> str:
+    return f"what was computed is kept in {folder}, and the same command goes on from there"
 
 
 def _bytes(size: int) -> str:

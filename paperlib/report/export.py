@@ -43,12 +43,6 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
     if lines:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
         found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and those in tables"
-    if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
-        for file, name in tables:
-            write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
-        inputs = [rf"\input{{tables/{name}-{file.stem}}}" for file, name in tables]
-        write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
-        found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
     if models:
         for file_, entry in models.items():
             write_json(target / file_, entry)

@@ -4,7 +4,6 @@ Nothing in them is loaded from elsewhere: equations become MathML, and what they
 """
 
 import base64
-import csv
 import io
 import math
 import re
@@ -83,28 +82,17 @@ def _audits(folder: Path) -> list[dict[str, Any]]:
 
 
 def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """An audit as pages show it, from what `as_json` has of it. Raises KeyError or ValueError where it is damaged."""
+    """A stored audit as pages show it, accuracies in percent. Raises KeyError or ValueError where it is damaged."""
+    percent = ("accuracy", "low", "high")
     return {
         "model": model,
         "verdict": stored.get("verdict", "–"),
-        "signs": [row["check"] for row in stored["checks"] if row["sign"]],
-        "checks": [_check(row) for row in stored["checks"]],
-        "accuracies": [_accuracy(row) for row in stored.get("accuracies", [])],
+        "checks": [{**row, **{name: float(row[name]) for name in ("figure", "threshold")}} for row in stored["checks"]],
+        "accuracies": [
+            {**row, **{name: 100 * float(row[name]) for name in percent}} for row in stored.get("accuracies", [])
+        ],
         "flags": list(map(str, stored.get("flags", []))),
     }
-
-
-def _check(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
-    words = {name: row.get(name, "") for name in ("meaning", "source", "next", "n")}
-    numbers = {name: float(row[name]) for name in ("figure", "threshold")}
-    return {"check": row["check"], "sign": row["sign"], "evidence": row.get("evidence", False), **numbers, **words}
-
-
-def _accuracy(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a stored audit's accuracies, in percent. Raises KeyError or ValueError where it is damaged."""
-    numbers = {name: 100 * float(row[name]) for name in ("accuracy", "low", "high")}
-    return {"attack": str(row["attack"]), **numbers, "n": int(row["n"])}
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
@@ -135,37 +123,12 @@ def build(target: Path | None = None) -> Path:
         _write_page(page, target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
-    matrices = [
-        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"], "of": page}
-        for page in chosen
-        for figure in page["figures"]
-        if page["notebook"] == "alignment_matrix" and figure["name"] == "grid"
-    ]
     _write(
         target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
         tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
-        audits=[
-            {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
-        ] + _audits_of_models(target),
-        matrices=matrices,
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
-
-
-def _audits_of_models(target: Path) -> list[dict[str, Any]]:
-    """What `paperlib audit` said of users' models, whose pages are copied into the site."""
-    found = []
-    for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
-        page = f"audit-{file.parent.name}/index.html"
-        with export.damaged_left_out(file.parent):
-            stored = read_json(file)
-            about = {"run": "paperlib audit", "page": page, "source": file.with_name("index.html")}
-            found.append({**_audit(stored["model"], stored), **about})
-    for one in found:
-        if one["source"].exists():
-            _copy(one["source"], target / one["page"])
-    return [one for one in found if one["source"].exists()]
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -254,23 +217,11 @@ def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[s
 
 
 def _figure(file: Path, notebook: str) -> dict[str, Any]:
-    """A figure's files, its words, and its numbers where they are few enough to read."""
-    called, data = title(file.stem), file.with_suffix(".csv")
-    numbers = None
-    if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
-        numbers = {"words": called, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
+    """A figure's files and its words."""
+    called = title(file.stem)
     about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
     words = f"{called}, of {notebook}. {about.get('words', '')}"
-    return {
-        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words, "numbers": numbers
-    }  # fmt: skip
-
-
-def _rounded(cell: str) -> str:
-    try:
-        return f"{float(cell):.4g}"
-    except ValueError:
-        return cell
+    return {"name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words}
 
 
 def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +239,7 @@ def _write(file: Path, template: str, **given: Any) -> None:
 def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
     """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is.
 
-    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
+    Returns the page's path.
     """
     folder, picture = Path(folder), io.BytesIO()
     about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}

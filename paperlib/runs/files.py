@@ -94,14 +94,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises InputError naming the file when it is not such a file or its checksum does not fit.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises its own types and, for odd headers, others
-        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    header, tensors = _read(path, whole=True)
     if header.get("checksum") != checksum(tensors):
         raise InputError(f"{path}: the checksum does not fit its content; delete it and start again")
     return tensors, _about(path, header)
@@ -109,14 +102,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_about(path: Path) -> dict[str, Any]:
     """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
+    return _about(path, _read(path, whole=False)[0])
+
+
+def _read(path: Path, whole: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in (file.keys() if whole else [])}
     except FileNotFoundError:
         raise
-    except Exception as error:  # as in `read_tensors`
+    except Exception as error:  # safetensors raises its own types and, for odd headers, others
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
-    return _about(path, header)
 
 
 def _about(path: Path, header: Mapping[str, str]) -> dict[str, Any]:

@@ -85,7 +85,6 @@ class Run:
     settings: Any  # the study's own Settings
     folder: Path
     started: float = field(default_factory=time.time)
-    before: float = 0.0  # seconds of earlier sessions
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +93,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
-        return f"<p>{self.notebook}, preset {self.preset}, in {_shown(self.folder)}</p><table>{rows}</table>"
+        return f"<p>{self.notebook}, preset {self.preset}, in {self.folder}</p><table>{rows}</table>"
 
     def finish(self) -> None:
         """Write down that everything was computed, by all processes, and let go of the folder."""
@@ -133,7 +132,7 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
         _leave(other)
     hold(folder)
-    run = Run(notebook, preset, settings, folder, before=_so_far(folder))
+    run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
@@ -181,10 +180,6 @@ def _assignments(source: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"{name} = {ast.unparse(statement.value)}: should be a plain value") from None
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
-
-
 # Status ------------------------------------------------------------------------------------------------------------
 
 _locks: dict[Path, FileLock] = {}  # held by this process
@@ -198,7 +193,7 @@ def hold(folder: Path) -> None:
     try:
         lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
     except Timeout:
-        raise InputError(f"{_shown(folder)}: {TAKEN}; wait for it or end it") from None
+        raise InputError(f"{folder}: {TAKEN}; wait for it or end it") from None
     _locks[folder] = lock
 
 
@@ -221,8 +216,8 @@ def _since(moment: float) -> float:
 
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    place = {"process": os.getpid(), "host": platform.node()}
     seconds = _since(run.started)  # of this session; trainings keep their own
-    place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 
 
@@ -231,19 +226,11 @@ def note_failure(folder: Path, error: str) -> None:
     write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
-def _so_far(folder: Path) -> float:
-    """Seconds that a run has taken in all its sessions: of one that was killed, until its last news."""
-    file = folder / "status.json"
-    if not file.exists():
-        return 0.0
-    about = _read_status(file)
-    about = _until_killed(about, folder) if about["state"] == "running" else about
-    return float(about["seconds"]) + float(about.get("before", 0.0))
-
-
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The status of a run that was killed: it took until its last news."""
-    return {**about, "state": "killed", "seconds": max(0.0, _heard(folder) - about["started"])}
+    """The status of a run that was killed: it took until it last wrote its status or its progress."""
+    files = [file for name in ("status.json", progress.NAME) if (file := folder / name).exists()]
+    heard = max(file.stat().st_mtime for file in files)
+    return {**about, "state": "killed", "seconds": max(0.0, heard - about["started"])}
 
 
 def _watch(run: Run) -> None:
@@ -289,15 +276,10 @@ def status(folder: Path) -> dict[str, Any]:
 def _read_status(file: Path) -> dict[str, Any]:
     about = read_json(file)
     whole = isinstance(about, dict) and "state" in about
-    times = [about.get("started"), about.get("seconds"), about.get("before", 0.0)] if whole else [None]
+    times = [about.get("started"), about.get("seconds")] if whole else [None]
     if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
         raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
     return about
-
-
-def _heard(folder: Path) -> float:
-    """When the run in `folder` last wrote its status or its progress: seconds since 1970."""
-    return max(file.stat().st_mtime for name in ("status.json", progress.NAME) if (file := folder / name).exists())
 
 
 def _locked(folder: Path) -> bool:
