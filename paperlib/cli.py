@@ -40,7 +40,7 @@ KEEP_MEMORY = {
 
 
 def main() -> None:
-    """The entry point: what the user got wrong becomes a message and exit code 2, not a traceback."""
+    """The entry point. Invalid input ends with a message and exit code 2, without a traceback."""
     try:
         app()
     except InputError as error:
@@ -225,7 +225,7 @@ def grid(
 def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
-    """What `launch` starts for each device of a run, which sees that one alone."""
+    """One process of a run on several devices, which sees one GPU only. Started by `launch`."""
     from paperlib.runs import launch
 
     on_gpu = studies.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
@@ -238,7 +238,7 @@ def run_part(
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
 ) -> None:
-    """Every run: how it stands, what it is doing or was doing last, how much disk it takes, how its claims came out."""
+    """Every run: state, time, disk use, last progress, and how many claims held."""
     from paperlib import report
     from paperlib.report.export import damaged_left_out
 
@@ -254,7 +254,7 @@ def status(
 
 
 def _line(entry: dict[str, Any]) -> str:
-    """A run of `report.runs` as `status` shows it."""
+    """A run of `report.runs` as a line."""
     from paperlib import report
     from paperlib.runs import progress
     from paperlib.runs.tidy import size_of
@@ -280,7 +280,7 @@ def clean(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """Remove half-written files, and what else you name. Lists it, with what it frees, and asks first."""
+    """Remove half-written files, and what the options name. Lists everything with its size, and asks first."""
     from paperlib.runs import tidy
 
     found = tidy.removable(unfinished=unfinished, old=old, data=data)
@@ -330,7 +330,7 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
 
 
 def _from_here(given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, a folder of images that lies here by its whole path: the notebook runs in the project's folder.
+    """The parameters, with the absolute path of an image folder: the notebook runs in the project's folder.
 
     Raises InputError where there is no such folder.
     """

@@ -1,6 +1,6 @@
-"""Pages from runs: each executed notebook, the site with the ledger of claims over all runs, an audit's own.
+"""Pages of executed notebooks and audits, and the site with the ledger of claims over all runs.
 
-Nothing in them is loaded from elsewhere: equations become MathML, and what they show lies beside them.
+They load nothing from the network: equations become MathML, and images lie beside the pages.
 """
 
 import base64
@@ -71,13 +71,13 @@ def runs() -> list[dict[str, Any]]:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    """As `status` has it, of the notebook that the folder is of. Raises InputError or KeyError where it is damaged."""
+    """The run's `status`, with the notebook from its path. Raises InputError or KeyError where it is damaged."""
     about = status(folder)
     return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
-    """What the audit says of each model of a run."""
+    """The audits of a run's models."""
     return [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))]
 
 
@@ -111,8 +111,7 @@ SYMBOLS = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗"
 def build(target: Path | None = None) -> Path:
     """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
 
-    Everything it shows is copied there, and nothing in it asks for what lies elsewhere: it can be moved, opened as a file,
-    or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
+    The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`.
     """
     target = target or root() / "runs" / "report"
     pages = []
@@ -132,10 +131,10 @@ def build(target: Path | None = None) -> Path:
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each notebook and data set the judged run nearest to its paper.
+    """For each notebook and data set, the judged run nearest to its paper.
 
-    By preset, then by how many settings differ; of runs alike in that a finished one, and the one with more seeds, more
-    images, more epochs, more claims tested.
+    By preset, then by the number of settings that differ from the paper. Ties go to finished runs, then to more seeds, more
+    images, more epochs, and more claims tested.
     """
 
     def distance(page: dict[str, Any]) -> tuple[float, ...]:
@@ -150,7 +149,7 @@ def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
-    """A run's name in exports: its notebook, and its data where the notebook stands there with several."""
+    """A run's name in exports: its notebook, and its data set where the notebook has several."""
     alone = sum(other["notebook"] == page["notebook"] for other in pages) == 1
     return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
@@ -237,7 +236,7 @@ def _write(file: Path, template: str, **given: Any) -> None:
 
 
 def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
-    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is.
+    """Write an audit's page and numbers, index.html and audit.json, into `folder`. `about` is shown at its head.
 
     Returns the page's path.
     """

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and where the project keeps them.
+"""Atomic, checksummed files, and the project's folder.
 
 Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 
 class InputError(ValueError):
-    """What was given cannot be used; the message names the value and what would be right."""
+    """Invalid input; the message names the value and what would be right."""
 
 
 def root() -> Path:
@@ -34,7 +34,7 @@ def root() -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or whole, never half.
+    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is never half-written.
 
     Raises InputError when the disk is full or the folder cannot be written.
     """
@@ -61,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically; floats that are not finite as words that float() reads."""
+    """Write `value` as indented JSON to `path` atomically; NaN and infinities as strings that float() reads."""
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -140,7 +140,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest(model: nn.Module, data: Any, description: Any) -> str:
-    """SHA-256 over a model, an image set's images, labels and depth, and whatever else an outcome depends on."""
+    """SHA-256 over a model, an image set's images, labels and depth, and a JSON `description`."""
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
     digest.update(_content(model).encode())
@@ -154,7 +154,7 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
 
 
 def _content(model: nn.Module) -> str:
-    """SHA-256 over what a model computes with: its modules, their plain attributes, weights and all buffers."""
+    """SHA-256 over a model's modules, their plain attributes, weights and all buffers."""
     content = hashlib.sha256(repr(model).encode())
     for name, module in model.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
@@ -167,10 +167,10 @@ def _content(model: nn.Module) -> str:
 
 
 def described(value: Any) -> Any:
-    """Attacks, methods and settings as JSON holds them, by content and so the same in every process.
+    """A JSON description of an attack, method or settings by content, the same in every process.
 
-    Tensors and models by their values; functions and dataclasses by name and source, with what they close over or hold.
-    Raises TypeError for what has no such description.
+    Tensors and models are described by their values, functions and dataclasses by name, source and held values.
+    Raises TypeError for any other type.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
@@ -197,7 +197,7 @@ def described(value: Any) -> Any:
 
 @functools.cache
 def _source(code: Any) -> str:
-    """SHA-256 of the source of a function or class; empty where it has none, say in an interpreter."""
+    """SHA-256 of the source of a function or class; empty where there is no source file."""
     try:
         return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
     except (OSError, TypeError):

@@ -14,22 +14,22 @@ import time
 
 from paperlib.runs.distributed import MEETING, STARTED, expected
 
-# How the processes of a run are told that one of them is gone.
+# Errors that the other processes see when one of them dies.
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
-GRACE = 10.0  # seconds that a process has to end by itself
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def rank() -> int:
-    """Which of the processes that `launch` started this one is, before it has joined them; 0 for one that is alone."""
+    """This process's rank, also before it has joined the group."""
     return int(os.environ["LOCAL_RANK"]) if expected() > 1 else 0
 
 
 def launch(command: list[str], devices: int) -> tuple[int, str]:
-    """Run `command` once for each device; when one ends badly, so do the others. Its exit code, and what happened in words.
+    """Run `command` once for each device. Returns an exit code, and in words what went wrong.
 
-    Code 0 and no words where all ended well. Processors are shared out among the processes, unless OMP_NUM_THREADS says
-    how many threads each should have. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM.
+    When one process fails, the others are ended. CPU cores are divided among the processes, unless OMP_NUM_THREADS is set.
+    Raises KeyboardInterrupt on Ctrl-C and on SIGTERM.
     """
     threads = str(max(1, (os.cpu_count() or 1) // devices))
     only = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
@@ -58,7 +58,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End those that still run: they are asked to, and killed where they do not."""
+    """Terminate the processes, and kill those that are still there after GRACE seconds."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

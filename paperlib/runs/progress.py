@@ -1,4 +1,4 @@
-"""Progress for whoever is watching: a tqdm bar on a terminal or in an open notebook, lines in a log, and a small file.
+"""Progress: a tqdm bar on a terminal or in an open notebook, else lines in a log, and a small file.
 
 The file lies in the folder of the run at work; `paperlib status` shows it.
 """
@@ -22,7 +22,7 @@ _file: Path | None = None  # of the run at work in this process
 
 
 def keep_in(folder: Path | None) -> None:
-    """From now on, keep in this folder what bars know, in place of what an earlier session left; None: in no folder."""
+    """Write the progress of bars to this folder from now on; None: nowhere. Removes an earlier session's file."""
     global _file
     _file = None if folder is None else folder / NAME
     if _file is not None:
@@ -31,7 +31,7 @@ def keep_in(folder: Path | None) -> None:
 
 
 def live() -> bool:
-    """Whether somebody can see a line redraw itself: a terminal, or a kernel with a front end that takes input."""
+    """Whether output can redraw a line: on a terminal, or in a kernel with an interactive front end."""
     if "IPython" in sys.modules:
         shell = sys.modules["IPython"].get_ipython()
         kernel = getattr(shell, "kernel", None)
@@ -41,9 +41,9 @@ def live() -> bool:
 
 
 class Bar:
-    """A stage of a run that counts up to `total`, from `done` on: its speed is that since it was opened.
+    """A progress bar from `done` to `total`; its speed is the mean since it was opened.
 
-    A tqdm bar where somebody is watching, else a line every LINE seconds; and the file of `keep_in`.
+    Shown by tqdm where output is `live`, else as a line every LINE seconds. Also written to the folder of `keep_in`.
     """
 
     def __init__(self, total: int, stage: str, unit: str, done: int = 0) -> None:
@@ -63,7 +63,7 @@ class Bar:
         self._keep(ended=True)
 
     def update(self, count: int = 1, **facts: Any) -> None:
-        """So many more are done; `facts` are what else is known, say the loss."""
+        """Advance by `count`; `facts` are shown beside it, say the loss."""
         now = time.monotonic()
         self.done, self.facts = self.done + count, self.facts | facts
         self.drawn.update(count)
@@ -74,7 +74,7 @@ class Bar:
             print(self, flush=True)
 
     def caption(self, text: str) -> None:
-        """What a live bar shows at its end."""
+        """Set the text at the end of a live bar."""
         self.drawn.set_postfix_str(text)
 
     def __str__(self) -> str:
@@ -94,12 +94,12 @@ class Bar:
     def _keep(self, ended: bool) -> None:
         self.kept = time.monotonic()
         if _file is not None:
-            with suppress(InputError, OSError):  # news are not worth a run; what matters will be refused as well
+            with suppress(InputError, OSError):  # a full disk stops the run where it writes results
                 write_json(_file, {"stage": self.stage, "words": str(self), "ended": ended})
 
 
 def of_run(folder: Path) -> str:
-    """What the run in `folder` did last, and how long ago that was told; empty where nothing is known."""
+    """The last progress of the run in `folder` and its age, as a line; empty where there is none."""
     file = folder / NAME
     if not file.exists():
         return ""

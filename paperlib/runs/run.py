@@ -59,7 +59,7 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
-    """Where the run with these settings lives: the same settings of the same version, the same folder."""
+    """The folder of the run with these settings, from a hash of settings and version."""
     values = {"version": __version__, **settings.model_dump(exclude=ANY_RUN)}
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     return root() / "runs" / notebook / f"{preset}-{key}"
@@ -69,7 +69,7 @@ def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Where the tensors go: the setting, or a GPU where there is one. Raises InputError where a GPU is asked in vain."""
+    """The device of the settings; `auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" != here:
         raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors go: the setting, or a GPU where there is one."""
+        """As `device_of` has it."""
         return device_of(self.settings)
 
     def _repr_html_(self) -> str:
@@ -96,7 +96,7 @@ class Run:
         return f"<p>{self.notebook}, preset {self.preset}, in {self.folder}</p><table>{rows}</table>"
 
     def finish(self) -> None:
-        """Write down that everything was computed, by all processes, and let go of the folder."""
+        """Mark the run as finished once all processes are here, and release its folder."""
         distributed.agreed(None)
         if distributed.rank():
             return
@@ -106,7 +106,7 @@ class Run:
 
 
 def given(kind: type[Settings], namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a notebook's `namespace` gives: what is not None, and what papermill's own cell assigns."""
+    """The settings in a notebook's `namespace` that are not None, and those that papermill's own cell assigns."""
     found = {name: namespace[name] for name in kind.model_fields if namespace.get(name) is not None}
     for source in namespace.get("In", []):
         if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
@@ -143,15 +143,14 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most since it began."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path], Found]) -> Found | None:
-    """What `read` makes of the safetensors file that a recipe gave: of `file`, or of another run's at `elsewhere` in it.
+    """`read` applied to the safetensors file with this recipe: `file`, or another run's at `elsewhere` in its folder.
 
-    None where nobody followed the recipe yet. Raises InputError where `file` is damaged; another run's damaged file is not
-    this one's concern.
+    None where no run has it yet. Raises InputError where `file` is damaged; other runs' damaged files are passed over.
     """
     for other in (file, *(sorted(root().glob(f"runs/*/*/{elsewhere}")) if recipe else ())):
         try:
@@ -186,7 +185,7 @@ _locks: dict[Path, FileLock] = {}  # held by this process
 
 
 def hold(folder: Path) -> None:
-    """Take a run's folder for this process. Raises InputError when another is at work in it."""
+    """Take the lock of a run's folder. Raises InputError when another process has it."""
     if folder in _locks:
         return
     lock = FileLock(folder / ".lock")
@@ -198,13 +197,13 @@ def hold(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let go of what `hold` took."""
+    """Release the lock that `hold` took."""
     if lock := _locks.pop(folder, None):
         lock.release()
 
 
 def _leave(folder: Path) -> None:
-    """Let go of a run that this process had begun; where it was not finished, it has stopped."""
+    """Release a run that this process began, and mark it as stopped if it was not finished."""
     if (about := status(folder))["state"] == "running":
         write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
     release(folder)
@@ -222,19 +221,19 @@ def _say(run: Run, state: str, **more: Any) -> None:
 
 
 def note_failure(folder: Path, error: str) -> None:
-    """Write down why the run in `folder` did not come to its end, where its own process could not."""
+    """Mark the run in `folder` as failed, where its own process could not."""
     write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The status of a run that was killed: it took until it last wrote its status or its progress."""
+    """The status of a killed run; its seconds end when it last wrote its status or progress."""
     files = [file for name in ("status.json", progress.NAME) if (file := folder / name).exists()]
     heard = max(file.stat().st_mtime for file in files)
     return {**about, "state": "killed", "seconds": max(0.0, heard - about["started"])}
 
 
 def _watch(run: Run) -> None:
-    """Note the error of a failed cell, and a kernel that ends before the run is finished."""
+    """Record the error of a failed cell, and the end of a kernel before the run is finished."""
     atexit.register(lambda: _leave(run.folder) if run.folder in _locks else None)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
@@ -298,7 +297,7 @@ def _locked(folder: Path) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit: what a reader needs to judge a number by."""
+    """Machine, versions and commit."""
     return {
         "paperlib": __version__,
         "commit": _commit(),

@@ -34,7 +34,7 @@ FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECA
 
 
 def read_value(value: Any) -> Any:
-    """A value as YAML and papermill hand it over, read: fractions such as "8/255", "1e-3" and lists are no strings."""
+    """Convert a string from YAML or papermill to its value: fractions such as "8/255", numbers such as "1e-3", lists."""
     if isinstance(value, list):
         return [read_value(member) for member in value]
     if isinstance(value, dict):
@@ -59,7 +59,7 @@ def as_options(given: Mapping[str, Any]) -> list[str]:
 
 
 class Settings(BaseModel):
-    """What every study has. Every field is required: a preset is complete and explicit."""
+    """The settings of every study. Every field is required, so that a preset is complete and explicit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -76,7 +76,7 @@ class Settings(BaseModel):
 
 
 class TrainingSettings(Settings):
-    """What `training.fit` needs to know."""
+    """The settings of `training.fit`."""
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]

@@ -1,4 +1,4 @@
-"""What can go from the project's folders: half-written files, runs that ended early or are of another version, caches."""
+"""Find and remove half-written files, runs that ended early or are of another version, and caches."""
 
 import re
 import shutil
@@ -13,13 +13,13 @@ from paperlib import __version__
 from paperlib.runs.files import InputError, read_json, root
 from paperlib.runs.run import hold, release, status
 
-HOUR = 3600.0  # a temporary file older than this belongs to nobody: writing one takes seconds
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files.write_atomically, and a run on its way out
+HOUR = 3600.0  # an older temporary file is left over, since writing one takes seconds
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files.write_atomically, and of `remove`
 MADE = ("scenes", "oracles", "cache")  # under data/
 
 
 def removable(*, unfinished: bool = False, old: bool = False, data: bool = False) -> dict[Path, str]:
-    """What can go, and why: half-written files, and runs that ended `unfinished`, runs of `old` versions, cached `data`."""
+    """Paths that can be removed, and why. Half-written files always; the others as asked, never a run at work."""
     caches = [place for name in MADE if not (place := root() / "data" / name).is_symlink()]
     hidden = [path for place in (root() / "runs", *caches) for path in sorted(place.rglob(".*"))]
     aged = [path for path in hidden if TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > HOUR]
@@ -35,14 +35,14 @@ def removable(*, unfinished: bool = False, old: bool = False, data: bool = False
 
 
 def remove(path: Path, reason: str) -> bool:
-    """Remove it; False where it is in use, or not as it was when listed. Raises InputError where it cannot be removed."""
+    """Remove `path`; False if it is in use or has changed since it was listed. Raises InputError where that fails."""
     try:
         if (path / "status.json").exists() and not TEMPORARY.fullmatch(path.name):
             state, version = _of_run(path)
             if f"{state}, of version {version}" != reason:
                 return False
             hold(path)
-            try:  # gone at once, whatever comes between
+            try:  # a kill during the removal leaves no run with missing files
                 gone = path.rename(root() / "runs" / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
             finally:
                 release(path)
@@ -62,7 +62,7 @@ def remove(path: Path, reason: str) -> bool:
 
 
 def _of_run(folder: Path) -> tuple[str, str]:
-    """State and version; "unknown", so that it is left alone, where its files do not tell."""
+    """State and version of a run; "unknown" where its files do not tell, so that it is left alone."""
     try:
         return status(folder)["state"], str(read_json(folder / "environment.json")[-1]["paperlib"])
     except (OSError, InputError, LookupError, TypeError):

@@ -52,12 +52,12 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Its run's."""
+        """The run's folder."""
         return runs.folder_of(self.notebook, self.preset, self.settings)
 
     @property
     def run(self) -> str:
-        """Its run's folder, as seen from runs/."""
+        """The run's folder, relative to runs/."""
         return f"{self.notebook}/{self.folder.name}"
 
     @property
@@ -151,7 +151,7 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
 
 
 def _plan(jobs: Mapping[str, Job], gpus: list[str], cell_timeout: int | None) -> dict[str, dict[str, Any]]:
-    """What the Snakefile needs of each job, by its run. The GPUs go round among the jobs that are not finished."""
+    """The Snakefile's input: each job by its run. Unfinished jobs take the GPUs in turn."""
     found: dict[str, dict[str, Any]] = {}
     given_out = 0
     for job in jobs.values():
