@@ -1,28 +1,27 @@
 """The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
 
 import errno
-import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from tqdm import tqdm
 
 from paperlib import studies
-from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.files import InputError, read_json, root, write_text
+from paperlib.runs.settings import as_options
 
 if TYPE_CHECKING:
     from paperlib.runs.settings import Settings
 
 Norm = Literal["linf", "l2"]  # attacks.Norm, without waiting for PyTorch
-
-COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
@@ -41,21 +40,18 @@ KEEP_MEMORY = {
 
 
 def main() -> None:
-    """The entry point: what the user got wrong becomes a message and exit code 2, not a traceback."""
+    """The entry point. Invalid input ends with a message and exit code 2, without a traceback."""
     try:
         app()
     except InputError as error:
         print(f"paperlib: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a path that cannot be, or while something else than our own files was written
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
-        wrong = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL)
-        if not full and error.errno not in wrong:
+    except OSError as error:  # a path that cannot be read or written, or a full disk
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        advice = "Make room there, or the folder writable, and" if full else "Repair that path, and"
         place = f"{str(error.filename)[:300]}: " if error.filename else ""
-        told = f"{place}{error.strerror or error}; what was computed is kept. {advice} give the same command again"
-        print(f"paperlib: {told}", file=sys.stderr)
+        advice = "make room there or repair the path, and give the same command again; what was computed is kept"
+        print(f"paperlib: {place}{error.strerror or error}; {advice}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C, which is how `status --watch` ends
@@ -86,12 +82,14 @@ def run(
     parameter: Parameters = None,
     venue: VenueOption = None,
     cell_timeout: CellTimeout = None,
+    site: Annotated[bool, typer.Option("--report/--no-report", help="build the site over all runs afterwards")] = True,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
 
     code = _execute(notebook, preset, _parse(parameter or [], venue), cell_timeout)
-    print(f"report: {_relative(report.build())}")
+    if site:
+        print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
 
 
@@ -113,9 +111,8 @@ def reproduce(
 
     def one(name: str) -> tuple[int, float]:
         begun = time.monotonic()
-        options = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
-        options += [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
-        command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *options]
+        timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
+        command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
         return subprocess.run(command, env=environment).returncode, time.monotonic() - begun
 
@@ -200,76 +197,35 @@ def grid(
         int | None, typer.Option(min=1, help="runs at a time, of one thread each; as many as cores where left out")
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="folder of a Snakemake profile, say grids/profiles/slurm")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show the jobs, what is there, and how long the rest may take")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and show the jobs, and start none")] = False,
     cell_timeout: CellTimeout = None,
 ) -> None:
     """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
     from paperlib import report
-    from paperlib.runs.progress import duration
+    from paperlib.runs import run as runs
     from paperlib.studies import grid
 
     if profile and not (profile / "config.yaml").exists():
         raise InputError(f"--profile {profile}: should be a folder with config.yaml, as in grids/profiles")
     if profile and jobs:
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
-    begun = time.monotonic()
+    plan = grid.read(file)
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
-    place = grid.folder_of(file)
-    rows = grid.table(file if dry_run else place / "plan.yaml", place / "log")  # the file may have been edited meanwhile
-    for row in rows:
-        seconds = "?" if row["seconds"] is None else duration(row["seconds"])
-        took = seconds if row["state"] == "finished" or row["seconds"] is None else f"about {seconds}"
-        print(f"{row['job']:24} {row['run']:36} {row['state']:12} {took:>18}  {row['error']}")
-    left = [row["seconds"] for row in rows if row["state"] != "finished"]
-    print(f"{len(rows) - len(left)} of {len(rows)} jobs are done", end="")
-    if dry_run and left:
-        known = [seconds for seconds in left if seconds is not None]
-        if known:
-            print(f"; {len(known)} others may take {duration(sum(known))} of computing", end="")
-        if len(known) < len(left):
-            print(f"; of {len(left) - len(known)} there is no earlier run to tell by", end="")
-    print("" if dry_run else f"; {duration(time.monotonic() - begun)}")
+    states = {name: runs.status(job.folder) for name, job in plan.items()}
+    for name, about in states.items():
+        print(f"{name:24} {plan[name].run:36} {about['state']:12} {about.get('error', '')}".rstrip())
+    finished = sum(about["state"] == "finished" for about in states.values())
+    print(f"{finished} of {len(plan)} runs are finished")
     if not dry_run:
-        if left:
-            print("what is finished is kept; the same command goes on with the rest")
-        print(f"report: {_relative(report.build())}; logs: {_relative(place)}")
-    raise typer.Exit(code or int(bool(left) and not dry_run))
-
-
-@app.command("grid-job", hidden=True)
-def grid_job(plan: Path, name: str, mark: Path) -> None:
-    """One job of a grid, for its engine: a run, unless it is finished already, and a mark when it is."""
-    from paperlib.runs import run as runs
-    from paperlib.runs.files import write_json
-    from paperlib.studies import grid
-
-    job = grid.read(plan)[name]
-
-    def done() -> bool:
-        until = time.monotonic() + runs.SILENT + runs.BEAT
-        while runs.status(job.folder)["state"] == "running" and time.monotonic() < until:
-            time.sleep(1)  # a node that was lost while it worked on the run gives no sign of life any more
-        return runs.status(job.folder)["state"] == "finished" and (job.folder / f"{job.notebook}.html").exists()
-
-    timeout = os.environ.get(grid.CELL_TIMEOUT)
-    if not done():
-        with grid.gpus_of_its_own(job.local_gpus) as mine:
-            if mine:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            if not done():  # nor has another grid run it meanwhile
-                code = _execute(job.notebook, job.preset, job.given, int(timeout) if timeout else None)
-                if code:
-                    raise typer.Exit(code)
-    write_json(mark, {"run": str(job.folder.relative_to(root()))})
+        print(f"report: {_relative(report.build())}; what a job said: grid.log in its run's folder")
+    raise typer.Exit(code)
 
 
 @app.command("run-part", hidden=True)
 def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
-    """What `launch` starts for each device of a run, which sees that one alone."""
+    """One process of a run on several devices, which sees one GPU only. Started by `launch`."""
     from paperlib.runs import launch
 
     on_gpu = studies.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
@@ -282,7 +238,7 @@ def run_part(
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
 ) -> None:
-    """Every run: how it stands, what it is doing or was doing last, how much disk it takes, how its claims came out."""
+    """Every run: state, time, disk use, last progress, and how many claims held."""
     from paperlib import report
     from paperlib.report.export import damaged_left_out
 
@@ -298,18 +254,16 @@ def status(
 
 
 def _line(entry: dict[str, Any]) -> str:
-    """A run of `report.runs` as `status` shows it."""
+    """A run of `report.runs` as a line."""
     from paperlib import report
     from paperlib.runs import progress
-    from paperlib.runs.tidy import megabytes, size_of
+    from paperlib.runs.tidy import size_of
 
     about, folder = entry["status"], entry["folder"]
     seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
     name = f"{about['notebook']}/{folder.name}"
-    line = f"{name:36} {about['state']:9} {progress.duration(max(seconds, 0)):>11} {megabytes(size_of(folder)):>8}"
-    if about["state"] != "finished" and (
-        news := progress.of_run(folder, about["started"], at_work=about["state"] == "running")
-    ):
+    line = f"{name:36} {about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
+    if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
         held, missed, untested = report.tally(entry["claims"])
@@ -326,22 +280,19 @@ def clean(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """Remove half-written files, and what else you name. Lists it, with what it frees, and asks first."""
+    """Remove half-written files, and what the options name. Lists everything with its size, and asks first."""
     from paperlib.runs import tidy
 
     found = tidy.removable(unfinished=unfinished, old=old, data=data)
-    for one in found:
-        print(f"{tidy.megabytes(one.size):>8}  {_relative(one.path)}: {one.reason}")
+    sizes = {path: tidy.size_of(path) for path in found}
+    for path, reason in found.items():
+        print(f"{_bytes(sizes[path]):>8}  {_relative(path)}: {reason}")
     if not found:
         print("nothing to remove")
-        return
-    total = tidy.megabytes(sum(one.size for one in found))
-    if yes or typer.confirm(f"Remove these {len(found)}, and free {total}?"):
-        kept = tidy.remove(found)
-        freed = tidy.megabytes(sum(one.size for one in found if one not in kept))
-        print(f"removed {len(found) - len(kept)}, freed {freed}")
-        for one in kept:
-            print(f"{_relative(one.path)}: in use or changed since, left as it is")
+    elif yes or typer.confirm(f"Remove these {len(found)}, and free {_bytes(sum(sizes.values()))}?"):
+        for path, reason in found.items():
+            if not tidy.remove(path, reason):
+                print(f"{_relative(path)}: in use or changed since, left as it is")
 
 
 @app.command("report")
@@ -379,7 +330,7 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
 
 
 def _from_here(given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, a folder of images that lies here by its whole path: the notebook runs in the project's folder.
+    """The parameters, with the absolute path of an image folder: the notebook runs in the project's folder.
 
     Raises InputError where there is no such folder.
     """
@@ -404,75 +355,56 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     settings = studies.resolve(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    # As read and checked: a notebook's own cell would see the text "8/255".
-    values = settings.model_dump()
-    checked = {name: "null" if values[name] is None else values[name] for name in given}
-    part, alone = launch.rank(), settings.devices == 1
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
         print(f"{notebook}, preset {preset}, into {folder}", flush=True)
-        if not alone:
+        if settings.devices > 1:
             return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     from paperlib.report import notebook_page
 
-    target = folder / f"{notebook}.ipynb"
-    temporary = folder / f".{notebook}.{os.getpid()}.ipynb"  # papermill saves as it goes, not atomically
-    # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
-    sockets = tempfile.TemporaryDirectory(prefix="paperlib-")
-    transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
-    code = 0
-    log = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else None  # the first's is here
-    try:
-        papermill.execute_notebook(
-            root() / "notebooks" / f"{notebook}.ipynb", temporary, {"preset": preset, **checked},
-            progress_bar=False, stdout_file=log or sys.stdout, stderr_file=log or sys.stderr, cwd=root(),
-            kernel_name="python3", config=transport, execution_timeout=cell_timeout,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
-        code = 1
-        if log:
-            log.write(COLOURS.sub("", "\n".join(error.traceback)))
-        if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
-            temporary.unlink(missing_ok=True)
+    # As read and checked: a notebook's own cell would see the text "8/255".
+    values = settings.model_dump()
+    checked = {name: "null" if values[name] is None else values[name] for name in given}
+    part, code, target = launch.rank(), 0, folder / f"{notebook}.ipynb"
+    # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
+    output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
+    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place:
+        # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
+        executed = Path(place) / target.name
+        try:
+            papermill.execute_notebook(
+                root() / "notebooks" / target.name, executed, {"preset": preset, **checked},
+                progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
+                kernel_name="python3", config=transport, execution_timeout=cell_timeout,
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+            code = 1
+            if part:
+                log.write(strip_ansi("\n".join(error.traceback)))
+            if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
+                return code
+            if settings.devices > 1 and launch.LOST.search(error.evalue):
+                time.sleep(10)  # another process is gone; `launch` is about to notice which
+        except (CellTimeoutError, DeadKernelError) as error:
+            slow = f"a cell of {notebook} took longer than {cell_timeout} s, and was ended"
+            killed = f"the kernel of {notebook} was killed, perhaps for lack of memory"
+            print(f"paperlib: {slow if isinstance(error, CellTimeoutError) else killed}; {_kept(folder)}", file=sys.stderr)
+            code = 1
+        if part:  # the first process's notebook is the run's
             return code
-        if not alone and launch.LOST.search(error.evalue):
-            time.sleep(10)  # another process is gone; `launch` is about to notice which
-    except CellTimeoutError:
-        print(
-            f"paperlib: a cell of {notebook} took longer than {cell_timeout} s, and was ended; what it computed is kept in "
-            f"{folder}, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        code = 1
-    except DeadKernelError:
-        print(
-            f"paperlib: the kernel of {notebook} was killed, perhaps for lack of memory; what it computed is kept in "
-            f"{folder}, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        code = 1
-    except KeyboardInterrupt:
-        print(f"paperlib: {folder} keeps what was computed", file=sys.stderr)
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        sockets.cleanup()
-        if log:
-            log.close()
-    if part:  # the first process's notebook is the run's
-        temporary.unlink(missing_ok=True)
-        return code
-    os.replace(temporary, target)
+        write_text(target, executed.read_text(encoding="utf-8"))
     page = notebook_page(target)
     state = runs.status(folder)["state"]
     if code == 0 and state != "finished":  # all cells ran, so the last one must have said so
@@ -494,18 +426,23 @@ def _execute_parts(
     devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
     if 0 < gpus < devices:
         raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-    options = [option for name, value in texts.items() for option in ("-p", f"{name}={value}")]
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
-    command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *options, *timeout]
+    command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
     code, happened = launch.launch(command, devices)
     if code:
         about = runs.status(folder)
         if about["state"] in ("killed", "stopped") or launch.LOST.search(about.get("error", "")):
             runs.note_failure(folder, happened)
-        print(f"paperlib: {happened}; what was computed is kept in {folder}, and the same command goes on from there",
-              file=sys.stderr)  # fmt: skip
+        print(f"paperlib: {happened}; {_kept(folder)}", file=sys.stderr)
     return code
+
+
+def _kept(folder: Path) -> str:
+    return f"what was computed is kept in {folder}, and the same command goes on from there"
+
+
+def _bytes(size: int) -> str:
+    return f"{tqdm.format_sizeof(size, divisor=1024)}B"
 
 
 def _relative(path: Path) -> str:

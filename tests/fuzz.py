@@ -1,10 +1,10 @@
-"""Broken input of every kind that is read: each must be taken, or refused by an InputError, and nothing else may happen.
+"""Damaged input of every kind that is read: each must be accepted, or refused by an InputError.
 
     python tests/fuzz.py [--count 10000] [--seed 0]
 
-Settings, presets, grids, claims files, checkpoints, caches, images, their folders, lists and archives, weights, the files
-of runs, and whole commands: valid ones are damaged at random. An error of another kind is a fault; so is a file that
-appears anywhere but in the project's runs/ and data/, and an input that takes a minute.
+Valid settings, presets, grids, claims files, checkpoints, caches, images, weights, run files and commands are damaged at
+random. An error of another kind is a fault. So is a file outside the project's runs/ and data/, and an input that takes a
+minute.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def test_status_tells_each_run(home: Path, monkeypatch: pytest.MonkeyPatch, caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "finished" in lines[1]
-    assert re.search(r"running +0 s +0\.0 MB  vanilla-seed0: 0/10 step$", lines[0])
+    assert re.search(r"running +00:00 +\d+\.\d+[kM]?B  vanilla-seed0: 0/10 step, .* left \(00:00 ago\)$", lines[0])
     at_work.finish()
 
 
@@ -75,7 +75,7 @@ def test_clean_lists_and_asks_before_it_removes(
     assert call(monkeypatch, "clean", "--unfinished") == 0
     out = capsys.readouterr().out
     assert "toy_pag" in out
-    assert "Remove these 1, and free 0.0 MB?" in out
+    assert re.search(r"Remove these 1, and free [\d.]+[kM]?B\?", out)
     assert run.folder.exists()
     assert call(monkeypatch, "clean", "--yes") == 0
     assert run.folder.exists()  # it can be gone on with

@@ -1,11 +1,12 @@
 """What a bar knows, and what `paperlib status` makes of it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from paperlib.runs import progress
-from paperlib.runs.files import read_json, write_json
+from paperlib.runs.files import read_json
 
 
 class Clock:
@@ -30,13 +31,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_speed_and_time_left_count_what_was_done_since_it_was_opened(clock: Clock) -> None:
     with progress.Bar(100, "training", "step", done=40) as bar:
-        assert bar.about()["per_second"] is None
+        assert str(bar) == "training: 40/100 step, ?step/s, ? left"
         for _ in range(10):
             clock.now += 0.5
             bar.update(2, epoch="1/3", loss="0.5")
-        about = bar.about()
-    assert (about["done"], about["per_second"], about["left"], about["longest"]) == (60, 4.0, 10.0, 0.5)
-    assert progress.words(about) == "training: 60/100 step, epoch 1/3, loss 0.5, 4 step/s, 10 s left"
+        assert bar.done == 60
+        assert str(bar) == "training: 60/100 step,  4.00step/s, 00:10 left, epoch 1/3, loss 0.5"
 
 
 def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,43 +45,28 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
             clock.now += 10
             bar.update()
     assert capsys.readouterr().out.splitlines() == [
-        "attack: 3/100 img, 0.1 img/s, 16 min 10 s left", "attack: 6/100 img, 0.1 img/s, 15 min 40 s left",
+        "attack: 3/100 img, 10.00s/img, 16:10 left", "attack: 6/100 img, 10.00s/img, 15:40 left",
     ]  # fmt: skip
 
 
-def test_what_is_known_is_kept_beside_the_run_and_a_stall_is_told(clock: Clock, tmp_path: Path) -> None:
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == ""
+def test_what_is_known_is_kept_beside_the_run_with_its_age(clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / progress.NAME).write_text("of an earlier session")
     progress.keep_in(tmp_path)
     try:
-        bar = progress.Bar(100, "attack", "img")
-        clock.now += 7
-        bar.update(7)
-        known = "attack: 7/100 img, 1 img/s, 1 min 33 s left"
-        assert progress.of_run(tmp_path, 0.0, at_work=True) == known
-        assert progress.of_run(tmp_path, clock.now + 1, at_work=True) == ""  # news of an earlier session
+        assert progress.of_run(tmp_path) == ""
+        with progress.Bar(100, "attack", "img") as bar:
+            for _ in range(2):  # the first is too soon to be written down
+                clock.now += 3
+                bar.update(3)
+            os.utime(tmp_path / progress.NAME, (clock.now, clock.now))
+            clock.now += 125
+            assert progress.of_run(tmp_path) == "attack: 6/100 img,  1.00img/s, 01:34 left (02:05 ago)"
+            clock.now -= 1000
+            assert progress.of_run(tmp_path).endswith("(00:00 ago)")
+            assert read_json(tmp_path / progress.NAME)["ended"] is False
+        assert read_json(tmp_path / progress.NAME)["ended"] is True
     finally:
         progress.keep_in(None)
-    assert read_json(tmp_path / progress.NAME)["done"] == 7
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == known
-    clock.now += 125  # longer than QUIET, and than ten times seven seconds
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; perhaps stalled: no news for 2 min 05 s"
-    assert progress.of_run(tmp_path, 0.0, at_work=False) == known
-    clock.now -= 1000
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == known
-    about = read_json(tmp_path / progress.NAME)
-    write_json(tmp_path / progress.NAME, {**about, "longest": 60.0})  # one that takes its time anyway
-    clock.now += 1000
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; no news for 2 min 05 s"
-    assert progress.stalled(tmp_path, 0.0) == ""
-    write_json(tmp_path / progress.NAME, {**about, "longest": 0.0})  # nothing came of it yet
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; no news for 2 min 05 s"
-    clock.now += 500
-    assert progress.stalled(tmp_path, 0.0) == f"{known}; perhaps stalled: no news for 10 min 25 s"
-    clock.now -= 500
-    write_json(tmp_path / progress.NAME, {**about, "ended": True})  # what came after it has no bar
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == known
-    clock.now += 500
-    assert progress.of_run(tmp_path, 0.0, at_work=True) == f"{known}; no news for 10 min 25 s since"
 
 
 def test_a_folder_that_cannot_be_written_to_does_not_end_the_run(clock: Clock, tmp_path: Path) -> None:
@@ -93,9 +78,3 @@ def test_a_folder_that_cannot_be_written_to_does_not_end_the_run(clock: Clock, t
             bar.update()
     finally:
         progress.keep_in(None)
-
-
-def test_durations_have_two_units() -> None:
-    assert [progress.duration(seconds) for seconds in (0.4, 59, 60, 3599, 3600, 90061)] == [
-        "0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "25 h 01 min",
-    ]  # fmt: skip

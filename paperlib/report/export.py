@@ -1,4 +1,4 @@
-"""What others can take into their own papers and leaderboards: LaTeX commands for every number, tables, JSON, BibTeX."""
+"""Exports for papers and leaderboards: LaTeX commands for every number, RobustBench's JSON, BibTeX."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"
 
 @contextmanager
 def damaged_left_out(folder: Path) -> Iterator[None]:
-    """Go on without a run whose files are not as a run writes them, and say so: one must not hide the others."""
+    """Report a run with damaged files on stderr and go on without it."""
     try:
         yield
     except (InputError, LookupError, TypeError, ValueError, AttributeError, OSError, yaml.YAMLError) as error:
@@ -31,7 +31,7 @@ def damaged_left_out(folder: Path) -> Iterator[None]:
 
 
 def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
-    """Write every export of the runs, whose folders are given by name, into `target`: in words what lies there, by file."""
+    """Write all exports of the runs, whose folders are given by name, into `target`. Returns a description of each file."""
     found: dict[str, str] = {}
     lines: list[str] = []
     models: dict[str, dict[str, Any]] = {}
@@ -43,12 +43,6 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
     if lines:
         write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
         found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and those in tables"
-    if tables := [(one, name) for name, folder in runs.items() for one in sorted((folder / "tables").glob("*.tex"))]:
-        for file, name in tables:
-            write_text(target / "tables" / f"{name}-{file.name}", file.read_text(encoding="utf-8"))
-        inputs = [rf"\input{{tables/{name}-{file.stem}}}" for file, name in tables]
-        write_text(target / "tables.tex", "\n".join(["% Needs booktabs and multirow.", *inputs, ""]))
-        found["tables.tex"] = "every table as LaTeX (booktabs), in tables/"
     if models:
         for file_, entry in models.items():
             write_json(target / file_, entry)
@@ -61,18 +55,18 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def command(*parts: str) -> str:
-    """A name that LaTeX takes: letters alone, each word capitalised, digits and the point between them spelt."""
+    """A valid name of a LaTeX command: capitalised words without separators, digits and decimal points spelt out."""
     pointed = [re.sub(r"(?<=\d)\.(?=\d)", " Point ", part) for part in parts]
     words = [word for part in pointed for word in re.split(r"[^A-Za-z0-9]+", part) if word]
     return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
 
 
 def numbers(folder: Path, run: str) -> list[str]:
-    r"""LaTeX commands of a run by its name, one a line, below a comment that says which run it is.
+    r"""Definitions of a run's LaTeX commands, one a line, below a comment that names the run.
 
-    \RunClaimId, with Low, High, Paper, Verdict, N (test images) and Seeds after it, in points (or times);
-    \RunMethodMeasure, with Low, High and Deviation, in percent (or times); \RunTableNameRowColumn as the table shows it.
-    What is no finite number has no command, and no table's number whose name another of the run's has.
+    \RunClaimId in points (or times), with the suffixes Low, High, Paper, Verdict, N (test images) and Seeds.
+    \RunMethodMeasure in percent (or times), with the suffixes Low, High and Deviation.
+    \RunTableNameRowColumn as the table shows it. Numbers that are not finite, and ambiguous table cells, have none.
     """
     found: dict[str, str] = {}
     for claim in _stored(folder, "claims.json"):
@@ -105,12 +99,11 @@ def _define(name: str, value: str) -> str:
 
 
 def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
-    """Each model that AutoAttack has seen, in the format of RobustBench's model_info, by method, norm and seed.
+    """Each model evaluated with AutoAttack, in the format of RobustBench's model_info, by method, norm and seed.
 
-    "name" is the paper's title and the method; clean accuracy and AutoAttack's are in percent as text, as RobustBench has
-    them; "reported" is what the paper says of this data set, network and norm, where it does; "unreliable" is what the
-    audit of the method's first seed calls masked. How many images were tried stands in "footnote". Baselines have no
-    authors here.
+    "name" is the paper's title and the method. Accuracies are in percent, as text. "reported" is the paper's number for
+    this data set, network and norm, or None. "unreliable" says whether the audit of the first seed found masked gradients.
+    "footnote" has the numbers of images. Baselines have no authors.
     """
     values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
@@ -146,7 +139,7 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _paper_of(method: str) -> dict[str, Any]:
-    """Name, authors, venue and link of a method, of its paper where it has one: baselines and combinations have none."""
+    """Name, authors, venue and link of a method's paper; baselines and combinations have none."""
     for paper in papers():
         ledger = load(paper)
         listed = {name for table in ledger["tables"].values() for name in table["rows"]}
@@ -159,10 +152,9 @@ def _paper_of(method: str) -> dict[str, Any]:
 
 
 def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
-    """What the paper of the run's notebook has on the run's data set, by method and measure; empty where it has it not.
+    """The paper's accuracies on the run's data set, by method and measure; empty where it has none.
 
-    Of a paper whose tables differ in network and norm, what it has for the run's own: the case that the claims were
-    judged in. How wide the network is and how large ε, the entry itself says.
+    Where a paper's tables differ in network and norm, those of the case in which the run's claims were judged.
     """
     notebook = folder.parent.name
     paper = paper_of(notebook)

@@ -1,10 +1,9 @@
-"""Pages from runs: each executed notebook, the site with the ledger of claims over all runs, an audit's own.
+"""Pages of executed notebooks and audits, and the site with the ledger of claims over all runs.
 
-Nothing in them is loaded from elsewhere: equations become MathML, and what they show lies beside them.
+They load nothing from the network: equations become MathML, and images lie beside the pages.
 """
 
 import base64
-import csv
 import io
 import math
 import re
@@ -23,12 +22,10 @@ from traitlets.config import Config
 from paperlib import figures
 from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, number, paper_of
-from paperlib.figures import tables
 from paperlib.figures.names import title
 from paperlib.report import export
 from paperlib.runs.files import read_json, root, write_atomically, write_json, write_text
 from paperlib.runs.run import status
-from paperlib.studies import grid
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
@@ -74,39 +71,28 @@ def runs() -> list[dict[str, Any]]:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    """As `status` has it, of the notebook that the folder is of. Raises InputError or KeyError where it is damaged."""
+    """The run's `status`, with the notebook from its path. Raises InputError or KeyError where it is damaged."""
     about = status(folder)
     return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
-    """What the audit says of each model of a run."""
+    """The audits of a run's models."""
     return [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))]
 
 
 def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """An audit as pages show it, from what `as_json` has of it. Raises KeyError or ValueError where it is damaged."""
+    """A stored audit as pages show it, accuracies in percent. Raises KeyError or ValueError where it is damaged."""
+    percent = ("accuracy", "low", "high")
     return {
         "model": model,
         "verdict": stored.get("verdict", "–"),
-        "signs": [row["check"] for row in stored["checks"] if row["sign"]],
-        "checks": [_check(row) for row in stored["checks"]],
-        "accuracies": [_accuracy(row) for row in stored.get("accuracies", [])],
+        "checks": [{**row, **{name: float(row[name]) for name in ("figure", "threshold")}} for row in stored["checks"]],
+        "accuracies": [
+            {**row, **{name: 100 * float(row[name]) for name in percent}} for row in stored.get("accuracies", [])
+        ],
         "flags": list(map(str, stored.get("flags", []))),
     }
-
-
-def _check(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A check of a stored audit as its page shows it. Raises KeyError or ValueError where it is damaged."""
-    words = {name: row.get(name, "") for name in ("meaning", "source", "next", "n")}
-    numbers = {name: float(row[name]) for name in ("figure", "threshold")}
-    return {"check": row["check"], "sign": row["sign"], "evidence": row.get("evidence", False), **numbers, **words}
-
-
-def _accuracy(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a stored audit's accuracies, in percent. Raises KeyError or ValueError where it is damaged."""
-    numbers = {name: 100 * float(row[name]) for name in ("accuracy", "low", "high")}
-    return {"attack": str(row["attack"]), **numbers, "n": int(row["n"])}
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
@@ -125,8 +111,7 @@ SYMBOLS = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗"
 def build(target: Path | None = None) -> Path:
     """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
 
-    Everything it shows is copied there, and nothing in it asks for what lies elsewhere: it can be moved, opened as a file,
-    or served. The claims on its first page are those of the run nearest to the paper, of each notebook and data set.
+    The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`.
     """
     target = target or root() / "runs" / "report"
     pages = []
@@ -135,66 +120,21 @@ def build(target: Path | None = None) -> Path:
             pages.append(_page(run, paper_of(run["status"]["notebook"]) or run["status"]["notebook"]))
     for page in pages:
         _write_page(page, target)
-    grids = _grids(target)
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
-    matrices = [
-        {**figure, "file": f"{page['name']}/{figure['file']}", "page": page["page"], "of": page}
-        for page in chosen
-        for figure in page["figures"]
-        if page["notebook"] == "alignment_matrix" and figure["name"] == "grid"
-    ]
     _write(
         target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
         tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
-        audits=[
-            {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
-        ] + _audits_of_models(target),
-        matrices=matrices, grids=grids,
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
 
 
-def _audits_of_models(target: Path) -> list[dict[str, Any]]:
-    """What `paperlib audit` said of users' models, whose pages are copied into the site."""
-    found = []
-    for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
-        page = f"audit-{file.parent.name}/index.html"
-        with export.damaged_left_out(file.parent):
-            stored = read_json(file)
-            about = {"run": "paperlib audit", "page": page, "source": file.with_name("index.html")}
-            found.append({**_audit(stored["model"], stored), **about})
-    for one in found:
-        if one["source"].exists():
-            _copy(one["source"], target / one["page"])
-    return [one for one in found if one["source"].exists()]
-
-
-def _grids(target: Path) -> list[dict[str, Any]]:
-    """Each grid whose jobs measured something: its results side by side on a page, as CSV and as LaTeX."""
-    found = []
-    for plan in sorted((root() / "runs" / "grid").glob("*/plan.yaml")):
-        with export.damaged_left_out(plan.parent):
-            results, name = grid.results(plan), f"grid-{plan.parent.name}"
-            if results.empty:
-                continue
-            shown = results.assign(method=results["method"].map(title), measure=results["measure"].map(title))
-            words = f"{plan.parent.name}: percent, with 95 % intervals"
-            table = _table(tables.as_read(shown.set_index("job"), words, 1))
-            write_text(target / name / "results.csv", results.to_csv(index=False))
-            write_text(target / name / "results.tex", tables.as_latex(shown, 1, index=False))
-            jobs = f"{results['job'].nunique()} of {len(grid.read(plan))} jobs"
-            _write(target / name / "index.html", "grid.html", name=plan.parent.name, table=table, jobs=jobs)
-            found.append({"name": plan.parent.name, "page": f"{name}/index.html", "jobs": jobs})
-    return found
-
-
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each notebook and data set the judged run nearest to its paper.
+    """For each notebook and data set, the judged run nearest to its paper.
 
-    By preset, then by how many settings differ; of runs alike in that a finished one, and the one with more seeds, more
-    images, more epochs, more claims tested.
+    By preset, then by the number of settings that differ from the paper. Ties go to finished runs, then to more seeds, more
+    images, more epochs, and more claims tested.
     """
 
     def distance(page: dict[str, Any]) -> tuple[float, ...]:
@@ -209,7 +149,7 @@ def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
-    """A run's name in exports: its notebook, and its data where the notebook stands there with several."""
+    """A run's name in exports: its notebook, and its data set where the notebook has several."""
     alone = sum(other["notebook"] == page["notebook"] for other in pages) == 1
     return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
@@ -276,23 +216,11 @@ def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[s
 
 
 def _figure(file: Path, notebook: str) -> dict[str, Any]:
-    """A figure's files, its words, and its numbers where they are few enough to read."""
-    called, data = title(file.stem), file.with_suffix(".csv")
-    numbers = None
-    if data.exists() and 1 < len(lines := list(csv.reader(data.open(encoding="utf-8")))) <= 200:
-        numbers = {"words": called, "heads": lines[0], "rows": [[_rounded(cell) for cell in line] for line in lines[1:]]}
+    """A figure's files and its words."""
+    called = title(file.stem)
     about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
     words = f"{called}, of {notebook}. {about.get('words', '')}"
-    return {
-        "name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words, "numbers": numbers
-    }  # fmt: skip
-
-
-def _rounded(cell: str) -> str:
-    try:
-        return f"{float(cell):.4g}"
-    except ValueError:
-        return cell
+    return {"name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words}
 
 
 def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,9 +236,9 @@ def _write(file: Path, template: str, **given: Any) -> None:
 
 
 def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
-    """Write an audit's page and its numbers, index.html and audit.json, into `folder`. `about` says of what it is.
+    """Write an audit's page and numbers, index.html and audit.json, into `folder`. `about` is shown at its head.
 
-    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
+    Returns the page's path.
     """
     folder, picture = Path(folder), io.BytesIO()
     about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}

@@ -1,1 +1,1 @@
-"""What every study stands on: files, settings, a run's folder, progress, processes."""
+"""What every study uses: files, settings, run folders, progress bars and distributed processes."""

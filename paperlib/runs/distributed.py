@@ -1,36 +1,33 @@
-"""Several processes that run the same notebook, one a device: who this one is, and what they tell each other.
+"""Several processes that run the same notebook, one for each device, and the collectives between them.
 
-`paperlib run … -p devices=2` starts them (`launch.py`). They take the same way through the notebook and
-meet in the functions below, so what decides the way must be agreed on. In a process that is alone nothing is sent.
+`paperlib run … -p devices=2` starts them (`launch.py`). All of them must call the functions below in the same order, so
+what decides the order must be agreed on. A process that is alone sends nothing.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-STARTED = "PAPERLIB_DEVICES"  # the variable that says how many processes were started
-MEETING = "PAPERLIB_MEETING"  # and that which names the file through which they find each other
-PATIENCE = timedelta(days=7)  # of a collective: who died is noticed otherwise, and some parts are one process's alone
+STARTED = "PAPERLIB_DEVICES"  # environment variable: the number of processes
+MEETING = "PAPERLIB_MEETING"  # environment variable: the file of their rendezvous
+PATIENCE = timedelta(days=7)  # of a collective: `launch` notices a death, and the first process may work alone for hours
 Value = TypeVar("Value")
 
 
 def expected() -> int:
-    """How many processes `launch` started together, this one among them; 1 for a process that is alone."""
+    """The number of processes that `launch` started together; 1 without it."""
     return int(os.environ.get(STARTED, "1"))
 
 
 def join() -> None:
-    """Join the others that `launch` started; nothing where there are none, or where it is done.
+    """Join the process group that `launch` started. Does nothing for a single process, or when called again.
 
-    GPUs talk to each other only where this process sees one: see `cli`, which hides them from runs on the processor.
+    NCCL is used only where this process sees a GPU; `cli` hides GPUs from runs on the CPU.
     """
     if expected() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -39,59 +36,52 @@ def join() -> None:
 
 
 def world() -> int:
-    """How many processes work together."""
+    """The number of processes in the group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """This process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Make them what they are in the first process."""
+    """Overwrite the tensors with those of the first process."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def everyones(value: Any) -> list[Any]:
-    """What each process says here, in order of rank: what JSON holds, and from others as JSON gives it back."""
+def everyones(value: Value) -> list[Value]:
+    """The `value` of each process, in order of rank. Waits for all processes."""
     if world() == 1:
         return [value]
-    return [json.loads(said) for said in _gathered(json.dumps(value).encode())]
+    said: list[Any] = [None] * world()
+    dist.all_gather_object(said, value)
+    return said
 
 
 def agreed(value: Value) -> Value:
-    """What the first process says here, when all have come here: what JSON holds."""
-    return everyones(value)[0]  # type: ignore[no-any-return]
+    """The `value` of the first process. Waits for all processes."""
+    return everyones(value)[0]
 
 
 def united(values: Iterable[Value]) -> list[Value]:
-    """All that any process says here, each once, in order of first mention: what JSON holds."""
+    """The values of all processes without repetitions, in order of rank. Waits for all processes."""
     return list(dict.fromkeys(one for said in everyones(list(values)) for one in said))
 
 
 def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """What `work` finds at each place, each done by one of the processes: in order, on the CPU, in every process."""
-    mine = [{name: found.cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
-    if world() == 1:
-        return mine
-    flat = {
-        f"{index}.{name}": found.clone().contiguous() for index, part in enumerate(mine) for name, found in part.items()
-    }
-    by_rank: list[dict[int, dict[str, Tensor]]] = []
-    for sent in _gathered(safetensors.torch.save(flat)):
-        parts: dict[int, dict[str, Tensor]] = {}
-        for key, found in safetensors.torch.load(sent).items():
-            index, _, name = key.partition(".")
-            parts.setdefault(int(index), {})[name] = found
-        by_rank.append(parts)
-    return [by_rank[place % world()][place // world()] for place in range(len(places))]
+    """The result of `work` at each place, on the CPU, in every process. The places are divided among the processes."""
+    mine = [{name: found.detach().cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
+    if world() > 1:  # a view would be sent with all that it is a view of
+        mine = [{name: found.clone() for name, found in part.items()} for part in mine]
+    by_rank = everyones(mine)
+    return [by_rank[index % world()][index // world()] for index in range(len(places))]
 
 
 def total(*counts: float) -> list[float]:
-    """Each count's sum over all processes."""
+    """The sum of each count over all processes."""
     if world() == 1:
         return list(counts)
     sums = torch.tensor(counts, dtype=torch.float64)
@@ -100,7 +90,7 @@ def total(*counts: float) -> list[float]:
 
 
 def overall(values: Tensor, size: int) -> Tensor:
-    """The mean of all processes' `values`, tensors of one shape, each weighed by the `size` of its part of the batch."""
+    """The mean of `values` over all processes, weighted by the `size` of each process's part of the batch."""
     if world() == 1:
         return values
     mine = values.detach().double().flatten()
@@ -110,22 +100,23 @@ def overall(values: Tensor, size: int) -> Tensor:
 
 
 def part_mean(values: Tensor, count: int, size: int) -> Tensor:
-    """The mean over those images of a batch that have a value: here `count` of this process's `size`. Zero where none has.
+    """This process's part of a mean over some images of a batch; zero where no process has any.
 
-    Processes weigh their losses by the sizes of their parts of the batch; so weighed, this is the whole batch's mean.
+    `values` has `count` entries, for some of this process's `size` images. Losses are later averaged over processes,
+    weighted by `size`. So weighted, the parts add up to the mean over the whole batch.
     """
     counts, sizes = total(count, size)
     return values.sum() * (sizes / size) / max(counts, 1)
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """A tensor's sum over all processes, to be differentiated as often as you like if all of them take part in that."""
+    """The sum of a tensor over all processes, differentiable to any order if all processes take part."""
     found: Tensor = tensor if world() == 1 else _Sum.apply(tensor)
     return found
 
 
 class _Sum(torch.autograd.Function):
-    """Each process has the sum, so that the derivative of all their losses is the sum of what each finds."""
+    """All-reduce whose backward pass is an all-reduce."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -140,18 +131,5 @@ class _Sum(torch.autograd.Function):
 
 
 def handed_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The first process's tensors, on the CPU, in every process."""
+    """The tensors of the first process, on the CPU, in every process."""
     return shared([0], lambda _: tensors)[0]
-
-
-def _gathered(content: bytes) -> list[bytes]:
-    """The bytes of every process, in order of rank."""
-    size = torch.tensor([len(content)])
-    sizes = [torch.zeros_like(size) for _ in range(world())]
-    dist.all_gather(sizes, size)
-    most = max(int(one) for one in sizes)
-    mine = torch.zeros(most, dtype=torch.uint8)
-    mine[: len(content)] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-    everyone = [torch.zeros_like(mine) for _ in range(world())]
-    dist.all_gather(everyone, mine)
-    return [one[: int(size)].numpy().tobytes() for one, size in zip(everyone, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and where the project keeps them.
+"""Atomic, checksummed files, and the project's folder.
 
 Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 
 class InputError(ValueError):
-    """What was given cannot be used; the message names the value and what would be right."""
+    """Invalid input; the message names the value and what would be right."""
 
 
 def root() -> Path:
@@ -34,7 +34,7 @@ def root() -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or whole, never half.
+    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is never half-written.
 
     Raises InputError when the disk is full or the folder cannot be written.
     """
@@ -61,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically; floats that are not finite as words that float() reads."""
+    """Write `value` as indented JSON to `path` atomically; NaN and infinities as strings that float() reads."""
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -94,14 +94,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises InputError naming the file when it is not such a file or its checksum does not fit.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises its own types and, for odd headers, others
-        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
+    header, tensors = _read(path, whole=True)
     if header.get("checksum") != checksum(tensors):
         raise InputError(f"{path}: the checksum does not fit its content; delete it and start again")
     return tensors, _about(path, header)
@@ -109,14 +102,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_about(path: Path) -> dict[str, Any]:
     """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
+    return _about(path, _read(path, whole=False)[0])
+
+
+def _read(path: Path, whole: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in (file.keys() if whole else [])}
     except FileNotFoundError:
         raise
-    except Exception as error:  # as in `read_tensors`
+    except Exception as error:  # safetensors raises its own types and, for odd headers, others
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
-    return _about(path, header)
 
 
 def _about(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
@@ -144,7 +140,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest(model: nn.Module, data: Any, description: Any) -> str:
-    """SHA-256 over a model, an image set's images, labels and depth, and whatever else an outcome depends on."""
+    """SHA-256 over a model, an image set's images, labels and depth, and a JSON `description`."""
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
     digest.update(_content(model).encode())
@@ -158,7 +154,7 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
 
 
 def _content(model: nn.Module) -> str:
-    """SHA-256 over what a model computes with: its modules, their plain attributes, weights and all buffers."""
+    """SHA-256 over a model's modules, their plain attributes, weights and all buffers."""
     content = hashlib.sha256(repr(model).encode())
     for name, module in model.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
@@ -171,10 +167,10 @@ def _content(model: nn.Module) -> str:
 
 
 def described(value: Any) -> Any:
-    """Attacks, methods and settings as JSON holds them, by content and so the same in every process.
+    """A JSON description of an attack, method or settings by content, the same in every process.
 
-    Tensors and models by their values; functions and dataclasses by name and source, with what they close over or hold.
-    Raises TypeError for what has no such description.
+    Tensors and models are described by their values, functions and dataclasses by name, source and held values.
+    Raises TypeError for any other type.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
@@ -201,7 +197,7 @@ def described(value: Any) -> Any:
 
 @functools.cache
 def _source(code: Any) -> str:
-    """SHA-256 of the source of a function or class; empty where it has none, say in an interpreter."""
+    """SHA-256 of the source of a function or class; empty where there is no source file."""
     try:
         return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
     except (OSError, TypeError):

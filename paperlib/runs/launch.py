@@ -1,7 +1,7 @@
-"""One process a device, on this machine alone: what is started here meets in `distributed.py`.
+"""One process for each device, on this machine alone; `distributed.py` is what they say to each other.
 
-The processes find each other through a file in a folder that only this user can open, and talk over the loopback interface:
-nothing listens where another machine could reach it, and no server reads what anyone sends.
+The processes find each other through a file in a folder that only this user can open, and talk over the loopback
+interface. Nothing listens where another machine could reach it.
 """
 
 import os
@@ -11,34 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from paperlib.runs.distributed import MEETING, STARTED, expected
 
-# How the processes of a run are told that one of them is gone.
+# Errors that the other processes see when one of them dies.
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
-GRACE = 10.0  # seconds that a process has to end by itself
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def rank() -> int:
-    """Which of the processes that `launch` started this one is, before it has joined them; 0 for one that is alone."""
+    """This process's rank, also before it has joined the group."""
     return int(os.environ["LOCAL_RANK"]) if expected() > 1 else 0
 
 
 def launch(command: list[str], devices: int) -> tuple[int, str]:
-    """Run `command` once for each device; when one ends badly, so do the others. Its exit code, and what happened in words.
+    """Run `command` once for each device. Returns an exit code, and in words what went wrong.
 
-    Code 0 and no words where all ended well. Processors are shared out among the processes, unless OMP_NUM_THREADS says
-    how many threads each should have. Raises KeyboardInterrupt where the user ends it.
+    When one process fails, the others are ended. CPU cores are divided among the processes, unless OMP_NUM_THREADS is set.
+    Raises KeyboardInterrupt on Ctrl-C and on SIGTERM.
     """
     threads = str(max(1, (os.cpu_count() or 1) // devices))
     only = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
     failed: int | None = None
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as folder, _terminated_as_interrupted():
+    with tempfile.TemporaryDirectory(prefix="paperlib-") as folder:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started must not outlive it
         shared = {"OMP_NUM_THREADS": threads, **os.environ, **only, STARTED: str(devices), MEETING: f"{folder}/meeting"}
         try:
             for number in range(devices):
@@ -49,10 +47,9 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
                 if None not in codes:
                     break
                 time.sleep(0.1)
-        except _Terminated:
-            return 1, "ended by SIGTERM"
         finally:
             _end(processes)
+            signal.signal(signal.SIGTERM, before)
     if failed is None:
         return 0, ""
     code = processes[failed].returncode
@@ -61,7 +58,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End those that still run: they are asked to, and killed where they do not."""
+    """Terminate the processes, and kill those that are still there after GRACE seconds."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -71,21 +68,3 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-class _Terminated(Exception):
-    """SIGTERM came."""
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, SIGTERM raises, as SIGINT does: the processes that were started do not outlive this one."""
-
-    def raise_it(*_: Any) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, raise_it)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

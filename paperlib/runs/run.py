@@ -1,7 +1,7 @@
 """A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is true after a kill.
 
 `runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
-finished there is not computed again. A process holds the folder's lock while it works; the operating system lets go of it
+finished there is not computed again. A process holds the folder's lock while it works. The operating system releases it
 when the process dies, so a run that says "running" without a lock was killed.
 """
 
@@ -14,10 +14,8 @@ import platform
 import resource
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +31,6 @@ from paperlib.runs.settings import ANY_RUN, Settings
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
-ALIVE = ".alive"  # in a run's folder: touched every BEAT seconds by the process at work in it
-BEAT, SILENT = 20.0, 180.0  # seconds without which a run on another machine counts as killed
 PRESETS = ("quick", "laptop", "gpu", "paper")
 Found = TypeVar("Found")
 
@@ -63,7 +59,7 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
-    """Where the run with these settings lives: the same settings of the same version, the same folder."""
+    """The folder of the run with these settings, from a hash of settings and version."""
     values = {"version": __version__, **settings.model_dump(exclude=ANY_RUN)}
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     return root() / "runs" / notebook / f"{preset}-{key}"
@@ -73,7 +69,7 @@ def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Where the tensors go: the setting, or a GPU where there is one. Raises InputError where a GPU is asked in vain."""
+    """The device of the settings; `auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" != here:
         raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
@@ -89,19 +85,18 @@ class Run:
     settings: Any  # the study's own Settings
     folder: Path
     started: float = field(default_factory=time.time)
-    before: float = 0.0  # seconds of earlier sessions
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors go: the setting, or a GPU where there is one."""
+        """As `device_of` has it."""
         return device_of(self.settings)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
-        return f"<p>{self.notebook}, preset {self.preset}, in {_shown(self.folder)}</p><table>{rows}</table>"
+        return f"<p>{self.notebook}, preset {self.preset}, in {self.folder}</p><table>{rows}</table>"
 
     def finish(self) -> None:
-        """Write down that everything was computed, by all processes, and let go of the folder."""
+        """Mark the run as finished once all processes are here, and release its folder."""
         distributed.agreed(None)
         if distributed.rank():
             return
@@ -111,7 +106,7 @@ class Run:
 
 
 def given(kind: type[Settings], namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a notebook's `namespace` gives: what is not None, and what papermill's own cell assigns."""
+    """The settings in a notebook's `namespace` that are not None, and those that papermill's own cell assigns."""
     found = {name: namespace[name] for name in kind.model_fields if namespace.get(name) is not None}
     for source in namespace.get("In", []):
         if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
@@ -137,7 +132,7 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
         _leave(other)
     hold(folder)
-    run = Run(notebook, preset, settings, folder, before=_so_far(folder))
+    run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
@@ -148,15 +143,14 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most since it began."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path], Found]) -> Found | None:
-    """What `read` makes of the safetensors file that a recipe gave: of `file`, or of another run's at `elsewhere` in it.
+    """`read` applied to the safetensors file with this recipe: `file`, or another run's at `elsewhere` in its folder.
 
-    None where nobody followed the recipe yet. Raises InputError where `file` is damaged; another run's damaged file is not
-    this one's concern.
+    None where no run has it yet. Raises InputError where `file` is damaged; other runs' damaged files are passed over.
     """
     for other in (file, *(sorted(root().glob(f"runs/*/*/{elsewhere}")) if recipe else ())):
         try:
@@ -185,51 +179,31 @@ def _assignments(source: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"{name} = {ast.unparse(statement.value)}: should be a plain value") from None
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
-
-
 # Status ------------------------------------------------------------------------------------------------------------
 
 _locks: dict[Path, FileLock] = {}  # held by this process
 
 
 def hold(folder: Path) -> None:
-    """Take a run's folder for this process. Raises InputError when another is at work in it."""
+    """Take the lock of a run's folder. Raises InputError when another process has it."""
     if folder in _locks:
         return
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
     except Timeout:
-        raise InputError(f"{_shown(folder)}: {TAKEN}; wait for it or end it") from None
+        raise InputError(f"{folder}: {TAKEN}; wait for it or end it") from None
     _locks[folder] = lock
-    threading.Thread(target=_beat, args=(folder, lock), daemon=True).start()
-
-
-def _beat(folder: Path, lock: FileLock) -> None:
-    """Show other machines that this process is at work, for as long as it holds the folder, and say so where it stalls."""
-    told, since = "", time.time()
-    time.sleep(BEAT)
-    while _locks.get(folder) is lock:
-        with suppress(OSError):
-            (folder / ALIVE).touch()
-        with suppress(InputError, OSError, LookupError, TypeError, ValueError):
-            stalled = progress.stalled(folder, since)
-            if stalled and not told:
-                print(stalled, flush=True)
-            told = stalled
-        time.sleep(BEAT)
 
 
 def release(folder: Path) -> None:
-    """Let go of what `hold` took."""
+    """Release the lock that `hold` took."""
     if lock := _locks.pop(folder, None):
         lock.release()
 
 
 def _leave(folder: Path) -> None:
-    """Let go of a run that this process had begun; where it was not finished, it has stopped."""
+    """Release a run that this process began, and mark it as stopped if it was not finished."""
     if (about := status(folder))["state"] == "running":
         write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
     release(folder)
@@ -241,43 +215,26 @@ def _since(moment: float) -> float:
 
 def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    place = {"process": os.getpid(), "host": platform.node()}
     seconds = _since(run.started)  # of this session; trainings keep their own
-    place = {"before": run.before, "process": os.getpid(), "host": platform.node()}
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 
 
 def note_failure(folder: Path, error: str) -> None:
-    """Write down why the run in `folder` did not come to its end, where its own process could not."""
+    """Mark the run in `folder` as failed, where its own process could not."""
     write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
-def seconds_of(about: Mapping[str, Any]) -> float:
-    """What a run took until its last word, all sessions together. `about` is of `status`."""
-    return float(about["seconds"]) + float(about.get("before", 0.0))
-
-
-def _so_far(folder: Path) -> float:
-    """Seconds that a run has taken: of a session that was killed, until its last news."""
-    file = folder / "status.json"
-    if not file.exists():
-        return 0.0
-    about = _read_status(file)
-    return seconds_of(_until_killed(about, folder) if about["state"] == "running" else about)
-
-
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The status of a run that was killed: it took until its last news."""
-    return {**about, "state": "killed", "seconds": max(0.0, _heard(folder) - about["started"])}
+    """The status of a killed run; its seconds end when it last wrote its status or progress."""
+    files = [file for name in ("status.json", progress.NAME) if (file := folder / name).exists()]
+    heard = max(file.stat().st_mtime for file in files)
+    return {**about, "state": "killed", "seconds": max(0.0, heard - about["started"])}
 
 
 def _watch(run: Run) -> None:
-    """Note the error of a failed cell, and a kernel that ends before the run is finished."""
-
-    def at_exit() -> None:
-        if run.folder in _locks:
-            _leave(run.folder)
-
-    atexit.register(at_exit)
+    """Record the error of a failed cell, and the end of a kernel before the run is finished."""
+    atexit.register(lambda: _leave(run.folder) if run.folder in _locks else None)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
         return
@@ -300,52 +257,28 @@ def _watch(run: Run) -> None:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed or not started.
+    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed, unknown or not started.
 
-    Raises InputError where its file is damaged.
+    Unknown: it was at work on another machine, whose locks may not show here. Raises InputError where its file is damaged.
     """
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
     if _read_status(file)["state"] != "running" or _locked(folder):
         return _read_status(file)
-    content = _read_status(file)  # it may have ended well between the two looks
-    if content["state"] == "running" and not _at_work_elsewhere(content, folder):
-        return _until_killed(content, folder)
-    return content
+    about = _read_status(file)  # it may have ended well between the two looks
+    if about["state"] == "running" and (host := about.get("host", platform.node())) != platform.node():
+        return {**_until_killed(about, folder), "state": "unknown", "error": f"on {host}, cannot tell from here"}
+    return _until_killed(about, folder) if about["state"] == "running" else about
 
 
 def _read_status(file: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(file)
     whole = isinstance(about, dict) and "state" in about
-    times = [about.get("started"), about.get("seconds"), about.get("before", 0.0)] if whole else [None]
+    times = [about.get("started"), about.get("seconds")] if whole else [None]
     if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
         raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
     return about
-
-
-def _at_work_elsewhere(about: Mapping[str, Any], folder: Path) -> bool:
-    """Whether another machine is at work: locks do not always reach across a network's file system, a file's time does."""
-    return about.get("host", platform.node()) != platform.node() and _now_there(folder) - _heard(folder) < SILENT
-
-
-def _now_there(folder: Path) -> float:
-    """The time by the clock that gives the folder's files theirs, which may be another machine's."""
-    probe = folder / f".clock.{os.getpid()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:  # a folder that we may only read
-        return time.time()
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-def _heard(folder: Path) -> float:
-    """When the run in `folder` last gave a sign of itself: seconds since 1970."""
-    alive = folder / ALIVE
-    return max(progress.latest(folder), alive.stat().st_mtime if alive.exists() else 0.0)
 
 
 def _locked(folder: Path) -> bool:
@@ -364,7 +297,7 @@ def _locked(folder: Path) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit: what a reader needs to judge a number by."""
+    """Machine, versions and commit."""
     return {
         "paperlib": __version__,
         "commit": _commit(),

@@ -1,6 +1,7 @@
 """Settings: what can be set, of which type and in which range. Nothing runs before they are known to be right."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -33,7 +34,7 @@ FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECA
 
 
 def read_value(value: Any) -> Any:
-    """A value as YAML and papermill hand it over, read: fractions such as "8/255", "1e-3" and lists are no strings."""
+    """Convert a string from YAML or papermill to its value: fractions such as "8/255", numbers such as "1e-3", lists."""
     if isinstance(value, list):
         return [read_value(member) for member in value]
     if isinstance(value, dict):
@@ -43,7 +44,7 @@ def read_value(value: Any) -> Any:
     try:
         if match := FRACTION.fullmatch(value):
             return float(match[1]) / float(match[2])
-        if re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value, re.IGNORECASE):
+        if re.fullmatch(r"-?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
             return float(value)
         read = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, ZeroDivisionError):  # values: 1.2.3/4, and YAML's own dates and numbers
@@ -51,8 +52,14 @@ def read_value(value: Any) -> Any:
     return read if isinstance(read, str) else read_value(read)
 
 
+def as_options(given: Mapping[str, Any]) -> list[str]:
+    """Parameters as `paperlib run` takes them on its command line."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return [option for name, text in texts.items() for option in ("-p", f"{name}={text}")]
+
+
 class Settings(BaseModel):
-    """What every study has. Every field is required: a preset is complete and explicit."""
+    """The settings of every study. Every field is required, so that a preset is complete and explicit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -69,7 +76,7 @@ class Settings(BaseModel):
 
 
 class TrainingSettings(Settings):
-    """What `training.fit` needs to know."""
+    """The settings of `training.fit`."""
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]

@@ -1,4 +1,4 @@
-"""What a study's training costs on this machine, from single steps on random images: before its data are there."""
+"""Estimate the cost of a study's training on this machine from single steps on random images."""
 
 import importlib
 import pkgutil
@@ -22,11 +22,10 @@ IMAGENET100 = (125_000, 224, 100)  # training images (as DAAT, Section 5.1, has 
 
 
 def measure(notebook: str, settings: Any) -> pd.DataFrame:
-    """A step of each method of the study's `rehearsal` on random images: one row a method.
+    """One row for each method of the study's `rehearsal`, from a step on random images.
 
-    Columns: img/s; days, that the settings' epochs over all training images would take here at that rate, as if features
-    were aligned throughout; and, of the last method, the GiB that a step at the settings' batch size would take, drawn out
-    from small steps. Raises InputError for a study without a rehearsal.
+    Columns: img/s, and days for all epochs at that rate. The last method also has the memory of a step at the settings'
+    batch size in GiB, extrapolated from small batches. Raises InputError for a study without a rehearsal.
     """
     rehearsal = _rehearsals().get(notebook)
     if rehearsal is None:
@@ -79,7 +78,7 @@ def _rehearsals() -> dict[str, Callable[..., dict[str, Method]]]:
 
 
 def _extent(settings: Any) -> tuple[int, int, int]:
-    """Training images, pixels and classes: of ImageNet-100 as known, of other data by loading them."""
+    """Training images, pixels and classes: known for ImageNet-100, else from the loaded data."""
     if settings.data == "imagenet100":
         count, size, classes = IMAGENET100
         return settings.train_images or count, settings.image_size or size, classes
@@ -88,7 +87,7 @@ def _extent(settings: Any) -> tuple[int, int, int]:
 
 
 def _peak(device: str) -> int:
-    """Bytes: of the GPU's memory since its counter was reset, or of the process since it began."""
+    """Peak bytes of the GPU's memory since the last reset, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return peak_memory()
