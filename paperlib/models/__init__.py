@@ -33,6 +33,7 @@ from paperlib.models.architectures import (
     vit_conv,
     wide_resnet28,
 )
+from paperlib.models.summaries import summary
 
 __all__ = [
     "ARCHITECTURES",
@@ -61,6 +62,7 @@ __all__ = [
     "resnet18_bottleneck",
     "save_weights",
     "small_cnn",
+    "summary",
     "toy_net",
     "transformer",
     "vit14",
