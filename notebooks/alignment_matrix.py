@@ -25,8 +25,8 @@
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 #
 # `combinations`, which no paper tried, map a name to a base and what is added to it. Add your own:
 # `combinations = {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}`.
@@ -148,7 +148,7 @@ tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.")
 
 # %% [markdown]
 # How far is the nearest image that fools a model, by the attacks that look for it? The table has the median L2 distance of
-# the images that a model has right, and the ratio to PGD-AT's over those that both have right.
+# the images that a model has right. The ratio to PGD-AT's is over those that both have right.
 
 # %%
 nearest = subset(images.test, s.minimum_images, 0)

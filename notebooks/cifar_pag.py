@@ -21,8 +21,8 @@
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 #
 # STL-10 (Table 2) is `data = "stl10"` with `settings = {"eps_l2": 1.5, "batch_size": 32}`. Your own images are
 # `data = "folder:PATH"`.

@@ -21,8 +21,8 @@
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
@@ -109,8 +109,8 @@ terms = method.loss(training.build(s, images, s.seeds[0]).to(run.device), batch,
 {name: term.item() for name, term in terms.items()}
 
 # %% [markdown]
-# # Part 1: accuracy
-# ## Training
+# ## Part 1: accuracy
+# ### Training
 # Four rows of Table 1: standard training, PGD-AT, DAAT without the alignment (features alone), DAAT. Then the controls and
 # the sweep over λ. Each control has something else in place of $G$. It costs as much as DAAT; a depth network costs more.
 #
@@ -125,7 +125,7 @@ everything = trained | replaced
 tables.save(run, study.costs(training.histories(run), list(everything)), "cost", "Training time.", 2)
 
 # %% [markdown]
-# ## Table 1
+# ### Table 1
 # The last table has the differences to PGD-AT, image by image and over seeds. A difference that the interval does not tell
 # from zero is called that.
 
@@ -144,7 +144,7 @@ display(figures.attack_bars(run, rows))
 tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
 
 # %% [markdown]
-# ## Figure 3: over training, against ε, against λ
+# ### Figure 3: over training, against ε, against λ
 # Validation accuracy after each epoch, mean over seeds and their range. PGD-100 on test images. λ = 0 is DAAT without
 # alignment.
 
@@ -156,8 +156,8 @@ display(figures.panels(run, points, "epsilons", x=points.columns[1]))
 figures.panels(run, study.weight_points(s, summary), "weights", x="λ")
 
 # %% [markdown]
-# # Part 2: depth and Grad-CAM under attack
-# ## Figure 1 (a): does an attack on the classifier change the depth that a network sees?
+# ## Part 2: depth and Grad-CAM under attack
+# ### Figure 1 (a): does an attack on the classifier change the depth that a network sees?
 # The mean change of disparity over its spread, under the attack and under two kinds of noise that know nothing of the
 # classifier. One is the perturbation's own values at shuffled places. The other is random signs of the same size in the
 # attack's norm. The exact oracle cannot react, so a learned one stands in for it.
@@ -171,12 +171,12 @@ display(tables.save(run, evaluation.wide(depths), "depth_moved", "Change of disp
 figures.changes(run, "depth_changes", as_float(few.images)[:4], pairs, "disparity")
 
 # %% [markdown]
-# ## Figures 1 (b), 2 and 4: Grad-CAM under attack
+# ### Figures 1 (b), 2 and 4: Grad-CAM under attack
 # Grad-CAM of the true class before its ReLU, clean and adversarial, for the first seed. Contours are where the change is
 # large.
 #
-# The tables have the same as numbers over test images. *Clean and under attack*: the correlation of the two maps, half
-# their L1 distance, and, where the object's mask is known, the share of the positive evidence on it. *By ε*: the
+# The tables have the same as numbers over test images. *Clean and under attack*: the correlation of the two maps and half
+# their L1 distance. Where the object's mask is known, also the share of the positive evidence on it. *By ε*: the
 # correlation at other ε, as in Figures 2 and 4.
 
 # %%
@@ -193,28 +193,26 @@ by_eps = evaluation.wide(evaluation.summary(further)) if len(further) else None
 tables.save(run, by_eps, "cams_by_eps", "Correlation of Grad-CAM by factor of ε (×100).") if len(further) else "no other ε"
 
 # %% [markdown]
-# # Part 3: is it depth?
-# ## Does the attention follow the edges?
+# ## Part 3: is it depth?
+# ### Does the attention follow the edges?
 # The cosine of each block's attention with $G$, clean and under attack, beside that of uniform attention.
 
 # %%
 found = focus.by_image(run, everything, sample, focus.edge_cosines, attack=attack, target=study.target(s, size),
                        attentions=study.attentions(s, next(iter(trained["daat"].values()))))
-figures.panels(run, focus.points(evaluation.summary(found)), "attention", x="block", label="cosine")
+display(figures.panels(run, focus.points(evaluation.summary(found)), "attention", x="block", label="cosine"))
+gradients = focus.by_image(run, everything, sample, focus.gradient_place, oracle=study.oracle(s, size),
+                           operator=s.operator, eps=s.eps, norm=s.norm)
 
 # %% [markdown]
-# ## Is it depth, and does the gradient leave the flat regions?
+# ### Is it depth, and does the gradient leave the flat regions?
 # The table of controls has four things. Accuracy. The cosine with the edges of depth. The share of $\|\nabla_x L\|_1$ on the
 # tenth of the pixels with the strongest depth edges; 10 % is an even spread. Beside it stands the share on as many pixels
 # with the image's own strongest edges, which needs no depth. Last, the rise of the loss that an attack can reach to first
 # order: ε times the gradient's dual norm.
 
 # %%
-gradients = focus.by_image(run, everything, sample, focus.gradient_place, oracle=study.oracle(s, size),
-                           operator=s.operator, eps=s.eps, norm=s.norm)
 measures = evaluation.summary(evaluation.combine(study.edge_rows(found), gradients, stability))
-
-# %%
 kept = summary[summary["method"].isin(list(everything)) & (summary["measure"] != "autoattack")]
 beside = evaluation.wide(evaluation.combine(kept, measures[~measures["measure"].str.startswith("cam")]))
 against = evaluation.gaps(summary, "daat", ["clean", "pgd_10", "pgd_margin"])
@@ -222,7 +220,7 @@ display(tables.save(run, beside, "controls", "DAAT and what could stand in for d
 tables.save(run, against, "against_daat", "Difference to DAAT in points.", 1)
 
 # %% [markdown]
-# ## Proposition 1, tried
+# ### Proposition 1, tried
 # A linear classifier of two classes has weights on the quarter of the pixels with the most depth edges. It is compared with
 # one on all pixels, one off the edges, and one on as many random pixels. Each is trained by logistic regression, and again
 # under the worst perturbation, which has a closed form.
@@ -243,7 +241,7 @@ display(tables.save(run, linear_rows, "proposition", "A linear classifier on som
 tables.save(run, bounds, "bounds", "The smallest Δ/γ with weights on some of the pixels.", 3)
 
 # %% [markdown]
-# # Part 4: audit and verdicts
+# ## Part 4: audit and verdicts
 # Signs that gradients are masked rather than the model robust. A figure marked with ! is beyond its threshold.
 
 # %%
@@ -253,7 +251,7 @@ display(tables.save(run, checks, "audit", "Signs of masked gradients."))
 evaluation.flags(table, strong, curve)
 
 # %% [markdown]
-# ## Verdicts
+# ### Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
 # half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
 # paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the

@@ -23,8 +23,8 @@
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
@@ -83,23 +83,20 @@ models.summary(network, images.train.images.shape[1:])
 # The summary prints "$\alpha \mathcal{L} - \beta\,$GFA". With GFA the cosine, that is the same. With GFA the penalty, it
 # would turn the gradients away. Further down the summary has "$1 - \cos$" itself, which is minimised here. The other
 # choices are listed at the head of the module.
-
-# %%
-source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss)
-
-# %% [markdown]
+#
 # One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
 # call to follow it. β rises over the training (`ramp`), so here it is about half of its value.
 
 # %%
+display(source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss))
 names, attack = study.layers(s, images), study.selection_attack(s)
 batch, step = training.one_batch(run, images)
 terms = study.methods(s, names)["first" if "first" in s.methods else s.methods[0]].loss(network, batch, step)
 {name: term.item() for name, term in terms.items()}
 
 # %% [markdown]
-# # Part 1: training and alignment
-# ## FIRST and DEEP on a three-layer MLP
+# ## Part 1: training and alignment
+# ### FIRST and DEEP on a three-layer MLP
 # The sanity check that the summary proposes. Does the alignment reach images that were not trained on?
 
 # %%
@@ -119,28 +116,27 @@ tables.save(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)
               "MLP: accuracy (%).") if small else "no MLP at this preset"
 
 # %% [markdown]
-# ## Training
+# ### Training
 # Every method from the same initial weights, under the same task loss. The gradient penalty makes the gradient small
 # whatever its direction. What it does alone does not come from the alignment.
+#
+# Does the alignment generalise? The table has the cosine at each layer's input, in evaluation mode, as an attack meets the
+# network.
 
 # %%
 trained = training.train_each(run, study.methods(s, names), images, attack)
 judge = training.judge(run, images, baselines.Standard(s.task))
-figures.training_curves(run, training.histories(run, trained), ["clean_accuracy", "robust_accuracy", "total"])
-
-# %% [markdown]
-# ## Does the alignment generalise?
-# The first table has the cosine at each layer's input, in evaluation mode, as an attack meets the network.
-#
-# What is a high cosine worth by itself? The *twin* is the standard model with a term added to every output. The term is a
-# multiple of the mean square of the first layer's input. Decisions, margins, cross-entropy and the distance to the
-# boundary stay the same. The squared error now rises along the image. So a cosine near one needs no robustness, and an
-# attack that follows the squared error is led astray.
-
-# %%
+display(figures.training_curves(run, training.histories(run, trained), ["clean_accuracy", "robust_accuracy", "total"]))
 parts = {"train images": subset(images.train, s.landscape_images, 0), "test images": subset(images.test, s.landscape_images, 0)}
 cosines = study.cosine_table(run, trained, parts, names)
 tables.save(run, cosines, "cosines", "Mean cosine of loss gradient and layer input.", 3)
+
+# %% [markdown]
+# ### What is a high cosine worth?
+# The *twin* is the standard model with a term added to every output. The term is a
+# multiple of the mean square of the first layer's input. Decisions, margins, cross-entropy and the distance to the
+# boundary stay the same. The squared error now rises along the image. So a cosine near one needs no robustness, and an
+# attack that follows the squared error is led astray.
 
 # %%
 twins, sample = {"standard": trained["standard"], "twin": study.twins(trained["standard"], names[0])}, parts["test images"]
@@ -150,7 +146,7 @@ beside["cosine", "here"] = study.first_cosines(run, {s.task: twins}, sample)
 tables.save(run, beside, "twin", "A twin of the same decisions: accuracy (%) and cosine.", 2)
 
 # %% [markdown]
-# # Part 2: the landscape
+# ## Part 2: the landscape
 # First figure: the task loss over the plane of the radial and the adversarial tangential direction. It is the mean over
 # test images, with the same colours in every panel. Second figure: the loss along each direction.
 
@@ -159,7 +155,7 @@ display(figures.landscapes(run, landscape.surfaces(run, trained, sample), s.land
 figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="distance", label="change of the task loss")
 
 # %% [markdown]
-# ## Radial or tangential?
+# ### Radial or tangential?
 # The paper's theory speaks of this, but never tests it. PGD in L2 (margin loss) must stay within an angle of the radial
 # line, or of the tangential plane. At 90 degrees both are free. A clamp to [0,1] would break the angle, so points may
 # leave it.
@@ -172,10 +168,15 @@ display(figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones"
 figures.panels(run, landscape.amplification(run, trained, sample, attack), "amplification", x="depth", label="‖Δh‖ / ‖h‖")
 
 # %% [markdown]
-# # Part 3: accuracy
-# ## Accuracy under every attack
+# ## Part 3: accuracy
+# ### Accuracy under every attack
 # FGSM and PGD on cross-entropy, as libraries run them. PGD also follows the loss that the network was trained on, and the
 # margin. All other attacks run on fewer images. DeepFool, EAD, C&W and DDN count here within the L2 ball of `eps_l2`.
+#
+# The last table asks how far the boundary is, by minimum-norm attacks in L2. It has the median distance of the images that a
+# model has right; a failed attack counts as infinitely far. The ratio to the standard model's distance is over the images
+# that both have right, with a bootstrap interval. DeepFool overstates the distance of robust models. DDN is the stronger
+# attack.
 
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))
@@ -189,20 +190,12 @@ same = evaluation.same_images(table, ["pgd_margin"], images.test, len(some))
 summary = evaluation.summary(evaluation.combine(table, same, strong, study.distance_rows(distances, s.eps_l2), pixel))
 beside = claims.beside("gfa", "reported", summary)
 display(tables.save(run, beside, "accuracy", "Accuracy (%); the paper gives differences alone."))
-figures.attack_bars(run, summary)
-
-# %% [markdown]
-# ## How far to the boundary?
-# Minimum-norm attacks in L2: the median distance of the images that a model has right; a failed attack counts as
-# infinitely far. The ratio to the standard model's distance is over the images that both have right, with a bootstrap
-# interval. DeepFool overstates the distance of robust models. DDN is the stronger attack.
-
-# %%
+display(figures.attack_bars(run, summary))
 display(tables.save(run, distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3))
 figures.distance_curves(run, distances)
 
 # %% [markdown]
-# ## β, the task loss, other architectures
+# ### β, the task loss, other architectures
 # *uncentred* has images in [0,1], where they are all nearly parallel to a constant. Elsewhere here they are in [-1,1].
 # *first_literal* has the sign as the summary prints it. It pushes the gradient away from the image.
 
@@ -223,16 +216,18 @@ beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(besi
 tables.save(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
 
 # %% [markdown]
-# # Part 4: the trial
+# ## Part 4: the trial
 # Three signs come first: the size of the gradients that attacks follow, the audit's signs of masked gradients, and
 # accuracy against ε. A robust model falls to nothing as ε grows. Then the question: do the paper's own attacks say the same
 # as the best of all attacks, image by image? Among these are AutoAttack, Square, transfer, restarts, and one made for this
-# defence:
+# defence.
+#
+# The last table is on the paper's basis. Reviews of the paper say that it counts only images which *all* models classify
+# correctly when clean. Here are the same attacks on those images, for standard training, PGD-AT, FIRST and DEEP with all
+# seeds.
 
 # %%
-source.show(study.adaptive, trial.judge)
-
-# %%
+display(source.show(study.adaptive, trial.judge))
 sizes = landscape.gradient_sizes(run, trained, sample, s.task)
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps_linf, norm="linf", transfer_from=judge)
 display(tables.save(run, sizes, "gradients", "Length of the input gradients.", 4))
@@ -247,20 +242,13 @@ trials = trial.judge(everything, audit.signs(run), len(images.test.classes))
 # %%
 display(tables.save(run, trials, "trial", "Own attacks, and the best of all, image by image (%)."))
 display(figures.panels(run, trial.points(trials, curve), "trial", x="x", label="accuracy (%)"))
-evaluation.flags(table, strong, pixel, curve, more)
-
-# %% [markdown]
-# ## On the paper's basis
-# Reviews of the paper say that it counts only images which *all* models classify correctly when clean. Here are the same
-# attacks on those images, for standard training, PGD-AT, FIRST and DEEP with all seeds.
-
-# %%
+display(evaluation.flags(table, strong, pixel, curve, more))
 joint = study.jointly_correct(everything)
 on_joint = evaluation.wide(evaluation.summary(joint)) if len(joint) else "no image is right under all models"
 tables.save(run, on_joint, "joint", "Accuracy (%) on jointly correct images.") if len(joint) else on_joint
 
 # %% [markdown]
-# ## Verdicts
+# ### Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
 # half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
 # paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
@@ -269,11 +257,8 @@ tables.save(run, on_joint, "joint", "Accuracy (%) on jointly correct images.") i
 
 # %%
 rows = [everything[everything["measure"] == "worst"], landscape.flatness(run, trained, sample), *[joint] * bool(len(joint))]
-by_image = [evaluation.summary(each) for each in rows]
-aligned = evaluation.summary(study.cosine_rows(run, trained, parts, names[0]))
-measured = study.measured([summary, others, study.ratio_rows(distances, "standard"), *by_image], aligned)
-
-# %%
+aligned, ratios = evaluation.summary(study.cosine_rows(run, trained, parts, names[0])), study.ratio_rows(distances, "standard")
+measured = study.measured([summary, others, ratios, *map(evaluation.summary, rows)], aligned)
 verdicts = claims.judge("gfa", run, measured, len(images.test.classes), audit.signs(run))
 run.finish()
 claims.show(verdicts)

@@ -19,8 +19,8 @@
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper

@@ -15,15 +15,15 @@
 # the interpolation of the outputs on the clean views. The paper reports that accuracy and robustness rise together.
 #
 # This notebook repeats the proof of concept behind the first idea. It trains RAAT, RAAT++ and RAAT# beside the four
-# baselines. It adds what the paper leaves out: the alignment that it defines but never measures, a control for the twofold
-# batch, and the comparison at equal training *time*.
+# baselines. It adds what the paper leaves out. It measures the alignment that the paper defines but never reports. It
+# has a control for the twofold batch, and compares at equal training *time*.
 
 # %% [markdown]
 # ## Settings
 # Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
 # says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says,
-# and the text `"null"` is no value at all. Unknown names are refused, with a list of those allowed.
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
 #
 # Table 5 is `norm = "l2"`. CIFAR-100 is `data = "cifar100"`. Tiny-ImageNet is `data = "tiny_imagenet"` with
 # `settings = {"stem_stride": 2}`. WRN-28-10 is `settings = {"model": "wide_resnet28", "width": 160}`. Your own images are
@@ -82,11 +82,7 @@ models.summary(network, images.train.images.shape[1:])
 # In the equations, $x''$ comes from a fresh attack of radius $\eta\epsilon$ (`form = "text"`, Equations 8 and 9). The
 # authors' code makes no second attack: $x'' = x + \eta(x' - x)$, and a boundary sample is wrong on $x'$ too. That is
 # `form = "code"`, the default, since it made their tables.
-
-# %%
-source.show(raat.partition, raat.Partition)
-
-# %% [markdown]
+#
 # ## The methods
 # PGD-AT, TRADES, MART and Cons-AT are as in Table 4 and in their code. RAAT adds to PGD-AT
 #
@@ -98,26 +94,22 @@ source.show(raat.partition, raat.Partition)
 #
 # In the authors' code β mixes *logits* at temperature 0.5, and RAAT++ weighs MART's KL term by 6. Misclassified samples
 # keep the full $x'$. The module's table lists every difference. `form = "text"` is the printed version.
-
-# %%
-source.show(raat.RAAT.loss, raat.dicar, baselines.jensen_shannon)
-
-# %% [markdown]
+#
 # One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
 # call to follow it.
 
 # %%
+display(source.show(raat.partition, raat.Partition, raat.RAAT.loss, raat.dicar, baselines.jensen_shannon))
 methods_here = study.methods(s)
 batch, step = training.one_batch(run, images)
 terms = methods_here["raat" if "raat" in s.methods else s.methods[0]].loss(network, batch, step)
 {name: term.item() for name, term in terms.items()}
 
 # %% [markdown]
-# # Part 1: training
-# ## Figure 2: does the perturbation of boundary samples matter?
-# The proof of concept of Section 2.1. The baseline is PGD-AT that sees misclassified samples clean. Then one of three
-# things changes: the perturbation of one part of the samples is scaled to the threshold, or to nothing, or the threshold
-# moves. The paper finds that robustness hardly depends on the boundary samples' perturbation, but on that of the others.
+# ## Part 1: training
+# ### Figure 2: does the perturbation of boundary samples matter?
+# The proof of concept of Section 2.1. The baseline is PGD-AT that sees misclassified samples clean. Then the
+# perturbation of one part of the samples is scaled to the threshold or to nothing. Or the threshold moves. The paper finds that robustness hardly depends on the boundary samples' perturbation, but on that of the others.
 #
 # The paper does not say how few boundary samples there are: see the second figure, of shares of the training batches. Nor
 # does it spare as many right samples drawn at *random*, which is the control here. The curves are accuracies on the
@@ -139,7 +131,7 @@ if studied:
 figures.panels(run, shares, "shares", x="epoch", label="share of samples (%)") if studied else "no Figure 2 at this preset"
 
 # %% [markdown]
-# ## Figures 1 and 3: the boundary in the plane
+# ### Figures 1 and 3: the boundary in the plane
 # The paper sketches how PGD-AT fragments the decision boundary and RAAT does not. On points in the plane it can be drawn
 # and measured: connected regions of one prediction, and the length of the line between them. The dashed wave is the true
 # boundary.
@@ -160,7 +152,7 @@ display(tables.save(run, fragments, "toy", "The toy: mean and deviation over see
 figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", label="")
 
 # %% [markdown]
-# ## All trainings
+# ### All trainings
 # Every method from the same initial weights. PGD-AT is trained once more for as long as RAAT takes. RAAT#, and WA, which is
 # PGD-AT with the same weight averaging, have the settings `sharp` in place of the others. These are ReBAT's network,
 # schedule and average.
@@ -174,20 +166,15 @@ ablated = parts | training.train_each(run, study.sweep_methods(s), images, val_a
 networks = trained | longer | averaged
 
 # %% [markdown]
-# # Part 2: results
-# ## What it costs
-# A gain of one point at three times the cost should be seen as such. *PGD-AT, long* is meant to take RAAT's training time.
-# It counts in that comparison only where the two agree to within a tenth. Validation time is left out. Times are this
-# machine's, and mean something only if nothing else ran on it. The table follows below, with the accuracies.
-
-# %%
-figures.panels(run, study.time_curves(training.histories(run), list(networks)), "time", x="minutes")
-
-# %% [markdown]
-# ## Tables 1, 2, 3 and 5
+# ## Part 2: results
+# ### Tables 1, 2, 3 and 5
 # PGD-10, PGD-100, C&W and AutoAttack. The attack C&W is not in the authors' release; here it is PGD-100 on the margin,
 # κ = 50. Mean and NRR are those of clean accuracy and AutoAttack, on the images that AutoAttack has seen. Low and high are
 # the 95 % interval, of test sample and seeds together.
+#
+# What does it cost? A gain of one point at three times the cost should be seen as such. *PGD-AT, long* is meant to take
+# RAAT's training time. It counts in that comparison only where the two agree to within a tenth. Validation time is left
+# out. Times are this machine's, and mean something only if nothing else ran on it.
 
 # %%
 table = evaluation.evaluate_each(run, networks | ablated | studied, images.test, study.attacks(s))
@@ -202,11 +189,12 @@ reported = study.case(s)
 main = summary[summary["method"].isin(networks) & (summary["measure"] != "defect")]
 display(tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's."))
 display(tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's."))
-figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
+display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported)))
+figures.panels(run, study.time_curves(training.histories(run), list(networks)), "time", x="minutes")
 
 # %% [markdown]
-# The row ↑ (%) of Tables 1 and 5 is the gain of the better of RAAT and RAAT++ over the best of the four others, in percent
-# of it. Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test images
+# The row ↑ (%) of Tables 1 and 5 is a gain in percent: of the better of RAAT and RAAT++ over the best of the four others.
+# Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test images
 # on both sides, as the paper does.
 #
 # Table 2 (CIFAR-100) quotes other methods' numbers, from their own papers or from Liu et al. Table 3 has the best among
@@ -222,55 +210,49 @@ display(tables.save(run, claims.quoted("raat", third, main, owned), third, "Tabl
 tables.save(run, study.costs(training.histories(run), main, list(networks)), "cost", "Training time and accuracy (%).", 2)
 
 # %% [markdown]
-# ## Robust Alignment, measured
+# ### Robust Alignment, measured
 # Definition 1 asks of every layer $h(x + \mu\Delta) - h(x) = \mu\,(h(x + \Delta) - h(x))$. The paper never reports how far
 # a model is from it. The *defect* here is the norm of the difference, over the mean of $\|h(x + \Delta) - h(x)\|$. So a
 # layer that merely responds less does not count as aligned. Zero is aligned. It is a mean over μ = ¼, ½, ¾, and over test
 # images under PGD-10. The change itself, which robust training shrinks, stands beside it for the last layers.
 #
 # The last table is the partition of the test images under each finished model, in both forms.
+#
+# ### Figure 5: components, η, λ
+# *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea. It shows what the twofold
+# batch alone brings. The components have the run's seeds, except those in `one_seed`. The sweeps over η and λ have one.
 
 # %%
 partition = study.shares_each(run, networks, subset(images.test, s.audit_images, 0))
 display(figures.panels(run, study.defect_points(defects), "defect", x="layer", label="Robust Alignment defect"))
 display(tables.save(run, study.defect_table(defects), "defect", "Defect, and size of the change, at the last layers.", 3))
-tables.save(run, partition, "partition", "Shares (%).")
-
-# %% [markdown]
-# ## Figure 5: components, η, λ
-# *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea. It shows what the twofold
-# batch alone brings. The components have the run's seeds, except those in `one_seed`. The sweeps over η and λ have one.
-
-# %%
+display(tables.save(run, partition, "partition", "Shares (%)."))
 figures.panels(run, study.ablation_points(s, summary), "figure5", x="x", label="accuracy (%)")
 
 # %% [markdown]
-# # Part 3: theory
-# ## Theorem 1: the Gaussian model
+# ## Part 3: theory
+# ### Theorem 1: the Gaussian model
 # One labelled sample classifies well and is not robust. $O(\sqrt{d})$ unlabelled samples and consistency close the gap.
 # Errors are exact given the classifier, so only the draw of samples is simulated.
 #
 # The theorem asks for σ ≤ d^¼/32. There a gap opens only beyond the dimension printed below. So σ is larger here:
 # `gaussian_spread` · d^¼.
+#
+# ### Theorem 2: what DICAR asks of the derivatives
+# Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda f(\dot{x})
+# + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first terms, up to
+# order K, leave of that distance, on a smooth random network.
 
 # %%
 gaps = gaussian.gaps(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, 1.0, s.gaussian_trials)
 needed = gaussian.samples_needed(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, s.gaussian_trials)
 print(f"onset here: d = {gaussian.onset(s.gaussian_spread, s.gaussian_eps):,.0f}; at σ = d^¼/32: "
       f"d = {gaussian.onset(1 / 32, s.gaussian_eps):,.0f}")
-figures.gaussian(run, gaps, needed)
-
-# %% [markdown]
-# ## Theorem 2: what DICAR asks of the derivatives
-# Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda f(\dot{x})
-# + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first terms, up to
-# order K, leave of that distance, on a smooth random network.
-
-# %%
+display(figures.gaussian(run, gaps, needed))
 tables.save(run, interpolation.remainders(), "theorem2", "Share that the sum up to order K leaves.", 5)
 
 # %% [markdown]
-# # Part 4: audit and verdicts
+# ## Part 4: audit and verdicts
 # Signs that gradients are masked rather than the model robust, for the first model of each method. A figure marked with !
 # is beyond its threshold.
 
@@ -281,7 +263,7 @@ display(tables.save(run, checks, "audit", "Signs of masked gradients."))
 evaluation.flags(table, strong, auto)
 
 # %% [markdown]
-# ## Verdicts
+# ### Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
 # half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
 # paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
