@@ -173,10 +173,10 @@ tables.save(run, by_model[measured], "measures", "Alignment of each model.", 3)
 
 # %% [markdown]
 # ## Which measure tells?
-# Spearman's rank correlation over models with accuracy under AutoAttack, and under PGD on the margin, which has more images.
-# Then what is left of it beside the size of the gradient, which is what alignment may come down to. The intervals resample
-# methods. Models that have hardly learnt are left out, which at quick sizes may leave none. An attack takes little from
-# them, whatever their gradients are like.
+# Spearman's rank correlation over models with accuracy under AutoAttack, and under PGD on the margin, which has more
+# images. Then what is left of it beside the size of the gradient, which is what alignment may come down to. The intervals
+# resample methods. Models that have hardly learnt are left out, which at quick sizes may leave none. An attack takes
+# little from them, whatever their gradients are like.
 
 # %%
 learnt = measures.learnt(by_model, table, len(images.test.classes))

@@ -206,10 +206,10 @@ gradients = focus.by_image(run, everything, sample, focus.gradient_place, oracle
 
 # %% [markdown]
 # ### Is it depth, and does the gradient leave the flat regions?
-# The table of controls has four things. Accuracy. The cosine with the edges of depth. The share of $\|\nabla_x L\|_1$ on the
-# tenth of the pixels with the strongest depth edges; 10 % is an even spread. Beside it stands the share on as many pixels
-# with the image's own strongest edges, which needs no depth. Last, the rise of the loss that an attack can reach to first
-# order: ε times the gradient's dual norm.
+# The table of controls has four things. Accuracy. The cosine with the edges of depth. The share of $\|\nabla_x L\|_1$ on
+# the tenth of the pixels with the strongest depth edges; 10 % is an even spread. Beside it stands the share on as many
+# pixels with the image's own strongest edges, which needs no depth. Last, the rise of the loss that an attack can reach to
+# first order: ε times the gradient's dual norm.
 
 # %%
 measures = evaluation.summary(evaluation.combine(study.edge_rows(found), gradients, stability))

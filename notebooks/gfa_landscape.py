@@ -85,7 +85,7 @@ models.summary(network, images.train.images.shape[1:])
 # choices are listed at the head of the module.
 #
 # One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it. β rises over the training (`ramp`), so here it is about half of its value.
+# call to follow it. β rises over the training (`ramp`), so here it is smaller than at the end.
 
 # %%
 display(source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss))
@@ -173,10 +173,10 @@ figures.panels(run, landscape.amplification(run, trained, sample, attack), "ampl
 # FGSM and PGD on cross-entropy, as libraries run them. PGD also follows the loss that the network was trained on, and the
 # margin. All other attacks run on fewer images. DeepFool, EAD, C&W and DDN count here within the L2 ball of `eps_l2`.
 #
-# The last table asks how far the boundary is, by minimum-norm attacks in L2. It has the median distance of the images that a
-# model has right; a failed attack counts as infinitely far. The ratio to the standard model's distance is over the images
-# that both have right, with a bootstrap interval. DeepFool overstates the distance of robust models. DDN is the stronger
-# attack.
+# The last table asks how far the boundary is, by minimum-norm attacks in L2. It has the median distance of the images that
+# a model has right; a failed attack counts as infinitely far. The ratio to the standard model's distance is over the
+# images that both have right, with a bootstrap interval. DeepFool overstates the distance of robust models. DDN is the
+# stronger attack.
 
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))

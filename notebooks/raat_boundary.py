@@ -100,16 +100,17 @@ models.summary(network, images.train.images.shape[1:])
 
 # %%
 display(source.show(raat.partition, raat.Partition, raat.RAAT.loss, raat.dicar, baselines.jensen_shannon))
-methods_here = study.methods(s)
+defences = study.methods(s)
 batch, step = training.one_batch(run, images)
-terms = methods_here["raat" if "raat" in s.methods else s.methods[0]].loss(network, batch, step)
+terms = defences["raat" if "raat" in s.methods else s.methods[0]].loss(network, batch, step)
 {name: term.item() for name, term in terms.items()}
 
 # %% [markdown]
 # ## Part 1: training
 # ### Figure 2: does the perturbation of boundary samples matter?
-# The proof of concept of Section 2.1. The baseline is PGD-AT that sees misclassified samples clean. Then the
-# perturbation of one part of the samples is scaled to the threshold or to nothing. Or the threshold moves. The paper finds that robustness hardly depends on the boundary samples' perturbation, but on that of the others.
+# The proof of concept of Section 2.1. The baseline is PGD-AT that sees misclassified samples clean. Then the perturbation
+# of one part of the samples is scaled to the threshold or to nothing. Or the threshold moves. The paper finds that
+# robustness hardly depends on the boundary samples' perturbation, but on that of the others.
 #
 # The paper does not say how few boundary samples there are: see the second figure, of shares of the training batches. Nor
 # does it spare as many right samples drawn at *random*, which is the control here. The curves are accuracies on the
@@ -158,7 +159,7 @@ figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", labe
 # schedule and average.
 
 # %%
-trained = training.train_each(run, methods_here, images, val_attack, s.one_seed)
+trained = training.train_each(run, defences, images, val_attack, s.one_seed)
 longer = training.train_each(run, study.long_methods(s), images, val_attack, seeds=s.seeds[:1], epochs=s.long_epochs or 1)
 averaged = training.train_each(run, study.sharp_methods(s), images, val_attack, seeds=s.seeds[:1], **s.sharp)
 parts = training.train_each(run, study.component_methods(s), images, val_attack, s.one_seed)
@@ -239,9 +240,9 @@ figures.panels(run, study.ablation_points(s, summary), "figure5", x="x", label="
 # `gaussian_spread` · d^¼.
 #
 # ### Theorem 2: what DICAR asks of the derivatives
-# Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda f(\dot{x})
-# + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first terms, up to
-# order K, leave of that distance, on a smooth random network.
+# Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda
+# f(\dot{x}) + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first
+# terms, up to order K, leave of that distance, on a smooth random network.
 
 # %%
 gaps = gaussian.gaps(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, 1.0, s.gaussian_trials)
