@@ -10,83 +10,43 @@
 # # PAG on images: does a classifier become robust when its gradients point toward class representatives?
 #
 # Section 5.2 of *Do Perceptually Aligned Gradients Imply Adversarial Robustness?* (Ganz, Kawar & Elad, ICML 2023), with
-# Tables 1–4 and Figures 2, 4 and 5. A ResNet-18 sees clean images only; beside the cross-entropy, its input gradients are
-# trained to point from each image toward a representative of each class. The paper reports about 50 % accuracy under an L2
-# attack where plain training has 0 %, without any adversarial training.
+# Tables 1–4 and Figures 2, 4 and 5. A ResNet-18 sees clean images only. Beside the cross-entropy, its input gradients
+# are trained to point from each image toward a representative of each class. The paper reports about 50 % accuracy under
+# an L2 attack, without adversarial training. Plain training has 0 %.
 #
-# This notebook trains every source of targets, puts the numbers beside the paper's, and asks what the paper does not:
-# whether the robustness survives AutoAttack, and whether the gradients are masked.
+# This notebook trains every source of targets and puts the numbers beside the paper's. It also asks what the paper does
+# not: does the robustness survive AutoAttack, and are the gradients masked?
 
 # %% [markdown]
 # ## Settings
-# A preset says everything; a parameter that is not `None` overrides it (`"null"` sets what may be nothing). STL-10 (Table 2) is `data = "stl10"`,
-# `eps_l2 = 1.5`, `batch_size = 32`; your own images are `data = "folder:PATH"`.
+# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
+# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+#
+# STL-10 (Table 2) is `data = "stl10"` with `settings = {"eps_l2": 1.5, "batch_size": 32}`. Your own images are
+# `data = "folder:PATH"`.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = None  # scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
-seeds: list = None  # one training with each source for each seed
-sources: list = None  # one_image · class_mean · nearest_neighbor · kmeans · rigd_linf · rigd_l2 · published
-weights: dict = None  # λ of each source
-classes_per_step: int = None  # K of the C classes a step
-class_draw: str = None  # per_image · per_batch: who draws the K classes
-passes: int = None  # 1 · 2: one forward pass for both terms, or a second one as in the authors' code
-early_weight: float = None  # factor on λ in the first half of the training
-published_targets: str = None  # folder of the authors' target gradients, for the source published
-gradient: str = None  # log_softmax (the authors' code) or logit (Equation 1 as printed)
-class_mean_constant: float = None
-neighbors: int = None  # sample size of Nearest Neighbor, per class
-clusters: int = None  # centroids per class
-teacher_epochs: int = None
-teacher_steps: int = None
-teacher_learning_rate: float = None
-teacher_linf: str = None  # file of a published robust ResNet-50, instead of training a teacher
-teacher_l2: str = None
-sweep_weights: list = None  # λ of Figure 5
-sweep_epsilons: list = None  # factors of ε in the sweep over ε
-score_images: int = None
-score_eps: float = None
-score_steps: int = None
-train_images: int = None
-validation_images: int = None
-test_images: int = None
-image_size: int = None
-model: str = None  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
-width: int = None
-normalisation: str = None  # none · half · cifar10
-stem_stride: int = None
-eps_linf: float = None
-eps_l2: float = None
-attack_steps: int = None
-autoattack_images: int = None
-autoattack_norms: list = None
-sweep_images: int = None
-audit_images: int = None
-epochs: int = None
-batch_size: int = None
-optimizer: str = None  # sgd · adam · adamw
-learning_rate: float = None
-momentum: float = None
-weight_decay: float = None
-schedule: str = None  # constant · step · cosine · one_cycle
-milestones: list = None
-decay: float = None
-clip: float = None
-ema: float = None
-ema_start: float = None  # share of the epochs before which the average is a copy
-bf16: bool = None
-channels_last: bool = None
-sync_batch_norm: bool = None  # on several devices: of all their images
-crop_padding: int = None
-crop_fill: float = None  # or reflect
-flip: bool = None
-selection: str = None  # mean · robust · last: what an epoch is chosen by
-device: str = None  # auto · cpu · cuda
-devices: int = None  # that share the work, from the command line alone
-venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
+data: str = "scenes"  # scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
+seeds: list = [0]  # one training with each source for each seed
+sources: list = ["one_image", "class_mean", "nearest_neighbor"]  # also kmeans · rigd_linf · rigd_l2 · published
+weights: dict = {"one_image": 0.1, "class_mean": 0.1, "nearest_neighbor": 0.1}  # λ of each source; "null": Table 3's
+gradient: str = "log_softmax"  # log_softmax (the authors' code) · logit (Equation 1 as printed)
+classes_per_step: int = 1  # K of the C classes a step; "null": all
+model: str = "small_cnn"  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
+epochs: int = 7  # of each training
+train_images: int = 2000  # "null": all
+test_images: int = 200  # "null": all
+eps_l2: float = 0.5  # ε of the L2 attacks, images in [0,1]
+autoattack_images: int = 20  # test images for AutoAttack
+settings: dict = {}  # any other setting by name
 
 # %%
-from paperlib import audit, claims, evaluation, figures, studies, training
+from IPython.display import display
+
+from paperlib import audit, claims, evaluation, figures, models, studies, training
 from paperlib.claims import power
 from paperlib.data import load, subset
 from paperlib.figures import source, tables
@@ -94,38 +54,34 @@ from paperlib.methods import pag
 from paperlib.studies import pag as study
 
 run = studies.start("cifar_pag", globals())
-run
-
-# %% [markdown]
-# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
-
-# %%
+display(run)
 power.show(run, study.plan(run.settings))
 
 # %% [markdown]
-# ## Data
-# Inputs are in [0,1]; ε is in the same units. Part of the training images is held out, and for every method alike the epoch
-# is chosen on it by the mean of clean accuracy and accuracy under L2 PGD-10.
+# ## Data and network
+# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out. On it the epoch is chosen for
+# every method alike, by the mean of clean accuracy and accuracy under L2 PGD-10.
 
 # %%
 s = run.settings
 images = load(s.data, train_images=s.train_images, validation_images=s.validation_images,
               test_images=s.test_images, image_size=s.image_size, seed=0)
-figures.contact_sheet(run, images.train)
+network = training.build(s, images, s.seeds[0]).to(run.device)
+display(figures.contact_sheet(run, images.train))
+models.summary(network, images.train.images.shape[1:])
 
 # %% [markdown]
 # ## Where the gradients should point
-# **Target class representatives** (Section 4.2): $g(x, t) = r_t(x) - x$, with $r_t$ one image of the class, the class mean, or
-# the nearest neighbour of $x$ among a few samples of the class; *k-means centroids* are the extension that the paper
-# proposes. **RIGD** (Section 4.1): the gradient of a robust teacher, here trained by PGD-AT where no published one is given.
+# **Target class representatives** (Section 4.2): $g(x, t) = r_t(x) - x$. Here $r_t$ is one image of the class, the class
+# mean, or the nearest neighbour of $x$ among a few samples of the class. *k-means centroids* are the extension that the
+# paper proposes. **RIGD** (Section 4.1): the gradient of a robust teacher. The teacher is trained here by PGD-AT, unless
+# a published one is given.
 
 # %%
 val_attack = study.validation_attack(s)
 teachers = study.published_teachers(s) | training.train_each(
     run, study.teachers(s), images, val_attack,
     seeds=s.seeds[:1], epochs=s.teacher_epochs, learning_rate=s.teacher_learning_rate)
-
-# %%
 targets = study.target_sources(s, images.train, teachers, run.device)
 figures.targets(run, images.test[:1], targets)
 
@@ -135,104 +91,97 @@ figures.targets(run, images.test[:1], targets)
 #
 # $$\mathcal{L} = \mathcal{L}_{CE}(f(x), y) + \lambda \sum_{t=1}^{C} \left(1 - \cos(\nabla_x f(x)_t,\; g(x, t))\right).$$
 #
-# As in the authors' code, $f(x)_t$ is the log-softmax, and the gradient is taken back through the random crop and flip to
-# the image as it is stored. With `classes_per_step` = K, a step draws K of the C classes and scales their sum by C/K: the
-# same loss in expectation, at a fraction of the cost.
+# As in the authors' code, $f(x)_t$ is the log-softmax. The gradient is taken back through the random crop and flip to
+# the image as it is stored. With `classes_per_step` = K, a step draws K of the C classes and scales their sum by C/K.
+# That is the same loss in expectation, at a fraction of the cost.
 
 # %%
 source.show(pag.PAG.loss, pag.toward, pag.distilled)
 
 # %% [markdown]
-# ## Training
-# Vanilla training and every source, from the same initial weights, on the same batches.
+# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
+# call to follow it.
 
 # %%
 methods = study.methods(s, targets)
+batch, step = training.one_batch(run, images)
+terms = methods[s.sources[0]].loss(network, batch, step)
+{name: term.item() for name, term in terms.items()}
+
+# %% [markdown]
+# ## Training
+# Vanilla training and every source, from the same initial weights, on the same batches. The *judge* is trained plainly
+# from another seed. It is used below.
+
+# %%
 trained = training.train_each(run, methods, images, val_attack)
 swept = training.train_each(run, study.sweep_methods(s, targets), images, val_attack, seeds=s.seeds[:1])
-figures.training_curves(run, training.histories(run), ["clean_accuracy", "robust_accuracy", "misalignment"])
+judge, networks = training.judge(run, images), trained | teachers
+shown = training.histories(run, [*networks, *swept])
+figures.training_curves(run, shown, ["clean_accuracy", "robust_accuracy", "misalignment"])
 
 # %% [markdown]
 # ## Figure 4: what a targeted attack draws
-# One test image, changed within a large L2 ball to raise the probability of each class in turn. On a plain model this
-# gives noise; the paper's evidence for PAG is that here it gives features of the class.
+# One test image is changed within a large L2 ball, to raise the probability of each class in turn. On a plain model this
+# gives noise. The paper's evidence for PAG is that here it gives features of the class. The second figure shows the same
+# image by λ, where the preset has a sweep.
 
 # %%
 classes = images.test.classes[:10]
-original, changed = study.toward_every_class(run, trained | teachers, images.test.images[0], len(classes))
-figures.targeted(run, original, changed, classes)
+original, changed = study.toward_every_class(run, networks, images.test.images[0], len(classes))
+by_weight = study.toward_every_class(run, swept, images.test.images[0], len(classes))[1] if swept else {}
+display(figures.targeted(run, original, changed, classes))
+figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swept else "no sweep over λ at this preset"
 
 # %% [markdown]
-# The same without an eye. A *judge*, trained plainly from another seed, looks at the targeted images: how often does it see
-# the target class? A change that only the attacked model understands scores near zero.
+# The same as numbers. *PAG score*: how often does the judge see the target class in the targeted images? A change that
+# only the attacked model understands scores near zero.
+#
+# *Alignment*: the mean cosine over all classes, of the model in evaluation mode, as it is attacked. Beside it stands the
+# cosine *through batch statistics*, as the loss sees it in training mode. There an image's gradient also goes through the
+# mean and deviation of its batch. If only that one is high, batch norm satisfies Equation 1, and not the attacked network.
+#
+# The last column is the highest mean cosine that one direction for all classes could reach at each image. Where that is
+# high, the targets say little about the classes.
 
 # %%
-judge = training.judge(run, images)
-scores = study.scores_each(run, trained | teachers, judge, subset(images.test, s.score_images, 0))
-
-# %% [markdown]
-# And how well the gradients are aligned: the mean cosine over all classes, of the model as it is attacked (evaluation mode) and
-# *through batch statistics*, as the loss sees it in training mode, where an image's gradient also goes through the mean and
-# deviation of its batch. If only the latter is high, batch norm satisfies Equation 1 and not the network that is attacked.
-# Beside it, the highest mean cosine that a single direction for all classes could reach at each image. Where that is high, the
-# targets say little about the classes.
-
-# %%
+sample = subset(images.test, s.score_images, 0)
+scores = study.scores_each(run, networks, judge, sample)
 tables.save(run, study.alignment_each(run, trained, targets, images), "alignment",
               "Mean cosine between class gradients and targets.", digits=3)
 
 # %% [markdown]
 # ## Table 1
-# Clean accuracy and PGD-20 with steps of 2ε/20 from a random start (Appendix C.2); AutoAttack and the PAG score, which the
-# paper does not report, beside them. Low and high are the 95 % interval, of test sample and seeds together.
+# Clean accuracy and PGD-20 with steps of 2ε/20 from a random start (Appendix C.2). AutoAttack and the PAG score, which
+# the paper does not report, stand beside them. AutoAttack runs on fewer images, so PGD is also given on these alone.
+# Low and high are the 95 % interval, of test sample and seeds together.
 
 # %%
-table = evaluation.evaluate_each(run, trained | teachers | swept, images.test, study.attacks(s))
-strong = evaluation.evaluate_each(run, trained | teachers, subset(images.test, s.autoattack_images, 0),
-                                  study.strong_attacks(s), "autoattack")
-
-# %% [markdown]
-# AutoAttack runs on fewer images: PGD stands once more on these alone, so that the two are of the same images.
-
-# %%
-sample = subset(images.test, s.score_images, 0)
-same = evaluation.same_images(table, [f"pgd_{norm}" for norm in s.autoattack_norms], images.test, s.autoattack_images)
+table = evaluation.evaluate_each(run, networks | swept, images.test, study.attacks(s))
+few, pgd = subset(images.test, s.autoattack_images, 0), [f"pgd_{norm}" for norm in s.autoattack_norms]
+strong = evaluation.evaluate_each(run, networks, few, study.strong_attacks(s), "autoattack")
+same = evaluation.same_images(table, pgd, images.test, s.autoattack_images)
 aligned = study.alignment_rows(run, trained | swept, targets["class_mean"], sample) if swept else scores[:0]
 parts = evaluation.combine(table, same, strong, scores, aligned, study.norm_rows(table))
-summary = study.with_sweep(s, evaluation.summary(parts))
-reported = "table2" if s.data == "stl10" else "table1"
 
 # %%
-figures.accuracies(run, summary[summary["method"].isin([*trained, *teachers])], claims.rows("pag", reported))
-
-# %%
-main = summary[summary["method"].isin([*trained, *teachers])]
+summary, reported = study.with_sweep(s, evaluation.summary(parts)), "table2" if s.data == "stl10" else "table1"
+main = summary[summary["method"].isin([*networks])]
+display(figures.accuracies(run, main, claims.rows("pag", reported)))
 tables.save(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %% [markdown]
-# ## Table 4: error bars
-# The paper trains One Image with three seeds. A deviation needs two seeds or more: `seeds = [0, 1, 2]`.
+# ## Table 4 and Figure 5: error bars, and λ
+# Table 4 of the paper trains One Image with three seeds. A deviation needs two seeds or more: `seeds = [0, 1, 2]`.
+# Figure 5 has Class Mean at several λ, one seed: λ trades accuracy for alignment.
 
 # %%
-tables.save(run, claims.error_bars("pag", "table4", summary), "table4", "Mean and deviation over seeds (%).")
-
-# %% [markdown]
-# ## Figure 5: λ trades accuracy for alignment
-# Class Mean at several λ, one seed.
-
-# %%
+display(tables.save(run, claims.error_bars("pag", "table4", summary), "table4", "Mean and deviation over seeds (%)."))
 figures.tradeoff(run, summary, claims.rows("pag", "figure5")) if swept else "no sweep over λ at this preset"
 
 # %% [markdown]
-# And its pictures: the same image toward each class, by λ.
-
-# %%
-original, by_weight = study.toward_every_class(run, swept, images.test.images[0], len(classes)) if swept else (None, {})
-figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swept else "no sweep over λ at this preset"
-
-# %% [markdown]
 # ## Accuracy against ε
-# An honest model loses accuracy as ε grows, down to nothing.
+# A robust model loses accuracy as ε grows, down to nothing. Where accuracy stays, the attack fails.
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.attacks(s)["pgd_l2"], s.sweep_epsilons)
@@ -240,22 +189,20 @@ figures.epsilon_curves(run, curve) if s.sweep_epsilons else "no sweep over ε at
 
 # %% [markdown]
 # ## Audit
-# Signs that gradients are masked rather than the model robust, for the first model of each method under L2: a figure marked
-# with ! is beyond its threshold. AutoAttack's own warnings follow.
+# Signs that gradients are masked rather than the model robust, for the first model of each method under L2. A figure
+# marked with ! is beyond its threshold. AutoAttack's own warnings follow.
 
 # %%
-tables.save(run, audit.audit_each(run, trained | teachers, subset(images.test, s.audit_images, 0),
-              eps=s.eps_l2, norm="l2", transfer_from=judge), "audit", "Signs of masked gradients.")
-
-# %%
+checks = audit.audit_each(run, networks, subset(images.test, s.audit_images, 0), eps=s.eps_l2, norm="l2", transfer_from=judge)
+display(tables.save(run, checks, "audit", "Signs of masked gradients."))
 evaluation.flags(table, strong, curve)
 
 # %% [markdown]
 # ## Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
-# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper claims.
-# *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the claim. The caption
-# says in what the run is not as the paper.
+# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
+# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
+# claim. The caption says where the run differs from the paper.
 
 # %%
 verdicts = claims.judge("pag", run, summary, len(images.test.classes), audit.signs(run))

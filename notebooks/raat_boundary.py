@@ -10,91 +10,45 @@
 # # RAAT: do boundary samples cost accuracy for nothing, and does interpolation consistency align the model?
 #
 # *Robust Alignment: Harmonizing Clean Accuracy and Adversarial Robustness in Adversarial Training* (Wang, Ye, Liu, Liang &
-# Hu, 2026). Two ideas on top of PGD-AT: perturb those training samples less that are right but near the decision boundary
-# (BOUND), and ask that the output on an interpolation of two adversarial views be the interpolation of the outputs on the
-# clean views (DICAR). The paper reports that accuracy and robustness rise together.
+# Hu, 2026). Two ideas come on top of PGD-AT. BOUND perturbs those training samples less that are right but near the
+# decision boundary. DICAR compares two interpolations: the output on an interpolation of two adversarial views should be
+# the interpolation of the outputs on the clean views. The paper reports that accuracy and robustness rise together.
 #
-# This notebook repeats the proof of concept behind the first idea, trains RAAT, RAAT++ and RAAT# beside the four baselines,
-# and adds what the paper leaves out: the alignment it defines but never measures, a control for the twofold batch, and the
-# comparison at equal training *time*.
+# This notebook repeats the proof of concept behind the first idea. It trains RAAT, RAAT++ and RAAT# beside the four
+# baselines. It adds what the paper leaves out. It measures the alignment that the paper defines but never reports. It
+# has a control for the twofold batch, and compares at equal training *time*.
 
 # %% [markdown]
 # ## Settings
-# A preset says everything; a parameter that is not `None` overrides it (`"null"` sets what may be nothing). Table 5 is
-# `norm = "l2"`; CIFAR-100 and Tiny-ImageNet are `data = "cifar100"` and `data = "tiny_imagenet"` (with `stem_stride = 2`);
-# WRN-28-10 is `model = "wide_resnet28"`, `width = 160`; your own images are `data = "folder:PATH"`.
+# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
+# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
+# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
+# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+#
+# Table 5 is `norm = "l2"`. CIFAR-100 is `data = "cifar100"`. Tiny-ImageNet is `data = "tiny_imagenet"` with
+# `settings = {"stem_stride": 2}`. WRN-28-10 is `settings = {"model": "wide_resnet28", "width": 160}`. Your own images are
+# `data = "folder:PATH"`.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = None  # scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
-seeds: list = None
-norm: str = None  # linf (Table 1) · l2 (Table 5)
-form: str = None  # code (the authors' code) · text (the equations as printed)
-methods: list = None  # pgd_at · trades · mart · cons_at · raat · raat_plus_plus
-one_seed: list = None  # those of them trained with the first seed alone
-train_steps: int = None  # of the attack in training
-eta: float = None  # η
-weight: float = None  # λ
-gamma: float = None  # γ
-select_on: str = None  # validation · test (as the paper does)
-strong_images: int = None  # of PGD-100 and C&W
-long_epochs: int = None  # of PGD-AT trained for as long as RAAT takes
-study_epochs: int = None  # of Figure 2
-study_images: int = None
-study_scales: list = None
-study_thresholds: list = None
-components: list = None  # two_views · bound · dicar
-etas: list = None
-weights: dict = None  # λ of trades, mart, cons_at and raat in Figure 5 (c)
-sharp: dict = None  # settings in place of these for RAAT# and WA
-toy: dict = None  # and for the toy
-toy_points: int = None
-toy_atypical: float = None  # share of training points with the label of the other side
-toy_atypicals: list = None  # other such shares
-toy_hidden: list = None
-toy_eps: float = None
-gaussian_dimensions: list = None
-gaussian_spread: float = None  # σ / d^¼
-gaussian_eps: float = None
-gaussian_trials: int = None
-train_images: int = None
-validation_images: int = None
-test_images: int = None
-image_size: int = None
-model: str = None  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
-width: int = None
-normalisation: str = None  # none · half · cifar10
-stem_stride: int = None
-eps_linf: float = None
-eps_l2: float = None
-autoattack_images: int = None
-sweep_images: int = None
-audit_images: int = None
-epochs: int = None
-batch_size: int = None
-optimizer: str = None  # sgd · adam · adamw
-learning_rate: float = None
-momentum: float = None
-weight_decay: float = None
-schedule: str = None  # constant · step · cosine · one_cycle
-milestones: list = None
-decay: float = None
-clip: float = None
-ema: float = None
-ema_start: float = None  # share of the epochs before which the average is a copy
-bf16: bool = None
-channels_last: bool = None
-sync_batch_norm: bool = None  # on several devices: of all their images
-crop_padding: int = None
-crop_fill: float = None  # or reflect
-flip: bool = None
-selection: str = None  # mean · robust · last: what an epoch is chosen by
-device: str = None  # auto · cpu · cuda
-devices: int = None  # that share the work, from the command line alone
-venue: str = None  # neurips · iclr · icml · cvpr · aaai · wide
+data: str = "scenes"  # scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
+seeds: list = [0]  # one training with each method for each seed
+norm: str = "linf"  # linf (Table 1) · l2 (Table 5)
+form: str = "code"  # code (the authors' code) · text (the equations as printed)
+methods: list = ["pgd_at", "mart", "raat", "raat_plus_plus"]  # also trades · cons_at
+eta: float = 0.1  # η: the perturbation of boundary samples, as a share of ε
+weight: float = 1.0  # λ of DICAR
+gamma: float = 0.75  # γ
+train_steps: int = 3  # of the attack in training
+epochs: int = 2  # of each training
+train_images: int = 400  # "null": all
+eps_linf: float = 8 / 255  # ε of the linf attacks, images in [0,1]
+settings: dict = {}  # any other setting by name
 
 # %%
-from paperlib import audit, claims, evaluation, figures, studies, training
+from IPython.display import display
+
+from paperlib import audit, claims, evaluation, figures, models, studies, training
 from paperlib.claims import power
 from paperlib.data import load, subset
 from paperlib.data.toy import load_wave
@@ -104,237 +58,220 @@ from paperlib.methods import baselines, raat
 from paperlib.studies import raat as study
 
 run = studies.start("raat_boundary", globals())
-run
-
-# %% [markdown]
-# What these images and seeds can tell: for each claim the smallest true difference that is told from zero four times in five.
-
-# %%
+display(run)
 power.show(run, study.plan(run.settings))
 
 # %% [markdown]
-# ## Data
-# Inputs are in [0,1], ε in the same units. The paper chooses each method's best epoch by PGD-10 on the *test* images; here a
-# held-out part of the training images takes that role unless `select_on = "test"`.
+# ## Data and network
+# Inputs are in [0,1], and ε is in the same units. The paper chooses each method's best epoch by PGD-10 on the *test*
+# images. Here a held-out part of the training images takes that role, unless `select_on` is `"test"`.
 
 # %%
 s = run.settings
 images = study.splits(s, load(s.data, train_images=s.train_images, validation_images=s.validation_images,
                               test_images=s.test_images, image_size=s.image_size, seed=0))
-figures.contact_sheet(run, images.train)
+network = training.build(s, images, s.seeds[0]).to(run.device)
+display(figures.contact_sheet(run, images.train))
+models.summary(network, images.train.images.shape[1:])
 
 # %% [markdown]
 # ## The boundary partition
-# Sections 2.1 and C.1 sort the training samples: *misclassified* (wrong on $x$), *boundary* (right on $x$, wrong even under a
-# weak perturbation $x''$), *non-boundary* (the rest). The equations have $x''$ from a fresh attack of radius $\eta\epsilon$
-# (`form = "text"`, Equations 8 and 9). The authors' code makes no second attack: $x'' = x + \eta(x' - x)$, and a boundary
-# sample is wrong on $x'$ too (`form = "code"`, the default: it made their tables).
+# Sections 2.1 and C.1 sort the training samples into three parts. *Misclassified* samples are wrong on $x$. *Boundary*
+# samples are right on $x$, but wrong under a weak perturbation $x''$. The rest are *non-boundary* samples.
+#
+# In the equations, $x''$ comes from a fresh attack of radius $\eta\epsilon$ (`form = "text"`, Equations 8 and 9). The
+# authors' code makes no second attack: $x'' = x + \eta(x' - x)$, and a boundary sample is wrong on $x'$ too. That is
+# `form = "code"`, the default, since it made their tables.
+#
+# ## The methods
+# PGD-AT, TRADES, MART and Cons-AT are as in Table 4 and in their code. RAAT adds to PGD-AT
+#
+# $$\mathcal{L} = \mathrm{CE}(p(\tilde{x}), y) + \lambda\, \mathrm{JS}\big(p(\beta \dot{x}' + (1-\beta)\ddot{x}') \,\|\,
+# \beta p(\dot{x}) + (1-\beta) p(\ddot{x})\big).$$
+#
+# For boundary samples $\tilde{x}$ is the reduced $x''$, for all others $x'$. The second term (DICAR) is over samples that
+# are right when clean.
+#
+# In the authors' code β mixes *logits* at temperature 0.5, and RAAT++ weighs MART's KL term by 6. Misclassified samples
+# keep the full $x'$. The module's table lists every difference. `form = "text"` is the printed version.
+#
+# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
+# call to follow it.
 
 # %%
-source.show(raat.partition, raat.Partition)
+display(source.show(raat.partition, raat.Partition, raat.RAAT.loss, raat.dicar, baselines.jensen_shannon))
+defences = study.methods(s)
+batch, step = training.one_batch(run, images)
+terms = defences["raat" if "raat" in s.methods else s.methods[0]].loss(network, batch, step)
+{name: term.item() for name, term in terms.items()}
 
 # %% [markdown]
-# ## Figure 2: does the perturbation of boundary samples matter?
-# The proof of concept of Section 2.1. PGD-AT that sees misclassified samples clean is the baseline; then the perturbation of
-# one part of the samples is scaled to the threshold or to nothing, or the threshold is moved. The paper: robustness
-# hardly depends on the boundary samples' perturbation, and does depend on that of the others. Two things that it does not
-# say: how few boundary samples are (next figure), and what comes of sparing as many of the right samples drawn at *random*,
-# a control. The curves are accuracies on the validation part, of one seed.
+# ## Part 1: training
+# ### Figure 2: does the perturbation of boundary samples matter?
+# The proof of concept of Section 2.1. The baseline is PGD-AT that sees misclassified samples clean. Then the perturbation
+# of one part of the samples is scaled to the threshold or to nothing. Or the threshold moves. The paper finds that
+# robustness hardly depends on the boundary samples' perturbation, but on that of the others.
+#
+# The paper does not say how few boundary samples there are: see the second figure, of shares of the training batches. Nor
+# does it spare as many right samples drawn at *random*, which is the control here. The curves are accuracies on the
+# validation part, of one seed.
 
 # %%
 val_attack = study.attacks(s)["pgd_10"]
 part = images if s.study_images is None else study.fewer(images, s.study_images)
 studied = training.train_each(run, study.study_methods(s), part, val_attack, seeds=s.seeds[:1],
                               epochs=s.study_epochs or 1, milestones=study.study_milestones(s))
-curves = study.study_curves(training.histories(run), s.eta)
-figures.panels(run, curves, "figure2", x="epoch", rows="measure") if studied else "Figure 2 is not trained at this preset"
+curves = study.study_curves(training.histories(run, studied), s.eta)
+shares = study.share_curves(training.histories(run, studied), list(studied))
 
 # %%
-tables.save(run, study.study_summary(curves), "figure2", "Validation accuracy, mean of the last three epochs (%).") if studied else None
+if studied:
+    display(figures.panels(run, curves, "figure2", x="epoch", rows="measure"))
+    mean = study.study_summary(curves)
+    display(tables.save(run, mean, "figure2", "Validation accuracy, mean of the last three epochs (%)."))
+figures.panels(run, shares, "shares", x="epoch", label="share of samples (%)") if studied else "no Figure 2 at this preset"
 
 # %% [markdown]
-# How many samples that is: the shares of misclassified and of boundary samples among the training batches.
-
-# %%
-shares = study.share_curves(training.histories(run), list(studied))
-figures.panels(run, shares, "shares", x="epoch", label="share of samples (%)") if studied else None
-
-# %% [markdown]
-# ## Figures 1 and 3: the boundary in the plane
-# The paper sketches how PGD-AT fragments the decision boundary and RAAT does not. On points in the plane it can be drawn and
-# measured: connected regions of one prediction, and the length of the line between them. The true boundary is the dashed wave.
+# ### Figures 1 and 3: the boundary in the plane
+# The paper sketches how PGD-AT fragments the decision boundary and RAAT does not. On points in the plane it can be drawn
+# and measured: connected regions of one prediction, and the length of the line between them. The dashed wave is the true
+# boundary.
+#
+# Does that picture depend on the mislabelled points? The last figure has the same at other shares of them. Its bars are
+# the smallest and largest seed.
 
 # %%
 points = load_wave(s.toy_points, s.toy_atypical, seed=0)
 toys = training.train_each(run, study.toy_methods(s), points, **s.toy)
-figures.planes(run, study.planes(toys), points.train, s.toy_eps)
-
-# %%
 toy_scores = evaluation.evaluate_each(run, toys, points.test, study.toy_attacks(s), "toy")
-fragments = study.fragmentation_each(toys)
-tables.save(run, study.fragmentation_table(fragments, toy_scores), "toy", "The toy: mean and deviation over seeds.", 2)
-
-# %% [markdown]
-# Does that picture hang on the mislabelled points? The same at other shares of them; bars are the smallest and largest seed.
+fragments = study.fragmentation_table(study.fragmentation_each(toys), toy_scores)
+shares_swept = study.toy_points(study.toy_sweep(run, toys))
 
 # %%
-shares_swept = study.toy_points(study.toy_sweep(run, toys))
+display(figures.planes(run, study.planes(toys), points.train, s.toy_eps))
+display(tables.save(run, fragments, "toy", "The toy: mean and deviation over seeds.", 2))
 figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", label="")
 
 # %% [markdown]
-# ## The methods
-# PGD-AT, TRADES, MART and Cons-AT as in Table 4 and in their code; RAAT adds to PGD-AT
-#
-# $$\mathcal{L} = \mathrm{CE}(p(\tilde{x}), y) + \lambda\, \mathrm{JS}\big(p(\beta \dot{x}' + (1-\beta)\ddot{x}') \,\|\,
-# \beta p(\dot{x}) + (1-\beta) p(\ddot{x})\big),$$
-#
-# with $\tilde{x}$ the reduced $x''$ for boundary samples and $x'$ for all others, and the second term (DICAR) for samples that
-# are right when clean. In the authors' code β mixes *logits* at temperature 0.5, RAAT++ weighs MART's KL term by 6, and
-# misclassified samples keep the full $x'$; the module's table lists every difference. `form = "text"` is the printed one.
+# ### All trainings
+# Every method from the same initial weights. PGD-AT is trained once more for as long as RAAT takes. RAAT#, and WA, which is
+# PGD-AT with the same weight averaging, have the settings `sharp` in place of the others. These are ReBAT's network,
+# schedule and average.
 
 # %%
-source.show(raat.RAAT.loss, raat.dicar, baselines.jensen_shannon)
-
-# %% [markdown]
-# ## Training
-# Every method from the same initial weights. PGD-AT is trained once more for as long as RAAT takes. RAAT# and WA (PGD-AT with
-# the same weight averaging) have the settings `sharp` in place of the others: ReBAT's network, schedule and average.
-
-# %%
-trained = training.train_each(run, study.methods(s), images, val_attack, s.one_seed)
+trained = training.train_each(run, defences, images, val_attack, s.one_seed)
 longer = training.train_each(run, study.long_methods(s), images, val_attack, seeds=s.seeds[:1], epochs=s.long_epochs or 1)
-sharp = training.train_each(run, study.sharp_methods(s), images, val_attack, seeds=s.seeds[:1], **s.sharp)
+averaged = training.train_each(run, study.sharp_methods(s), images, val_attack, seeds=s.seeds[:1], **s.sharp)
 parts = training.train_each(run, study.component_methods(s), images, val_attack, s.one_seed)
 ablated = parts | training.train_each(run, study.sweep_methods(s), images, val_attack, seeds=s.seeds[:1])
-
-# %%
-models = trained | longer | sharp
-figures.panels(run, study.time_curves(training.histories(run), list(models)), "time", x="minutes")
+networks = trained | longer | averaged
 
 # %% [markdown]
-# ## Tables 1, 2, 3 and 5
-# PGD-10, PGD-100, C&W (its attack is not in the authors' release: PGD-100 on the margin, κ = 50) and AutoAttack. Mean and
-# NRR are those of clean accuracy and AutoAttack on the images that AutoAttack has seen. Low and high are the 95 % interval:
-# of test sample and seeds together.
+# ## Part 2: results
+# ### Tables 1, 2, 3 and 5
+# PGD-10, PGD-100, C&W and AutoAttack. The attack C&W is not in the authors' release; here it is PGD-100 on the margin,
+# κ = 50. Mean and NRR are those of clean accuracy and AutoAttack, on the images that AutoAttack has seen. Low and high are
+# the 95 % interval, of test sample and seeds together.
+#
+# What does it cost? A gain of one point at three times the cost should be seen as such. *PGD-AT, long* is meant to take
+# RAAT's training time. It counts in that comparison only where the two agree to within a tenth. Validation time is left
+# out. Times are this machine's, and mean something only if nothing else ran on it.
 
 # %%
-table = evaluation.evaluate_each(run, models | ablated | studied, images.test, study.attacks(s))
-strong = evaluation.evaluate_each(run, models, subset(images.test, s.strong_images, 0), study.strong_attacks(s), "strong")
-auto = evaluation.evaluate_each(run, models, subset(images.test, s.autoattack_images, 0), study.strongest(s), "autoattack")
-defects = study.defects_each(run, models, subset(images.test, s.audit_images, 0))
+table = evaluation.evaluate_each(run, networks | ablated | studied, images.test, study.attacks(s))
+strong = evaluation.evaluate_each(run, networks, subset(images.test, s.strong_images, 0), study.strong_attacks(s), "strong")
+auto = evaluation.evaluate_each(run, networks, subset(images.test, s.autoattack_images, 0), study.strongest(s), "autoattack")
+defects = study.defects_each(run, networks, subset(images.test, s.audit_images, 0))
 same = evaluation.same_images(table, ["pgd_10"], images.test, s.autoattack_images)
 summary = evaluation.summary(evaluation.combine(table, strong, same, auto, study.tradeoffs(auto), study.alignment_rows(defects)))
 
 # %%
 reported = study.case(s)
-main = summary[summary["method"].isin(models) & (summary["measure"] != "defect")]
-tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's.")
-
-# %%
-tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's.")
-
-# %% [markdown]
-# The row ↑ (%) of Tables 1 and 5 is the gain of the better of RAAT and RAAT++ over the best of the four others, in percent of it. Fourteen of the
-# 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test images on both sides, as the paper does.
-
-# %%
-gains = claims.improvements("raat", reported, ["raat", "raat_plus_plus"], main)
-tables.save(run, gains, "improvement", "Gain of the better of RAAT and RAAT++ over the best other (%).", 2)
-
-# %%
-figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported))
+main = summary[summary["method"].isin(networks) & (summary["measure"] != "defect")]
+display(tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's."))
+display(tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's."))
+display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported)))
+figures.panels(run, study.time_curves(training.histories(run), list(networks)), "time", x="minutes")
 
 # %% [markdown]
-# Table 2 (CIFAR-100) of the paper quotes other methods' numbers from their own papers or, some of them, from Liu et al., Table 3
-# the best among their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run; what this run has
-# of the same case stands below them, measured.
+# The row ↑ (%) of Tables 1 and 5 is a gain in percent: of the better of RAAT and RAAT++ over the best of the four others.
+# Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test images
+# on both sides, as the paper does.
+#
+# Table 2 (CIFAR-100) quotes other methods' numbers, from their own papers or from Liu et al. Table 3 has the best among
+# their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run. What this run has of the
+# same case stands below them, *measured*.
 
 # %%
 (second, own), (third, owned) = study.own_rows(s).items()
-tables.save(run, claims.quoted("raat", second, main, own), second, "Table 2 of the paper: CIFAR-100 (%).", 2)
-
-# %%
-tables.save(run, claims.quoted("raat", third, main, owned), third, "Table 3 of the paper, and measured here (%).", 2)
-
-# %% [markdown]
-# ## What it costs
-# A gain of one point at three times the cost is to be seen as such: *PGD-AT, long* is meant to take the training time of
-# RAAT, and is held against it only where it did to within a tenth. Validation is not counted. Times are this machine's, and
-# mean something only if nothing else ran on it.
-
-# %%
-tables.save(run, study.costs(training.histories(run), main, list(models)), "cost", "Training time and accuracy (%).", 2)
+gains = claims.improvements("raat", reported, ["raat", "raat_plus_plus"], main)
+display(tables.save(run, gains, "improvement", "Gain of the better of RAAT and RAAT++ over the best other (%).", 2))
+display(tables.save(run, claims.quoted("raat", second, main, own), second, "Table 2 of the paper: CIFAR-100 (%).", 2))
+display(tables.save(run, claims.quoted("raat", third, main, owned), third, "Table 3 of the paper, and measured here (%).", 2))
+tables.save(run, study.costs(training.histories(run), main, list(networks)), "cost", "Training time and accuracy (%).", 2)
 
 # %% [markdown]
-# ## Robust Alignment, measured
-# Definition 1 asks of every layer $h(x + \mu\Delta) - h(x) = \mu\,(h(x + \Delta) - h(x))$. The paper never reports how far a
-# model is from it. Here: the norm of the difference, mean over μ = ¼, ½, ¾ and over test images under PGD-10, over the mean of
-# $\|h(x + \Delta) - h(x)\|$, so that a layer that merely answers less does not count as aligned. Zero is aligned. That change
-# itself, which robust training shrinks, stands beside it for the last layers.
+# ### Robust Alignment, measured
+# Definition 1 asks of every layer $h(x + \mu\Delta) - h(x) = \mu\,(h(x + \Delta) - h(x))$. The paper never reports how far
+# a model is from it. The *defect* here is the norm of the difference, over the mean of $\|h(x + \Delta) - h(x)\|$. So a
+# layer that merely responds less does not count as aligned. Zero is aligned. It is a mean over μ = ¼, ½, ¾, and over test
+# images under PGD-10. The change itself, which robust training shrinks, stands beside it for the last layers.
+#
+# The last table is the partition of the test images under each finished model, in both forms.
+#
+# ### Figure 5: components, η, λ
+# *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea. It shows what the twofold
+# batch alone brings. The components have the run's seeds, except those in `one_seed`. The sweeps over η and λ have one.
 
 # %%
-figures.panels(run, study.defect_points(defects), "defect", x="layer", label="Robust Alignment defect")
-
-# %%
-tables.save(run, study.defect_table(defects), "defect", "Defect, and size of the change, at the last layers.", 3)
-
-# %% [markdown]
-# And the partition of the test images under each finished model (%), in both forms:
-
-# %%
-tables.save(run, study.shares_each(run, models, subset(images.test, s.audit_images, 0)), "partition", "Shares (%).")
-
-# %% [markdown]
-# ## Figure 5: components, η, λ
-# *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea: what the twofold batch
-# alone brings. The components have the run's seeds but for those in `one_seed`; the sweeps over η and λ have one.
-
-# %%
+partition = study.shares_each(run, networks, subset(images.test, s.audit_images, 0))
+display(figures.panels(run, study.defect_points(defects), "defect", x="layer", label="Robust Alignment defect"))
+display(tables.save(run, study.defect_table(defects), "defect", "Defect, and size of the change, at the last layers.", 3))
+display(tables.save(run, partition, "partition", "Shares (%)."))
 figures.panels(run, study.ablation_points(s, summary), "figure5", x="x", label="accuracy (%)")
 
 # %% [markdown]
-# ## Theorem 1: the Gaussian model
-# One labelled sample classifies well and is not robust; $O(\sqrt{d})$ unlabelled samples and consistency close the gap. Errors
-# are exact given the classifier, so only the draw of samples is simulated. The theorem asks for σ ≤ d^¼/32: there a gap
-# opens only beyond the dimension printed below, so σ = `gaussian_spread` · d^¼ is larger here.
+# ## Part 3: theory
+# ### Theorem 1: the Gaussian model
+# One labelled sample classifies well and is not robust. $O(\sqrt{d})$ unlabelled samples and consistency close the gap.
+# Errors are exact given the classifier, so only the draw of samples is simulated.
+#
+# The theorem asks for σ ≤ d^¼/32. There a gap opens only beyond the dimension printed below. So σ is larger here:
+# `gaussian_spread` · d^¼.
+#
+# ### Theorem 2: what DICAR asks of the derivatives
+# Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda
+# f(\dot{x}) + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first
+# terms, up to order K, leave of that distance, on a smooth random network.
 
 # %%
 gaps = gaussian.gaps(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, 1.0, s.gaussian_trials)
 needed = gaussian.samples_needed(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, s.gaussian_trials)
 print(f"onset here: d = {gaussian.onset(s.gaussian_spread, s.gaussian_eps):,.0f}; at σ = d^¼/32: "
       f"d = {gaussian.onset(1 / 32, s.gaussian_eps):,.0f}")
-figures.gaussian(run, gaps, needed)
-
-# %% [markdown]
-# ## Theorem 2: what DICAR asks of the derivatives
-# For $\ddot{x} = \dot{x} + \Delta$ the distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda f(\dot{x}) +
-# \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. What its first terms, up to order K, leave of that
-# distance on a smooth random network:
-
-# %%
+display(figures.gaussian(run, gaps, needed))
 tables.save(run, interpolation.remainders(), "theorem2", "Share that the sum up to order K leaves.", 5)
 
 # %% [markdown]
-# ## Audit
-# Signs that gradients are masked rather than the model robust, for the first model of each method.
+# ## Part 4: audit and verdicts
+# Signs that gradients are masked rather than the model robust, for the first model of each method. A figure marked with !
+# is beyond its threshold.
 
 # %%
-judge = training.judge(run, images)
-tables.save(run, audit.audit_each(run, models, subset(images.test, s.audit_images, 0),
-              eps=s.eps, norm=s.norm, transfer_from=judge), "audit", "Signs of masked gradients.")
-
-# %%
+few, judge = subset(images.test, s.audit_images, 0), training.judge(run, images)
+checks = audit.audit_each(run, networks, few, eps=s.eps, norm=s.norm, transfer_from=judge)
+display(tables.save(run, checks, "audit", "Signs of masked gradients."))
 evaluation.flags(table, strong, auto)
 
 # %% [markdown]
-# ## Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference at least half
-# of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the paper claims.
-# *Not tested here*: the run lacks a model or has it at chance, its interval holds both zero and the claim, or the paper's own
-# table has no gain. The caption says in what the run is not as the paper.
+# ### Verdicts
+# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
+# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
+# claim. The caption says where the run differs from the paper. The same holds where the paper's own table has no gain.
 
 # %%
-verdicts = claims.judge("raat", run, summary, len(images.test.classes), audit.signs(run), study.case(s),
-                        study.unequal_time(training.histories(run)))
+unequal = study.unequal_time(training.histories(run))
+verdicts = claims.judge("raat", run, summary, len(images.test.classes), audit.signs(run), study.case(s), unequal)
 run.finish()
 claims.show(verdicts)

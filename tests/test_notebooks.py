@@ -5,17 +5,21 @@ import json
 import os
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
 import pytest
+import torch
 from conftest import REPOSITORY
 
-from paperlib import claims, studies
+from paperlib import claims, models, studies, training
+from paperlib.data import load
 from paperlib.runs import run as runs
-from paperlib.runs.files import read_json
+from paperlib.runs.files import InputError, read_json
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LEDGERS = sorted(path.stem for path in (REPOSITORY / "paperlib" / "claims").glob("*.yaml"))
@@ -65,8 +69,6 @@ TINY = {
     },
 }  # fmt: skip
 
-TWICE = {"toy_pag"}  # what is kept is kept by the same code in all
-
 
 def tiny(notebook: str) -> dict[str, str]:
     """The smallest settings of a notebook: those of SMALLEST that it has, where TINY says nothing else."""
@@ -90,20 +92,49 @@ def test_the_notebook_is_its_script_and_holds_no_outputs(path: Path) -> None:
         assert cell.get("execution_count") is None
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_are_short_and_parameters_are_the_settings(path: Path) -> None:
+def code_cells(path: Path) -> tuple[str, list[str]]:
+    """The source of the cell of parameters, and of all other code cells."""
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    (parameters,) = (cell for cell in code if cell.metadata.get("tags") == ["parameters"])
-    statements = ast.parse(parameters.source).body
-    assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
-    names = [statement.target.id for statement in statements]  # type: ignore[attr-defined]
-    assert names[0] == "preset"
-    assert set(names[1:]) == set(studies.known()[path.stem].model_fields)
-    for cell in code:
-        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
-        if cell is not parameters:
-            lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith(("from", "import"))]
-            assert len(lines) <= 6, cell.source
+    (parameters,) = (cell.source for cell in code if cell.metadata.get("tags") == ["parameters"])
+    return parameters, [cell.source for cell in code if cell.source != parameters]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_parameters_are_a_dozen_knobs_with_the_values_of_quick(path: Path) -> None:
+    parameters, _ = code_cells(path)
+    assert all(isinstance(statement, ast.AnnAssign) for statement in ast.parse(parameters).body)
+    shown: dict[str, Any] = {}
+    exec(parameters, shown)  # as a kernel has it
+    first, *knobs, last = shown["__annotations__"]
+    assert (first, shown[first], last, shown[last]) == ("preset", "quick", "settings", {})
+    quick = studies.resolve(path.stem).model_dump()
+    assert len(knobs) <= 12
+    assert {name: shown[name] for name in knobs} == {name: quick[name] for name in knobs}
+    for name in shown["__annotations__"]:
+        assert re.search(rf"^{name}: .*(\n .*)*  # \S", parameters, re.MULTILINE), f"{name} has no comment"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_leave_the_parameters_alone(path: Path) -> None:
+    _, cells = code_cells(path)
+    assert any(".loss(" in cell and "one_batch" in cell for cell in cells)
+    assert any("models.summary" in cell for cell in cells)
+    reserved = {"preset", "settings", *studies.known()[path.stem].model_fields}
+    for cell in cells:
+        assert not re.search(r"^\s*(def|class) ", cell, re.MULTILINE)
+        lines = [line for line in cell.splitlines() if line.strip() and not line.startswith(("from", "import"))]
+        assert len(lines) <= 6, cell
+        # A cell is run again after those below it: what they bind would then be taken for a parameter.
+        assert not bound(cell) & reserved, cell
+
+
+def bound(source: str) -> set[str]:
+    """The names that a cell leaves bound; those of a comprehension are its own."""
+    return {
+        name.get_name()
+        for name in symtable.symtable(source, "cell", "exec").get_symbols()
+        if name.is_assigned() or name.is_imported()
+    }
 
 
 @pytest.mark.parametrize("notebook", sorted(PAPERS))
@@ -155,13 +186,15 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
         for kind in ("training", "evaluation")
         for file in folder.glob(f"{kind}/**/*.safetensors")
     }
+    drawn = {file: file.read_bytes() for kind in ("figures", "tables") for file in folder.glob(f"{kind}/*")}
     assert kept
-    if notebook not in TWICE:
-        return
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "epoch 1" not in second.stdout
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    again = {file: file.read_bytes() for kind in ("figures", "tables") for file in folder.glob(f"{kind}/*")}
+    assert set(again) == set(drawn)
+    assert [file.name for file in drawn if again[file] != drawn[file]] == []
 
 
 def test_it_runs_under_plain_papermill_and_a_misspelt_parameter_stops_it(home: Path) -> None:
@@ -191,3 +224,107 @@ def test_a_failed_cell_is_a_failed_run(home: Path) -> None:
     assert found["state"] == "failed"
     assert "diverged in step" in found["error"]
     assert json.loads((folder / "toy_pag.ipynb").read_text())["cells"]
+
+
+# Parameters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("namespace", "expected"),
+    [
+        ({}, {"epochs": 4, "momentum": 0.9}),
+        ({"epochs": 4, "eps_linf": 4 / 255}, {"preset": "laptop", "epochs": 8}),  # knobs as they are in the cell
+        ({"epochs": 5}, {"preset": "laptop", "epochs": 5, "train_images": 8000}),
+        ({"epochs": None}, {"preset": "laptop", "epochs": 8}),
+        ({"seeds": [0], "train_images": "null"}, {"preset": "laptop", "seeds": [0, 1, 2], "train_images": None}),
+        ({"epochs": 4}, {"preset": "quick", "epochs": 4}),
+        ({"settings": {"momentum": 0.8}}, {"preset": "quick", "momentum": 0.8, "epochs": 4}),
+        ({"epochs": 4, "settings": {"epochs": 4}}, {"preset": "laptop", "epochs": 4}),  # quick's value, forced
+        (
+            {"settings": {"train_images": None, "eps_linf": "8/255"}},
+            {"preset": "laptop", "train_images": None, "eps_linf": 8 / 255},
+        ),
+        ({"settings": "{epochs: 4}"}, {"preset": "laptop", "epochs": 4}),  # as `papermill -p` hands a dict over
+        ({"epochs": 4, "In": ["", "# Parameters\nepochs = 4\n"]}, {"preset": "laptop", "epochs": 4}),
+        ({"epochs": 4, "In": ["", "epochs = 4\n"]}, {"preset": "laptop", "epochs": 8}),
+    ],
+)
+def test_a_knob_left_at_quicks_value_is_the_presets(
+    home: Path, namespace: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    expected = dict(expected)
+    preset = expected.pop("preset", "quick")
+    run = studies.start("jacobian_norm", {"preset": preset, "settings": {}, **namespace})
+    run.finish()
+    assert {name: getattr(run.settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("namespace", [{"settings": {"epoch": 4}}, {"In": ["# Parameters\nepoch = 4\n"]}])
+def test_an_unknown_setting_is_refused_with_those_allowed(home: Path, namespace: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"unknown parameter 'epoch'; did you mean 'epochs'.*Allowed: seeds, device"):
+        studies.start("jacobian_norm", {"preset": "quick", **namespace})
+    with pytest.raises(InputError, match="settings = 3: should be a dict of settings by name"):
+        studies.start("jacobian_norm", {"settings": 3})
+    assert not (home / "runs").exists()
+
+
+def test_settings_are_shown_folded_and_what_differs_from_the_preset_is_bold(home: Path) -> None:
+    run = studies.start("jacobian_norm", {"preset": "laptop", "epochs": 5, "settings": {"data": "folder:a<b"}})
+    run.finish()
+    page = run._repr_html_()
+    head, folded = page.split("<details>")
+    assert "epochs = 5" in head
+    assert "<table" not in head
+    assert re.findall(r"font-weight: bold'><td>(\w+)", folded) == ["epochs", "data"]
+    assert len(re.findall("<tr", folded)) == len(type(run.settings).model_fields)
+    assert "folder:a<b" not in page
+
+
+def test_hidden_keys_of_a_preset_file_are_no_presets(home: Path) -> None:
+    (home / "notebooks").unlink()
+    presets = home / "notebooks" / "presets"
+    presets.mkdir(parents=True)
+    (presets / "mine.yaml").write_text(".shared: &shared {epochs: 3, flip: true}\nquick: {<<: *shared, epochs: 4}\n")
+    assert runs.read_presets("mine") == {"quick": {"epochs": 4, "flip": True}}
+
+
+# A network and a batch -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "vit_conv", "mlp"])
+def test_a_summary_counts_every_weight_once_and_ends_with_the_outputs(name: str) -> None:
+    model = models.build(name, classes=7, channels=3, width=32, seed=0)
+    before = [weight.clone() for weight in model.state_dict().values()]
+    found = models.summary(model, (3, 32, 32))
+    own = int(found["weights"].iloc[:-1].sum())
+    loose = sum(weight.numel() for part, weight in model.named_parameters() if "token" in part or "pos_embed" in part)
+    assert own + loose == found.loc["in all", "weights"] == sum(weight.numel() for weight in model.parameters())
+    assert found.loc["in all", "output"] == "7"
+    assert found["kind"].iloc[0] == "Normalise"
+    assert model.training
+    assert all(torch.equal(one, other) for one, other in zip(before, model.state_dict().values(), strict=True))
+
+
+def test_one_batch_is_of_the_training_images_and_the_same_each_time(home: Path) -> None:
+    given = {
+        "data": "scenes",
+        "train_images": 60,
+        "validation_images": 10,
+        "test_images": 10,
+        "batch_size": 32,
+        "epochs": 3,
+    }
+    run = studies.start("jacobian_norm", {"settings": given})
+    run.finish()
+    images = load("scenes", train_images=60, validation_images=10, test_images=10, seed=0)
+    (batch, step), draw = training.one_batch(run, images), torch.rand(3)
+    (again, _), same = training.one_batch(run, images), torch.rand(3)
+    assert torch.equal(batch.images, again.images)
+    assert torch.equal(draw, same)
+    assert (step.index, step.total, step.epoch, step.epochs) == (3, 6, 1, 3)
+    known = {
+        image.numpy().tobytes(): int(label) for image, label in zip(images.train.images, images.train.labels, strict=True)
+    }
+    labels = [known[(255 * image).round().byte().numpy().tobytes()] for image in batch.images]
+    assert labels == batch.labels.tolist()
+    assert len(labels) == 32

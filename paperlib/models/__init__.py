@@ -33,3 +33,4 @@ from paperlib.models.architectures import (
     vit_conv,
     wide_resnet28,
 )  # fmt: skip
+from paperlib.models.summaries import summary

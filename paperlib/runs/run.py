@@ -8,6 +8,7 @@ when the process dies, so a run that says "running" without a lock was killed.
 import ast
 import atexit
 import hashlib
+import html
 import json
 import os
 import platform
@@ -27,11 +28,12 @@ from filelock import FileLock, Timeout
 from paperlib import __version__
 from paperlib.runs import distributed, progress
 from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
-from paperlib.runs.settings import ANY_RUN, Settings
+from paperlib.runs.settings import ANY_RUN, Settings, check, read_value
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
 PRESETS = ("quick", "laptop", "gpu", "paper")
+BOLD = " style='font-weight: bold'"
 Found = TypeVar("Found")
 
 
@@ -39,7 +41,10 @@ Found = TypeVar("Found")
 
 
 def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
-    """The presets of `notebook` as written. Raises InputError when there is no such notebook, or its file is broken."""
+    """The presets of `notebook` as written, but for hidden keys such as `.shared`, which presets merge.
+
+    Raises InputError when there is no such notebook, or its file is broken.
+    """
     folder = root() / "notebooks" / "presets"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if known and notebook not in known:
@@ -55,7 +60,7 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
         raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
         raise InputError(f"{file}: should be presets by name, each with settings by name")
-    return presets
+    return {name: values for name, values in presets.items() if not str(name).startswith(".")}
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
@@ -92,8 +97,19 @@ class Run:
         return device_of(self.settings)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self.settings)
-        return f"<p>{self.notebook}, preset {self.preset}, in {self.folder}</p><table>{rows}</table>"
+        """Where the run is and what differs from its preset; the settings are folded, those that differ in bold."""
+        preset = check(type(self.settings), read_presets(self.notebook)[self.preset])
+        own = {name for name, value in self.settings if value != getattr(preset, name)}
+        texts = {name: html.escape(str(value)) for name, value in self.settings}
+        changed = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in texts if name in own)
+        rows = "".join(
+            f"<tr{BOLD if name in own else ''}><td>{name}</td><td>{text}</td></tr>" for name, text in texts.items()
+        )
+        return (
+            f"<p>{self.notebook}, preset {self.preset}, in {html.escape(str(self.folder))}"
+            f"{f'; not as in the preset: {changed}' if changed else ''}</p>"
+            f"<details><summary>All {len(texts)} settings</summary><table>{rows}</table></details>"
+        )
 
     def finish(self) -> None:
         """Mark the run as finished once all processes are here, and release its folder."""
@@ -105,12 +121,27 @@ class Run:
         release(self.folder)
 
 
-def given(kind: type[Settings], namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a notebook's `namespace` that are not None, and those that papermill's own cell assigns."""
-    found = {name: namespace[name] for name in kind.model_fields if namespace.get(name) is not None}
+def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook's `namespace` gives in place of its preset's settings; `quick` are those of the preset quick.
+
+    A parameter that is None is not given. Nor is one that still has quick's value, unless the preset is quick: the cell
+    shows those values. What stands in the dict `settings` is given, and what papermill's own cell assigns. Raises
+    InputError where `settings` is no dict.
+    """
+    found = {}
+    for name, shown in quick.items():
+        value = namespace.get(name)
+        left = shown is not None and shown in (value, read_value(value)) and namespace.get("preset", "quick") != "quick"
+        if value is not None and not left:
+            found[name] = value
+    settings = read_value(namespace.get("settings") or {})
+    if not isinstance(settings, dict):
+        raise InputError(f"settings = {settings!r}: should be a dict of settings by name, say {{'epochs': 3}}")
+    found |= settings
     for source in namespace.get("In", []):
         if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
-            found |= {name: value for name, value in _assignments(source) if value is not None and name != "preset"}
+            assigned = {name: value for name, value in _assignments(source) if value is not None}
+            found |= {name: value for name, value in assigned.items() if name not in ("preset", "settings")}
     return found
 
 

@@ -47,10 +47,10 @@ def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] |
 def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run:
     """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
 
-    A parameter that is None is as its preset says; the text "null" stands for the value None. Papermill hands misspelt
-    parameters over without a word, so the cell it injects is read as well. Raises InputError for parameters that are
-    unknown or wrong, and when another process is at work in the same folder.
+    `run.given` says which of them count; the text "null" stands for the value None. Papermill hands misspelt parameters
+    over without a word, so the cell it injects is read as well. Raises InputError for parameters that are unknown or
+    wrong, and when another process is at work in the same folder.
     """
-    given = run.given(known()[notebook], namespace)
+    given = run.given(resolve(notebook).model_dump(), namespace)
     preset = namespace.get("preset", "quick")
     return run.begin(notebook, preset, resolve(notebook, preset, given))

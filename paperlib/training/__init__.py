@@ -1,7 +1,7 @@
 """Training. It knows no paper: a method gives it a loss, settings say the rest."""
 
 from paperlib.training.devices import backward, computes_in_bf16, draw_from, over_devices
-from paperlib.training.each import build, histories, judge, train_each
+from paperlib.training.each import build, histories, judge, one_batch, train_each
 from paperlib.training.kept import DivergenceError
 from paperlib.training.loop import fit, validate
 from paperlib.training.optimizer import learning_rate

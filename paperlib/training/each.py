@@ -9,11 +9,12 @@ from torch import nn
 from paperlib import models
 from paperlib.attacks import Attack
 from paperlib.data import Splits
-from paperlib.methods import Method
+from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import Standard
 from paperlib.runs.files import read_json
-from paperlib.runs.run import Run
-from paperlib.training.loop import fit
+from paperlib.runs.run import Run, method_of
+from paperlib.training.devices import draw_from, mix
+from paperlib.training.loop import Batches, fit
 
 
 def train_each(
@@ -59,9 +60,24 @@ def build(settings: Any, data: Splits, seed: int) -> nn.Module:
     return models.of_settings(settings, classes=len(data.train.classes), channels=channels, size=size, seed=seed)
 
 
-def histories(run: Run) -> dict[str, dict[str, Any]]:
-    """The history of every finished training of a run, by its name.
+def one_batch(run: Run, data: Splits, averaged: nn.Module | None = None) -> tuple[Batch, Step]:
+    """A batch as `fit` hands it to a method, on the run's device, and a step at the middle of the training.
+
+    `averaged` stands for the moving average of the weights, for a method that asks for one. The global generators are
+    seeded, so that a loss of the batch is the same each time. Nothing is trained.
+    """
+    settings, seed = run.settings, run.settings.seeds[0]
+    batches = Batches.of(data.train, settings, seed, run.device)
+    epoch, total = settings.epochs // 2, settings.epochs * len(batches.starts)
+    *_, batch = next(batches.in_epoch(epoch, 0))
+    draw_from(mix(seed, epoch, 0))
+    return batch, Step(total // 2, total, epoch, averaged, settings.epochs)
+
+
+def histories(run: Run, methods: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The history of every finished training of a run, or of the named methods' alone, by its name.
 
     seconds (of training alone), validation_seconds, and epochs with losses and accuracies.
     """
-    return {file.parent.name: read_json(file) for file in sorted(run.folder.glob("training/*/history.json"))}
+    files = {file.parent.name: file for file in sorted(run.folder.glob("training/*/history.json"))}
+    return {name: read_json(file) for name, file in files.items() if methods is None or method_of(name) in methods}
