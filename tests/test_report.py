@@ -112,6 +112,11 @@ def a_notebook() -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=cells)
 
 
+def audit_a_model(home: Path) -> None:
+    """What `paperlib audit` leaves behind."""
+    report.audit_page(an_audit(), home / "runs" / "audit" / "mine-01234567", {"model": "mine.py:build"})
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
@@ -127,12 +132,13 @@ def built(home: Path) -> Path:
         ("toy_pag", "paper", "pag"), ("alignment_matrix", "quick", "alignment"), ("alignment_matrix", "gpu", "alignment"),
     ):  # fmt: skip
         make_run(home, notebook, preset, paper)
+    audit_a_model(home)
     return report.build()
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     pages = sorted(site.parent.rglob("*.html"))
-    assert len(pages) == 13  # the first, and two of each run
+    assert len(pages) == 14  # the first, an audit's, and two of each run
     for page in pages:
         text = re.sub(r"<style.*?</style>", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -159,6 +165,7 @@ def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
     for outcome in OUTCOMES:
         count = sum(one == outcome for _, one, _ in shown)
         assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
+    assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>suspicious</td>", text)
 
 
 def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_counts(home: Path) -> None:

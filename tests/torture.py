@@ -190,7 +190,7 @@ def main() -> int:
 
     fresh(home)
     kills, finished, faults = 0, 0, []
-    while kills < asked.kills or trained(home):  # the last kill's run is brought to its end
+    while kills < asked.kills or (home / "runs").exists():  # the last kill's run is brought to its end
         before, whom, since = trained(home), chance.choice(WHOM), time.time()
         running = start(home)
         try:

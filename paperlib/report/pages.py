@@ -125,9 +125,24 @@ def build(target: Path | None = None) -> Path:
     _write(
         target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
         tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
+        audits=[
+            {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
+        ] + _audits_of_models(target),
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
+
+
+def _audits_of_models(target: Path) -> list[dict[str, Any]]:
+    """The audits of users' own models, with their pages copied into the site."""
+    found = []
+    for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
+        page = f"audit-{file.parent.name}/index.html"
+        with export.damaged_left_out(file.parent):
+            stored = read_json(file)
+            found.append({**_audit(stored["model"], stored), "run": "paperlib audit", "page": page})
+            _copy(file.with_name("index.html"), target / page)
+    return found
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,7 +253,7 @@ def _write(file: Path, template: str, **given: Any) -> None:
 def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
     """Write an audit's page and numbers, index.html and audit.json, into `folder`. `about` is shown at its head.
 
-    Returns the page's path.
+    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
     """
     folder, picture = Path(folder), io.BytesIO()
     about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}
