@@ -194,9 +194,9 @@ display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], cl
 figures.panels(run, study.time_curves(training.histories(run), list(networks)), "time", x="minutes")
 
 # %% [markdown]
-# The row ↑ (%) of Tables 1 and 5 is a gain in percent: of the better of RAAT and RAAT++ over the best of the four others.
-# Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test images
-# on both sides, as the paper does.
+# The row ↑ (%) of Tables 1 and 5 is a gain in percent, of the better of RAAT and RAAT++. It is over the best of the four
+# others. Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test
+# images on both sides, as the paper does.
 #
 # Table 2 (CIFAR-100) quotes other methods' numbers, from their own papers or from Liu et al. Table 3 has the best among
 # their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run. What this run has of the
