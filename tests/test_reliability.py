@@ -119,7 +119,7 @@ def test_on_two_devices_the_death_of_one_ends_the_run_in_seconds_and_one_goes_on
                     break
                 time.sleep(0.1)
             parts = [one for one in descendants(begun.pid) if "run-part" in said_by(one)]
-            second = next(one for one in parts if "\0RANK=1\0" in f"\0{Path(f'/proc/{one}/environ').read_text()}")
+            second = next(one for one in parts if "\0LOCAL_RANK=1\0" in f"\0{Path(f'/proc/{one}/environ').read_text()}")
             killed = time.monotonic()
             if ending == "Ctrl-C":
                 os.killpg(begun.pid, signal.SIGINT)
