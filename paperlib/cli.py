@@ -384,7 +384,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         executed = Path(place) / target.name
         try:
             papermill.execute_notebook(
-                root() / "notebooks" / target.name, executed, {"preset": preset, **checked},
+                root() / "notebooks" / target.name, executed, {"preset": preset, "settings": checked},
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
                 kernel_name="python3", config=transport, execution_timeout=cell_timeout,
             )  # fmt: skip

@@ -228,3 +228,10 @@ def test_a_damaged_status_is_refused_by_name(home: Path, content: str) -> None:
     (run.folder / "status.json").write_text(content)
     with pytest.raises(InputError, match=r"status\.json: says nothing of the run's state; delete it"):
         runs.status(run.folder)
+
+
+def test_text_stays_text_in_a_notebooks_settings(home: Path) -> None:
+    """A file may be called 1e3; an empty name is no None."""
+    run = studies.start("cifar_pag", {"settings": {"teacher_linf": "1e3", "teacher_l2": "", "train_images": "null"}})
+    run.finish()
+    assert (run.settings.teacher_linf, run.settings.teacher_l2, run.settings.train_images) == ("1e3", "", None)

@@ -106,7 +106,7 @@ class Run:
             f"<tr{BOLD if name in own else ''}><td>{name}</td><td>{text}</td></tr>" for name, text in texts.items()
         )
         return (
-            f"<p>{self.notebook}, preset {self.preset}, in {html.escape(str(self.folder))}"
+            f"<p>{self.notebook}, preset {self.preset}, in {html.escape(str(self.folder.relative_to(root())))}"
             f"{f'; not as in the preset: {changed}' if changed else ''}</p>"
             f"<details><summary>All {len(texts)} settings</summary><table>{rows}</table></details>"
         )
@@ -134,7 +134,8 @@ def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, A
         left = shown is not None and shown in (value, read_value(value)) and namespace.get("preset", "quick") != "quick"
         if value is not None and not left:
             found[name] = value
-    settings = read_value(namespace.get("settings") or {})
+    settings = namespace.get("settings") or {}
+    settings = read_value(settings) if isinstance(settings, str) else settings  # as `papermill -p` hands a dict over
     if not isinstance(settings, dict):
         raise InputError(f"settings = {settings!r}: should be a dict of settings by name, say {{'epochs': 3}}")
     found |= settings
