@@ -59,7 +59,7 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
                          linewidths=0.8, zorder=3, label="paper" if number == 0 else None)  # fmt: skip
     axis.set_xticks(range(len(methods)), [title(method).replace(" (", "\n(") for method in methods], rotation=20)
     axis.set(ylabel="accuracy (%)", ylim=(0, 100))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(measures) + 1)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return save(run, figure, "accuracies", summary)
 
 
