@@ -123,3 +123,17 @@ def test_the_depth_sheet_has_a_row_for_each_map(run: runs.Run) -> None:
         run, torch.rand(4, 3, 8, 8), {"disparity, exact": torch.rand(4, 8, 8), "flat": torch.ones(4, 8, 8)}
     )
     assert [axis.get_title() for axis in found.axes] == ["image", "disparity, exact", "flat"]
+
+
+def test_a_figure_says_in_words_what_is_seen_whichever_module_drew_it(run: runs.Run) -> None:
+    """The first line of the function that drew it, kept in its file and as its picture's alternative text."""
+    data = pd.DataFrame({"method": ["a"], "measure": ["clean"], "mean": [0.5]})
+    depths = torch.rand(2, 8, 8)
+    for drawn, function in (
+        (figures.grid(run, data), figures.grid),
+        (figures.depth_sheet(run, torch.rand(2, 3, 8, 8), {"exact": depths}), figures.depth_sheet),
+    ):
+        first = (function.__doc__ or "").partition("\n")[0]
+        assert first
+        assert drawn.get_label() == first
+    assert read_json(run.folder / "figures" / "depth.json")["words"] == first

@@ -80,7 +80,8 @@ def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None, 
             folder / f"{name}.{kind}",
             lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),  # type: ignore[misc]
         )
-    drawer = globals().get(sys._getframe(1).f_code.co_name)  # the function of this module that drew it
+    caller = sys._getframe(1)  # the function that drew it, whose first line says what is seen
+    drawer = caller.f_globals.get(caller.f_code.co_name)
     words = words or ((drawer.__doc__ or "").partition("\n")[0] if drawer else "")
     about = {**provenance, "words": words, "settings": run.settings.model_dump()}
     write_text(folder / f"{name}.json", json.dumps(about, indent=1))
@@ -104,9 +105,6 @@ def _shown_with_words() -> None:
         shell.display_formatter.formatters["image/png"].for_type(
             Figure, lambda figure: (print_figure(figure, base64=True), {"alt": figure.get_label()})
         )
-
-
-# Plots -------------------------------------------------------------------------------------------------------------
 
 
 def stacked(images: Tensor) -> np.ndarray:
