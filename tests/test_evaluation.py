@@ -434,5 +434,6 @@ def test_an_attack_on_fewer_images_is_held_against_the_same_ones(home: Path) -> 
     assert list(same["measure"]) == ["pgd, n = 12"] * 2
     assert [one.tolist() for one in same["each"]] == [one.tolist() for one in expected["each"]]
     assert same["value"].tolist() == expected["value"].tolist() != [1.0, 1.0]
+    assert same[["low", "high"]].to_numpy().tolist() == expected[["low", "high"]].to_numpy().tolist()
     for count in (0, 40, 50):  # none, or all
         assert evaluation.same_images(whole, ["pgd"], images(), count).empty

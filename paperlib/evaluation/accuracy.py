@@ -201,9 +201,11 @@ def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, co
     rows = table[table["measure"].isin(measures if 0 < count < len(data) else [])]
     chosen = places(data, count, 0).numpy()
     each = [outcomes[chosen] for outcomes in rows["each"]]
+    intervals = [binomial_interval(int(one.sum()), count) for one in each]
     return rows.assign(
         measure=[f"{name}, n = {count}" for name in rows["measure"]], n=count, each=each,
-        correct=[int(one.sum()) for one in each], value=[float(one.mean()) for one in each], flags="",
+        correct=[int(one.sum()) for one in each], value=[float(one.mean()) for one in each],
+        low=[low for low, _ in intervals], high=[high for _, high in intervals], flags="",
     )  # fmt: skip
 
 
