@@ -16,6 +16,7 @@ images n that s is known of, s² grows by σ² (1 / N − 1 / n), as if each see
 import functools
 import math
 import textwrap
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -122,10 +123,7 @@ def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
     """The first whole number above `low` for which it holds, as it then does up to `high`; zero where it never does."""
     if high <= low or not holds(high):
         return 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    return low + 1 + bisect_left(range(low + 1, high), True, key=holds)
 
 
 def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Measures of alignment: input gradients, the response of layers to a perturbation, decision boundaries."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -9,6 +9,7 @@ import torch
 from contourpy import contour_generator
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from paperlib.attacks import evaluating
 from paperlib.runs.files import InputError
@@ -91,6 +92,18 @@ def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
 
 
 @contextmanager
+def _hooked(handles: Sequence[RemovableHandle], layers: Sequence[str], found: Mapping[str, Tensor]) -> Iterator[None]:
+    """Keep these hooks within the context. Raises InputError if one of the layers was not found in it."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missed := [name for name in layers if name not in found]:
+        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
+
+
+@contextmanager
 def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named submodules, by name, in forward passes within the context.
 
@@ -102,14 +115,8 @@ def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
     def keep(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: found.update({name: output})
 
-    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
-    try:
+    with _hooked([known[name].register_forward_hook(keep(name)) for name in layers], layers, found):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-    if missed := [name for name in layers if name not in found]:
-        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
 
 
 @contextmanager
@@ -130,14 +137,8 @@ def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
 
         return hook
 
-    handles = [known[name].register_forward_pre_hook(keep(name)) for name in layers]
-    try:
+    with _hooked([known[name].register_forward_pre_hook(keep(name)) for name in layers], layers, found):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-    if missed := [name for name in layers if name not in found]:
-        raise InputError(f"layer {missed[0]!r} took no part in the forward pass")
     if spoilt := [name for name in layers if found[name]._version != versions[name]]:
         raise InputError(f"the input of layer {spoilt[0]!r} is overwritten in place by another; use inplace=False there")
 

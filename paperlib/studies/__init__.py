@@ -14,18 +14,18 @@ from paperlib.runs.settings import Settings, check
 
 def known() -> dict[str, type[Settings]]:
     """The settings of each notebook: the STUDIES of every module here and, of a paper in one file, in `methods`."""
-    return _declared("STUDIES")
+    return declared("STUDIES")
 
 
 def plan_of(notebook: str, settings: Settings) -> Plan:
     """What settings come to in images and seeds, by the PLANS of the notebook's study. Raises InputError without one."""
-    if notebook not in (known := _declared("PLANS")):
+    if notebook not in (known := declared("PLANS")):
         raise InputError(f"{notebook}: its study says in no PLANS what it measures; {', '.join(sorted(known))} do")
     plan: Plan = known[notebook](settings)
     return plan
 
 
-def _declared(name: str) -> dict[str, Any]:
+def declared(name: str) -> dict[str, Any]:
     """What the modules of studies, and those of `methods`, have under a name, by notebook."""
     found: dict[str, Any] = {}
     for package, prefix in ((__path__, "paperlib.studies."), (methods.__path__, "paperlib.methods.")):

@@ -435,3 +435,6 @@ def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Meth
     seen = oracles.target(oracles.by_network(network), settings.operator)
     plain = methods(settings.model_copy(update={"methods": ["standard", "pgd_at"]}), size, None)
     return {**plain, "daat": _daat(settings, seen, frozen, settings.weight)}
+
+
+REHEARSALS = {"daat_imagenet100": rehearsal}

@@ -1,9 +1,6 @@
 """Estimate the cost of a study's training on this machine from single steps on random images."""
 
-import importlib
-import pkgutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -22,14 +19,15 @@ IMAGENET100 = (125_000, 224, 100)  # training images (as DAAT, Section 5.1, has 
 
 
 def measure(notebook: str, settings: Any) -> pd.DataFrame:
-    """One row for each method of the study's `rehearsal`, from a step on random images.
+    """One row for each method of the study's REHEARSALS, from a step on random images.
 
     Columns: img/s, and days for all epochs at that rate. The last method also has the memory of a step at the settings'
     batch size in GiB, extrapolated from small batches. Raises InputError for a study without a rehearsal.
     """
-    rehearsal = _rehearsals().get(notebook)
+    known = studies.declared("REHEARSALS")
+    rehearsal = known.get(notebook)
     if rehearsal is None:
-        raise InputError(f"{notebook} has no dry run; {', '.join(_rehearsals())} has")
+        raise InputError(f"{notebook} has no dry run; {', '.join(known)} has")
     count, size, classes = _extent(settings)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
     work: dict[str, Method] = rehearsal(settings, size, classes)
@@ -65,16 +63,6 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0])
     rows[last][f"GiB, batch {settings.batch_size}"] = (peaks[0] + each * (settings.batch_size - sizes[0])) / 2**30
     return pd.DataFrame(rows).T.loc[list(work)]
-
-
-def _rehearsals() -> dict[str, Callable[..., dict[str, Method]]]:
-    """The `rehearsal` of each study that has one, by notebook."""
-    found: dict[str, Callable[..., dict[str, Method]]] = {}
-    for module in pkgutil.iter_modules(studies.__path__, "paperlib.studies."):
-        loaded = importlib.import_module(module.name)
-        if hasattr(loaded, "rehearsal"):
-            found |= dict.fromkeys(loaded.STUDIES, loaded.rehearsal)
-    return found
 
 
 def _extent(settings: Any) -> tuple[int, int, int]:

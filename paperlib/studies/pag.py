@@ -179,7 +179,7 @@ def target_sources(settings: CifarSettings, train: ImageSet, teachers: Trained, 
         elif source in pools:
             targets[source] = partial(toward, pools[source]().to(device))
         else:
-            teacher = next(iter(teachers[source.replace("rigd", "teacher")].values())).to(device)
+            teacher = first_models(teachers)[source.replace("rigd", "teacher")].to(device)
             targets[source] = partial(distilled, teacher, settings.gradient)
     return targets
 

@@ -72,8 +72,9 @@ def fit(
                 place = epoch * len(batches.starts) + index
                 step = Step(place, total, epoch, averaged if settings.ema else None, settings.epochs)
                 draw_from(mix(seed, epoch, index, rank))
+                rate = learning_rate(settings, step)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(settings, step)
+                    group["lr"] = rate
                 model.train()
                 with torch.autocast(kind, torch.bfloat16, enabled=bf16):
                     terms = loss(batch, step)
