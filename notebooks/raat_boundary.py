@@ -159,10 +159,10 @@ figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", labe
 # schedule and average.
 
 # %%
-trained = training.train_each(run, defences, images, val_attack, s.one_seed)
-longer = training.train_each(run, study.long_methods(s), images, val_attack, seeds=s.seeds[:1], epochs=s.long_epochs or 1)
-averaged = training.train_each(run, study.sharp_methods(s), images, val_attack, seeds=s.seeds[:1], **s.sharp)
-parts = training.train_each(run, study.component_methods(s), images, val_attack, s.one_seed)
+trained = training.train_each(run, defences, images, val_attack, s.seeds_of)
+longer = training.train_each(run, study.long_methods(s), images, val_attack, s.seeds_of, epochs=s.long_epochs or 1)
+averaged = training.train_each(run, study.sharp_methods(s), images, val_attack, s.seeds_of, **s.sharp)
+parts = training.train_each(run, study.component_methods(s), images, val_attack, s.seeds_of)
 ablated = parts | training.train_each(run, study.sweep_methods(s), images, val_attack, seeds=s.seeds[:1])
 networks = trained | longer | averaged
 
@@ -221,7 +221,7 @@ tables.save(run, study.costs(training.histories(run), main, list(networks)), "co
 #
 # ### Figure 5: components, η, λ
 # *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea. It shows what the twofold
-# batch alone brings. The components have the run's seeds, except those in `one_seed`. The sweeps over η and λ have one.
+# batch alone brings. The components have the run's seeds, or as many as `seeds_of` says. The sweeps over η and λ have one.
 
 # %%
 partition = study.shares_each(run, networks, subset(images.test, s.audit_images, 0))

@@ -83,7 +83,9 @@ def test_table_1_differs_only_in_its_terms(home: Path) -> None:
 
 
 def test_some_are_trained_with_the_first_seed_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    s = settings(seeds="[3, 4]", controls="[uniform, shuffled]", weights="[0.5]", one_seed="[uniform, sweep, standard]")
+    s = settings(
+        seeds="[3, 4]", controls="[uniform, shuffled]", weights="[0.5]", seeds_of="{uniform: 1, sweep: 1, standard: 1}"
+    )
     asked: dict[str, list[int]] = {}
 
     def train_each(run: Any, methods: Any, data: Any, attack: Any, seeds: list[int]) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def test_dinov2_is_read_from_timms_weights_at_another_size(tmp_path: Path) -> No
 def test_a_dry_run_needs_no_data_and_counts_every_method(home: Path) -> None:
     pytest.importorskip("transformers")
     small = {"model": "vit_conv", "width": 32, "image_size": 32, "oracle": "learned", "controls": "[uniform]",
-             "one_seed": "[uniform, sweep]", "device": "cpu"}  # fmt: skip
+             "seeds_of": "{uniform: 1, sweep: 1}", "device": "cpu"}  # fmt: skip
     given = studies.resolve("daat_imagenet100", "paper", small)
     found = dry_run.measure("daat_imagenet100", given)
     assert list(found.index) == ["standard", "pgd_at", "daat"]

@@ -299,7 +299,7 @@ def test_wrong_settings_are_refused_with_the_right_ones() -> None:
         ({"combinations": "{x: {base: pgd_at, add: {standard: 1}}}"}, "standard has no term of its own"),
         ({"combinations": "{x: {base: pgd_at, add: {}}}"}, "combinations"),
         ({"combinations": "{x: {base: pgdat, add: {first: 1}}}"}, "combinations"),
-        ({"one_seed": "[x]"}, "one_seed has x"),
+        ({"seeds_of": "{x: 1}"}, "seeds_of has x"),
         ({"equal_compute": "trades"}, "equal_compute = trades"),
         ({"data": "cifar10"}, "oracle exact"),
         ({"defences": "[standard, pgd_at, wa]", "average": 0}, "average = 0"),
@@ -370,12 +370,12 @@ def test_trainings_of_equal_compute_have_their_own_names_and_epochs(monkeypatch:
     data = Splits(images(), images(), images())
     methods = {"raat": None, "pgd_at": None, "mixed": None}
     for chosen, first, second in (
-        ("[raat]", ([0], [0, 1], [0, 1]), ([0], [0, 1], [0, 1])),
-        ("[equal]", ([0, 1], [0, 1], [0, 1]), ([0], [0], [0])),
-        ("[combinations, raat]", ([0], [0, 1], [0]), ([0], [0, 1], [0])),
+        ("{raat: 1}", ([0], [0, 1], [0, 1]), ([0], [0, 1], [0, 1])),
+        ("{equal: 1}", ([0, 1], [0, 1], [0, 1]), ([0], [0], [0])),
+        ("{combinations: 1, raat: 1}", ([0], [0, 1], [0]), ([0], [0, 1], [0])),
     ):
         asked.clear()
-        settings = studies.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "one_seed": chosen, **MIXED})
+        settings = studies.resolve("alignment_matrix", "quick", {"seeds": "[0, 1]", "seeds_of": chosen, **MIXED})
         run = runs.Run("alignment_matrix", "quick", settings, None)  # type: ignore[arg-type]
         assert list(matrix_study.train(run, methods, data)) == [*methods]  # type: ignore[arg-type]
         longer = matrix_study.train(run, methods, data, {"raat": 3, "pgd_at": 7, "mixed": 2})  # type: ignore[arg-type]

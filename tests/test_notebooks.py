@@ -42,7 +42,7 @@ TINY = {
         "train_steps": "1", "study_epochs": "1", "study_images": "50", "study_scales": "[0]", "study_thresholds": "[0.3]",
         "long_epochs": "2", "components": "[two_views]", "etas": "[0.3]", "weights": "{mart: [3]}", "strong_images": "2",
         "autoattack_images": "2", "audit_images": "10", "toy_hidden": "[4]", "gaussian_dimensions": "[16, 64]",
-        "gaussian_trials": "2", "norm": "l2", "methods": "[pgd_at, mart, raat, raat_plus_plus]", "one_seed": "[mart]",
+        "gaussian_trials": "2", "norm": "l2", "methods": "[pgd_at, mart, raat, raat_plus_plus]", "seeds_of": "{mart: 1}",
         "toy_atypicals": "[0]", "toy": "{epochs: 1, optimizer: adam, crop_padding: 0, flip: false, selection: last}",
     },
     "gfa_landscape": {
@@ -58,7 +58,7 @@ TINY = {
         "train_steps": "1", "teacher_epochs": "1", "depth_images": "32", "depth_epochs": "1", "controls": "[uniform]",
         "weights": "[1]",
         "cam_epsilons": "[2]", "focus_images": "10", "epsilons": "[2]", "autoattack_images": "0", "sweep_images": "5",
-        "audit_images": "10", "one_seed": "[sweep]", "operator": "laplacian",
+        "audit_images": "10", "seeds_of": "{sweep: 1}", "operator": "laplacian",
     },
     "alignment_matrix": {
         "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "4",

@@ -526,8 +526,8 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
     ("changes", "message"),
     [
         (
-            {"one_seed": ["cons_at"], "methods": ["pgd_at", "raat"]},
-            "one_seed has cons_at, which neither methods nor components has",
+            {"seeds_of": {"cons_at": 1}, "methods": ["pgd_at", "raat"]},
+            "seeds_of has cons_at, which neither methods nor components has",
         ),
         ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can batch_size, "),
         ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),

@@ -58,7 +58,7 @@ class DaatSettings(DepthSettings):
     feature: Radius  # γ₀
     controls: list[Source]  # what else stands in for G
     weights: list[Radius]  # λ of the sweep
-    one_seed: list[Name | Source | Literal["sweep"]]  # what is trained with the first seed alone
+    seeds_of: dict[Name | Source | Literal["sweep"], Count]  # the first so many alone
     autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images
     focus_images: Annotated[int, Field(ge=2)]  # test images whose attention, Grad-CAM and gradients are measured
     epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
@@ -208,7 +208,7 @@ def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dic
 
 
 def train(run: Run, settings: DaatSettings, named: Mapping[str, Method], data: Splits) -> dict[str, dict[int, nn.Module]]:
-    """Train the methods with each seed; those of `one_seed` with the first seed alone."""
+    """Train the methods with each seed, or with as many as `seeds_of` says."""
     attack = selection_attack(settings)
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, method in named.items():
@@ -218,7 +218,7 @@ def train(run: Run, settings: DaatSettings, named: Mapping[str, Method], data: S
 
 def _seeds(settings: DaatSettings, name: str) -> list[int]:
     kind = "sweep" if "lambda" in name else name.removeprefix("daat_")
-    return list(settings.seeds[:1] if kind in settings.one_seed else settings.seeds)
+    return list(settings.seeds[: settings.seeds_of.get(kind)])  # type: ignore[call-overload]
 
 
 # Attacks -----------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ ON_ADVERSARIAL: set[Name] = {  # images in training
 }  # fmt: skip
 WEIGHTED = {*TERMS, "raat_sharp"}  # have a weight of their own
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-GROUPS = {"combinations", "equal"}  # of trainings, in `one_seed`
+GROUPS = {"combinations", "equal"}  # of trainings, in `seeds_of`
 DEEP = 3  # layers
 
 
@@ -81,7 +81,7 @@ class MatrixSettings(DepthSettings):
     defences: Annotated[list[Name], Field(min_length=2)]
     weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
     combinations: dict[str, Combination]  # what no paper tried; add your own
-    one_seed: list[str]  # trained with the first seed alone: names, "combinations", "equal" for all of equal compute
+    seeds_of: dict[str, Count]  # the first so many alone, by name; "combinations", "equal" for all of equal compute
     ramp: Ramp  # of ε, in every attack in training
     equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
     classes_per_step: Count | None  # PAG's K; None: all, as in the paper
@@ -108,9 +108,9 @@ class MatrixSettings(DepthSettings):
             raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
         if double := set(self.defences) & set(self.combinations):
             raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
-        if extra := set(self.one_seed) - set(trained) - GROUPS:
+        if extra := set(self.seeds_of) - set(trained) - GROUPS:
             raise ValueError(
-                f"one_seed has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are, and "
+                f"seeds_of has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are, and "
                 f"{' and '.join(sorted(GROUPS))} name several"
             )
         if self.equal_compute and self.equal_compute not in self.defences:
@@ -246,7 +246,7 @@ def train(
     data: Splits,
     epochs: Mapping[str, int] | None = None,
 ) -> dict[str, dict[int, nn.Module]]:
-    """Train the methods with each seed; those that `one_seed` names with the first seed alone.
+    """Train the methods with each seed, or with as many as `seeds_of` says.
 
     Of WA and RAAT# the average of the weights is kept. With `epochs`, of each by name, they are the trainings of equal
     compute, as "<name>_equal".
@@ -267,8 +267,8 @@ def train(
 def _seeds(settings: MatrixSettings, name: str, equal: bool) -> list[int]:
     """Those of a defence or combination, in its training of `equal` compute or in its own."""
     groups = {"combinations"} if name in settings.combinations else set()
-    alone = {name, *groups, *(["equal"] if equal else [])} & set(settings.one_seed)
-    return list(settings.seeds[:1] if alone else settings.seeds)
+    counts = [count for of, count in settings.seeds_of.items() if of in {name, *groups, *(["equal"] if equal else [])}]
+    return list(settings.seeds[: min(counts, default=None)])
 
 
 # Attacks -----------------------------------------------------------------------------------------------------------

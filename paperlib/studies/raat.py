@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,15 @@ from paperlib.geometry import alignment_defect, decision_plane, fragmentation, n
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
+from paperlib.methods.ramped import ramped
 from paperlib.models.trained import Trained, each_model, first_models
 from paperlib.runs.run import Run, method_of
-from paperlib.runs.settings import Count, Positive, Radius, Share
+from paperlib.runs.settings import Count, Positive, Radius, Ramp, Share
 from paperlib.training import train_each
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
+Beside = Literal["pgd_at_long", "wa", "raat_sharp"]
 Weighted = Literal["trades", "mart", "cons_at", "raat"]  # whose regularisation has the weight λ
 Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
@@ -38,7 +40,8 @@ class RaatSettings(NormSettings):
 
     form: Form  # the authors' code, or the equations as printed
     methods: Annotated[list[Name], Field(min_length=1)]
-    one_seed: list[Name | Component]  # what is trained with the first seed alone; sweeps always are
+    seeds_of: dict[Name | Component | Beside, Count]  # the first so many alone; sweeps always have one
+    ramp: Ramp  # of ε in training, by shares of the steps; not in the paper
     train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
     eta: Share  # η
     weight: Radius  # λ
@@ -67,8 +70,8 @@ class RaatSettings(NormSettings):
 
     @model_validator(mode="after")
     def _changes(self) -> Self:
-        if alone := set(self.one_seed) - {*self.methods, *self.components}:
-            raise ValueError(f"one_seed has {', '.join(sorted(alone))}, which neither methods nor components has")
+        if alone := set(self.seeds_of) - {*self.methods, *self.components, *get_args(Beside)}:
+            raise ValueError(f"seeds_of has {', '.join(sorted(alone))}, which neither methods nor components has")
         if swept := set(self.weights) - set(self.methods):
             raise ValueError(f"weights has {', '.join(sorted(swept))}, which methods has not")
         for name in ("sharp", "toy"):
@@ -161,7 +164,12 @@ def methods(settings: RaatSettings) -> dict[str, Method]:
         "raat": _at_weight(settings, "raat"),
         "raat_plus_plus": _raat(settings, attack=training_attack(settings, start_deviation=START), boosted=True),
     }
-    return {name: everything[name] for name in settings.methods}
+    return _ramped(settings, {name: everything[name] for name in settings.methods})
+
+
+def _ramped(settings: RaatSettings, methods: Mapping[str, Method]) -> dict[str, Method]:
+    """The methods, with ε as it rises in training."""
+    return {name: ramped(method, settings.ramp) for name, method in methods.items()}
 
 
 def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = None) -> Method:
@@ -178,7 +186,8 @@ def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = No
 
 def long_methods(settings: RaatSettings) -> dict[str, Method]:
     """PGD-AT for the equal-time comparison."""
-    return {"pgd_at_long": AdversarialTraining(training_attack(settings))} if settings.long_epochs else {}
+    named: dict[str, Method] = {"pgd_at_long": AdversarialTraining(training_attack(settings))}
+    return _ramped(settings, named if settings.long_epochs else {})
 
 
 def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -187,7 +196,7 @@ def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
         return {}
     begin = settings.sharp.get("ema_start", settings.ema_start)
     sharp = partial(RAATSharp, training_attack(settings), begin, settings.eta, settings.weight, settings.gamma)
-    return {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()}
+    return _ramped(settings, {"wa": sharp(bound=False, dicar=False), "raat_sharp": sharp()})
 
 
 def study_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -200,7 +209,7 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
         return {}
     smallest = sorted(settings.study_scales)[:1]
     build = partial(PartitionedAT, training_attack(settings), form=settings.form)
-    return {
+    named = {
         "study_full": build(settings.eta),
         **{f"study_boundary_{scale:g}": build(settings.eta, boundary=scale) for scale in settings.study_scales},
         **{f"study_random_{scale:g}": build(settings.eta, boundary=scale, control=True) for scale in smallest},
@@ -211,6 +220,7 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
             if not (eta == settings.eta and eta in settings.study_scales)  # trained already
         },
     }
+    return _ramped(settings, named)
 
 
 def component_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -220,7 +230,7 @@ def component_methods(settings: RaatSettings) -> dict[str, Method]:
         "bound": {"dicar": False},
         "dicar": {"bound": False},
     }
-    return {name: _raat(settings, **components[name]) for name in settings.components}
+    return _ramped(settings, {name: _raat(settings, **components[name]) for name in settings.components})
 
 
 def sweep_methods(settings: RaatSettings) -> dict[str, Method]:
@@ -232,7 +242,7 @@ def sweep_methods(settings: RaatSettings) -> dict[str, Method]:
         for weight in values
         if weight != _own_weight(settings, name)
     }
-    return etas | weights
+    return _ramped(settings, etas | weights)
 
 
 def _own_weight(settings: RaatSettings, name: Weighted) -> float:
@@ -309,9 +319,9 @@ def plan(settings: RaatSettings) -> Plan:
     fewer = dict.fromkeys(strong_attacks(settings), settings.strong_images)
     fewer |= dict.fromkeys([*strongest(settings), "mean", "nrr"], settings.autoattack_images)
     images = planned(settings, ["clean", *attacks(settings)], {**fewer, "defect": settings.audit_images})
-    several = {**methods(settings), **component_methods(settings)}
-    once = {**study_methods(settings), **long_methods(settings), **sharp_methods(settings), **sweep_methods(settings)}
-    seeds = {name: 1 if name in settings.one_seed else len(settings.seeds) for name in several}
+    several = {**methods(settings), **component_methods(settings), **long_methods(settings), **sharp_methods(settings)}
+    once = {**study_methods(settings), **sweep_methods(settings)}
+    seeds = {name: len(settings.seeds[: settings.seeds_of.get(name)]) for name in several}  # type: ignore[call-overload]
     return Plan(images, {**seeds, **dict.fromkeys(once, 1)}, case(settings))
 
 

@@ -22,19 +22,19 @@ def train_each(
     methods: Mapping[str, Method],
     data: Splits,
     attack: Attack | None = None,
-    one_seed: Collection[str] = (),
+    seeds_of: Mapping[str, int] | None = None,
     **changes: Any,
 ) -> dict[str, dict[int, nn.Module]]:
     """Train a model with each method for each seed of the run: the models by method and seed.
 
-    Methods named in `one_seed` are trained with the first seed alone. The network is the one in the settings; `changes`
-    replace settings for these trainings, say `epochs`. `attack` is for validation. What was trained before is read back.
-    See `fit` for the rest.
+    A method named in `seeds_of` is trained with the first so many seeds alone. The network is the one in the settings;
+    `changes` replace settings for these trainings, say `epochs`. `attack` is for validation. What was trained before is
+    read back. See `fit` for the rest.
     """
     settings = run.settings.model_copy(update=changes)
     trained: dict[str, dict[int, nn.Module]] = {name: {} for name in methods}
     for name, method in methods.items():
-        for seed in settings.seeds[:1] if name in one_seed else settings.seeds:
+        for seed in settings.seeds[: (seeds_of or {}).get(name)]:
             folder = run.folder / "training" / f"{name}-seed{seed}"
             model = build(settings, data, seed)
             trained[name][seed] = fit(model, method, data, settings, folder, seed=seed, attack=attack, device=run.device)
