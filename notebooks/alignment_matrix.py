@@ -33,7 +33,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · cifar10 · cifar100 · stl10 · tiny_imagenet · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · tiny_imagenet · folder:PATH
 seeds: list = [0]  # one training with each defence for each seed
 norm: str = "linf"  # linf · l2, of the attacks
 defences: list = ["standard", "gradient_penalty", "class_mean", "first", "pgd_at", "raat", "daat"]  # all: preset paper

@@ -29,7 +29,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
 seeds: list = [0]  # one training with each source for each seed
 sources: list = ["one_image", "class_mean", "nearest_neighbor"]  # also kmeans · rigd_linf · rigd_l2 · published
 weights: dict = {"one_image": 0.1, "class_mean": 0.1, "nearest_neighbor": 0.1}  # λ of each source; "null": Table 3's

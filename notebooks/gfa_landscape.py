@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
 seeds: list = [0]  # one training with each method for each seed
 methods: list = ["standard", "pgd_at", "first", "deep"]  # also gradient_penalty
 task: str = "mse"  # task loss: mse (the paper) · mse_softmax · ce

@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
 seeds: list = [0]  # one training with each method for each seed
 norm: str = "linf"  # linf · l2, of the attacks
 weight: float = 0.01  # λ_JR

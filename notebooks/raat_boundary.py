@@ -31,7 +31,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
 seeds: list = [0]  # one training with each method for each seed
 norm: str = "linf"  # linf (Table 1) · l2 (Table 5)
 form: str = "code"  # code (the authors' code) · text (the equations as printed)

@@ -163,7 +163,7 @@ def audit(
     import torch
 
     from paperlib import audit, report
-    from paperlib.data import folder, load, subset
+    from paperlib.data import folder, load, scenes, subset
     from paperlib.models import external
     from paperlib.runs.files import digest
     from paperlib.runs.settings import read_value
@@ -177,7 +177,7 @@ def audit(
     if place is not None and not (place / "train").exists():
         test = subset(folder.load_test(place, size), images, 0)
     else:
-        few = {"train_images": 10, "test_images": images} if data == "scenes" else {}
+        few = {"train_images": 10, "test_images": images} if data in scenes.SETS else {}
         test = subset(load(data, image_size=size, **few).test, images, 0)
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)

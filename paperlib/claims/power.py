@@ -28,7 +28,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, norm, t
 
 from paperlib.claims import LEAST, load, number, paper_of, reported, rows, table_of
-from paperlib.data import EXTENTS
+from paperlib.data import EXTENTS, scenes
 from paperlib.evaluation.intervals import FEWEST
 from paperlib.evaluation.settings import Plan
 from paperlib.runs.files import InputError, read_json, root, write_json
@@ -139,7 +139,7 @@ def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None
     if (paper := paper_of(notebook)) is None:
         raise InputError(f"{notebook} judges no claims")
     known, data = _earlier(notebook, plan.case, own), getattr(settings, "data", "toy")
-    most = EXTENTS[data][0] if data in EXTENTS and data != "scenes" else MOST_IMAGES
+    most = EXTENTS[data][0] if data in EXTENTS and data not in scenes.SETS else MOST_IMAGES
     found = []
     for claim in (one for one in load(paper)["claims"] if one["notebook"] == notebook):
         claimed, floor, ratio = reported(paper, claim, plan.case), claim.get("floor", 0.0), claim["kind"] == "ratio"

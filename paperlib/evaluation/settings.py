@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from paperlib import models
 from paperlib.attacks import Norm
-from paperlib.data import EXTENTS, check_name
+from paperlib.data import EXTENTS, check_name, scenes
 from paperlib.runs.files import InputError
 from paperlib.runs.settings import Count, Layer, Positive, Settings, TrainingSettings, check
 
@@ -77,7 +77,7 @@ class DepthSettings(NormSettings):
 
     @model_validator(mode="after")
     def _depth_and_layer(self) -> Self:
-        if self.crop_padding and self.crop_fill != "reflect" and self.data == "scenes":
+        if self.crop_padding and self.crop_fill != "reflect" and self.data in scenes.SETS:
             raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
         if (self.model in models.TRANSFORMERS) == (self.layer is not None):
             raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from paperlib import models
 from paperlib.attacks import Attack, autoattack, evaluating, pgd, training_pgd
-from paperlib.data import EXTENTS, ImageSet, Splits, as_float
+from paperlib.data import EXTENTS, ImageSet, Splits, as_float, scenes
 from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles
 from paperlib.geometry.depth import Distance, Operator, edges
@@ -69,7 +69,7 @@ class DaatSettings(DepthSettings):
     def _complete(self) -> Self:
         if missing := {"pgd_at", "daat"} - set(self.methods):
             raise ValueError(f"methods needs {' and '.join(sorted(missing))}: they are held against each other")
-        if "exact" in (self.oracle, *self.controls) and self.data != "scenes":
+        if "exact" in (self.oracle, *self.controls) and self.data not in scenes.SETS:
             raise ValueError(
                 f"oracle exact needs data with depth of their own, scenes; {self.data} has none: learned is one"
             )
@@ -254,7 +254,7 @@ def plan(settings: DaatSettings) -> Plan:
     """How many images each measure has, and how many seeds each method; linear classifiers have one."""
     focused = ["edge_cosine", "gradient_on_edges", "gradient_on_contours", "first_order_rise", "depth_moved"]
     focused += ["cam_correlation", "cam_moved", *(f"cam_correlation_{factor:g}" for factor in settings.cam_epsilons)]
-    focused += ["cam_on_object", "cam_on_object_attacked"] if settings.data == "scenes" else []  # which have masks
+    focused += ["cam_on_object", "cam_on_object_attacked"] if settings.data in scenes.SETS else []  # which have masks
     fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
     fewer |= dict.fromkeys(
         ["largest_budget", *(f"budget_{factor:g}" for factor in settings.epsilons)], settings.sweep_images

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, training_pgd, transfer
-from paperlib.data import ImageSet, Splits, as_float
+from paperlib.data import ImageSet, Splits, as_float, scenes
 from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles, weighted_layers
 from paperlib.geometry.oracles import Oracle, Target
@@ -127,7 +127,7 @@ class MatrixSettings(DepthSettings):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
         if used & AVERAGED and not self.average:
             raise ValueError("average = 0: wa and raat_sharp need the moving average of the weights (paper: 0.999)")
-        if self.oracle == "exact" and self.data != "scenes":
+        if self.oracle == "exact" and self.data not in scenes.SETS:
             raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
         return self
 
