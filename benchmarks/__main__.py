@@ -343,7 +343,8 @@ def sampled_classes() -> list[Row]:
     data = load("scenes", train_images=1500, validation_images=200, test_images=500)
     settings = TrainingSettings.model_validate(
         {
-            "seeds": [0], "device": "cpu", "venue": "neurips", "epochs": 5, "batch_size": 32, "optimizer": "sgd",
+            "seeds": [0], "device": "cpu", "venue": "neurips", "retrain": False,
+            "epochs": 5, "batch_size": 32, "optimizer": "sgd",
             "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [],
             "decay": 1.0, "clip": 0.0, "ema": 0.0, "ema_start": 0.0, "bf16": True, "channels_last": True, "crop_padding": 2,
             "crop_fill": 0.5, "flip": True, "selection": "mean",

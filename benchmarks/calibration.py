@@ -114,7 +114,8 @@ def honest(model: nn.Module) -> nn.Module:
 def settings(case: Case) -> TrainingSettings:
     adam = case.model == "vit_conv"
     return TrainingSettings(
-        seeds=[0], device="cpu", devices=1, sync_batch_norm=True, venue="neurips", epochs=case.epochs, batch_size=64,
+        seeds=[0], device="cpu", devices=1, sync_batch_norm=True, venue="neurips", retrain=False,
+        epochs=case.epochs, batch_size=64,
         optimizer="adamw", learning_rate=2e-3 if adam else 3e-3, momentum=0.9, weight_decay=0.05 if adam else 5e-4,
         schedule="one_cycle", milestones=[], decay=1.0, clip=1.0, ema=0.0, ema_start=0.0, bf16=False, channels_last=True,
         crop_padding=0, crop_fill="reflect", flip=True, selection="last",

@@ -37,16 +37,14 @@ data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · ti
 seeds: list = [0]  # one training with each defence for each seed
 norm: str = "linf"  # linf · l2, of the attacks
 defences: list = ["standard", "gradient_penalty", "class_mean", "first", "pgd_at", "raat", "daat"]  # all: preset paper
-combinations: dict = {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}},
-                      "dicar_daat": {"base": "daat", "add": {"raat": 1.0}},
-                      "gfa_pgd_at": {"base": "pgd_at", "add": {"first": 0.05}}}  # base, and weights of terms added
+combinations: dict = {}  # name: base, and weights of the terms added, say {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}
 equal_compute: str = None  # the defence whose compute all others get once more; "null": none
 eta: float = 0.1  # η of RAAT
 train_steps: int = 3  # of the attack in training
-epochs: int = 2  # of each training
-train_images: int = 400  # "null": all
-eps_linf: float = 8 / 255  # ε of the linf attacks, images in [0,1]
-autoattack_images: int = 4  # test images for AutoAttack
+epochs: int = 10  # of each training
+train_images: int = 1200  # "null": all
+eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
+autoattack_images: int = 50  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%

@@ -32,15 +32,15 @@ preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
 seeds: list = [0]  # one training with each source for each seed
 sources: list = ["one_image", "class_mean", "nearest_neighbor"]  # also kmeans · rigd_linf · rigd_l2 · published
-weights: dict = {"one_image": 0.1, "class_mean": 0.1, "nearest_neighbor": 0.1}  # λ of each source; "null": Table 3's
+weights: dict = {"one_image": 0.5, "class_mean": 0.5, "nearest_neighbor": 0.5}  # λ of each source; "null": Table 3's
 gradient: str = "log_softmax"  # log_softmax (the authors' code) · logit (Equation 1 as printed)
 classes_per_step: int = 1  # K of the C classes a step; "null": all
 model: str = "small_cnn"  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
-epochs: int = 7  # of each training
-train_images: int = 2000  # "null": all
-test_images: int = 200  # "null": all
+epochs: int = 10  # of each training
+train_images: int = 1200  # "null": all
+test_images: int = 800  # "null": all
 eps_l2: float = 0.5  # ε of the L2 attacks, images in [0,1]
-autoattack_images: int = 20  # test images for AutoAttack
+autoattack_images: int = 100  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%

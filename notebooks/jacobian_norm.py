@@ -31,11 +31,11 @@ weight: float = 0.01  # λ_JR
 projections: int = 1  # random directions v in each step
 penalty: float = 1.0  # λ of the gradient penalty, for comparison
 model: str = "small_cnn"  # small_cnn · cnn · resnet18 · vit · vit_conv · …
-epochs: int = 4  # of each training
-train_images: int = 2000  # "null": all
-test_images: int = 200  # "null": all
+epochs: int = 10  # of each training
+train_images: int = 1200  # "null": all
+test_images: int = 800  # "null": all
 eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
-autoattack_images: int = 4  # test images for AutoAttack
+autoattack_images: int = 100  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%

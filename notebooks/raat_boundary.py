@@ -40,9 +40,9 @@ eta: float = 0.1  # η: the perturbation of boundary samples, as a share of ε
 weight: float = 1.0  # λ of DICAR
 gamma: float = 0.75  # γ
 train_steps: int = 3  # of the attack in training
-epochs: int = 2  # of each training
-train_images: int = 400  # "null": all
-eps_linf: float = 8 / 255  # ε of the linf attacks, images in [0,1]
+epochs: int = 10  # of each training
+train_images: int = 1200  # "null": all
+eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
 settings: dict = {}  # any other setting by name
 
 # %%

@@ -140,6 +140,21 @@ def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) 
     print("\n".join(power.lines(power.table(notebook, settings, studies.plan_of(notebook, settings)))))
 
 
+@app.command()
+def zoo(
+    add: Annotated[
+        Path | None, typer.Option(help="file the networks of this finished run, in place of those there")
+    ] = None,
+) -> None:
+    """The trained networks that come with the project: a table."""
+    from paperlib import zoo
+    from paperlib.report import cards
+
+    for name in cards.add(add) if add else ():
+        print(f"filed {name}")
+    print(zoo.table().to_string(na_rep="–"))
+
+
 @app.command("dry-run")
 def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = None) -> None:
     """A step of each method on random images: what a preset costs here, before its data and networks are there."""

@@ -169,7 +169,8 @@ def splits() -> Splits:
 
 
 SETTINGS: dict[str, Any] = {
-    "seeds": [0], "device": "cpu", "devices": 1, "sync_batch_norm": True, "venue": "neurips", "epochs": 8, "batch_size": 12,
+    "seeds": [0], "device": "cpu", "devices": 1, "sync_batch_norm": True, "venue": "neurips", "retrain": False,
+    "epochs": 8, "batch_size": 12,
     "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle",
     "milestones": [], "decay": 1.0, "clip": 1.0, "ema": 0.9, "ema_start": 0.0, "bf16": False, "channels_last": True,
     "crop_padding": 0, "crop_fill": 0.5, "flip": False, "selection": "last",

@@ -164,7 +164,8 @@ def test_what_a_preset_leaves_out_is_named(home: Path) -> None:
     ):
         found = row(notebook, preset, claim)
         assert (found["decides"], found["why"]) == (power.UNTOLD, why)
-    assert "fewer than 20" in row("raat_boundary", "quick", "raat-autoattack")["why"]
+    assert row("raat_boundary", "quick", "raat-autoattack")["why"] == "autoattack is not measured"
+    assert "fewer than 20" in row("raat_boundary", "quick", "raat-autoattack", autoattack_images=10)["why"]
     assert row("cifar_pag", "laptop", "error-bars")["why"] == "needs 2 seeds"
     assert "no gain" in row("raat_boundary", "paper", "raat-consistency", data="cifar100")["why"]
     assert "a ratio" in row("gfa_landscape", "paper", "ddn")["why"]

@@ -22,7 +22,7 @@ from paperlib.training import kept as keeping
 from paperlib.training import loop, optimizer
 
 VALUES: dict[str, Any] = {
-    "seeds": [0], "device": "cpu", "devices": 1, "sync_batch_norm": True, "venue": "neurips",
+    "seeds": [0], "device": "cpu", "devices": 1, "sync_batch_norm": True, "venue": "neurips", "retrain": False,
     "epochs": 3, "batch_size": 16, "optimizer": "sgd",
     "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "one_cycle", "milestones": [], "decay": 1.0,
     "clip": 1.0, "ema": 0.9, "ema_start": 0.0, "bf16": False, "channels_last": True, "crop_padding": 1,

@@ -110,10 +110,10 @@ def evaluate_each(
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
 
     Columns: method, seed, measure, n, correct, value (here the accuracy) and its binomial interval low … high, all in
-    [0,1], flags, and `each`: image by image whether it was right, a bool array N.
+    [0,1], flags, and `each`: image by image whether it was right, a bool array N. No rows without images.
     """
     rows = []
-    for method, seed, model in each_model(trained):
+    for method, seed, model in each_model(trained) if len(data) else ():
         file = run.folder / "evaluation" / f"{label}-{method}-seed{seed}.safetensors"
         outcomes, flags = evaluate(model, data, attacks, file, seed=seed, device=run.device, box=box)
         for attack, correct in outcomes.items():

@@ -9,7 +9,7 @@ from paperlib import models
 from paperlib.attacks import Norm
 from paperlib.data import EXTENTS, check_name, scenes
 from paperlib.runs.files import InputError
-from paperlib.runs.settings import Count, Layer, Positive, Settings, TrainingSettings, check
+from paperlib.runs.settings import Count, Images, Layer, Positive, Settings, TrainingSettings, check
 
 
 class NetworkSettings(TrainingSettings):
@@ -36,7 +36,7 @@ class ImageSettings(NetworkSettings):
     image_size: Count | None
     eps_linf: Annotated[float, Field(gt=0, le=1)]
     eps_l2: Positive
-    autoattack_images: Count
+    autoattack_images: Images
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
 

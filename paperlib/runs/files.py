@@ -3,6 +3,7 @@
 Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
 """
 
+import ast
 import errno
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import textwrap
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -166,42 +168,48 @@ def _content(model: nn.Module) -> str:
     return content.hexdigest()
 
 
-def described(value: Any) -> Any:
+def described(value: Any, source: bool = True) -> Any:
     """A JSON description of an attack, method or settings by content, the same in every process.
 
-    Tensors and models are described by their values, functions and dataclasses by name, source and held values.
-    Raises TypeError for any other type.
+    Tensors and models are described by their values, functions and dataclasses by name, held values and, with `source`,
+    code. Raises TypeError for any other type.
     """
+    within = partial(described, source=source)
+    code = _source if source else lambda _: ""
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
     if isinstance(value, partial):
-        return [described(value.func), [described(one) for one in value.args], described(value.keywords)]
+        return [within(value.func), [within(one) for one in value.args], within(value.keywords)]
     if isinstance(value, nn.Module):
         return _content(value)
     if isinstance(value, Tensor):
         return checksum({"": value.detach().cpu().contiguous()})
     if is_dataclass(value) and not isinstance(value, type):
-        held = {field.name: described(getattr(value, field.name)) for field in fields(value)}
-        return [type(value).__qualname__, _source(type(value)), held]
+        held = {field.name: within(getattr(value, field.name)) for field in fields(value)}
+        return [type(value).__qualname__, code(type(value)), held]
     if isinstance(value, Mapping):
-        return {str(key): described(one) for key, one in value.items()}
+        return {str(key): within(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [described(one) for one in value]
+        return [within(one) for one in value]
     if isinstance(value, FunctionType):
-        closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
-        return [f"{value.__module__}.{value.__qualname__}", _source(value), closed]
+        closed = [within(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [f"{value.__module__}.{value.__qualname__}", code(value), closed]
     if isinstance(value, type):
-        return [f"{value.__module__}.{value.__qualname__}", _source(value)]
+        return [f"{value.__module__}.{value.__qualname__}", code(value)]
     raise TypeError(f"{type(value).__name__} has no description by content")
 
 
 @functools.cache
 def _source(code: Any) -> str:
-    """SHA-256 of the source of a function or class; empty where there is no source file."""
+    """SHA-256 of the code of a function or class, without comments and docstrings; empty where there is no source file."""
     try:
-        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError):
         return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from paperlib.runs.files import InputError
 
 Count = Annotated[int, Field(ge=1)]
+Images = Annotated[int, Field(ge=0)]  # that an attack is run on; 0: it is left out
 Share = Annotated[float, Field(ge=0, le=1)]
 Radius = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -78,6 +79,7 @@ class Settings(BaseModel):
 class TrainingSettings(Settings):
     """The settings of `training.fit`."""
 
+    retrain: bool  # also what the zoo has
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     optimizer: Literal["sgd", "adam", "adamw"]

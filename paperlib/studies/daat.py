@@ -59,7 +59,6 @@ class DaatSettings(DepthSettings):
     controls: list[Source]  # what else stands in for G
     weights: list[Radius]  # λ of the sweep
     seeds_of: dict[Name | Source | Literal["sweep"], Count]  # the first so many alone
-    autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take minutes for a handful of images
     focus_images: Annotated[int, Field(ge=2)]  # test images whose attention, Grad-CAM and gradients are measured
     epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
     cam_epsilons: list[Positive]  # factors of ε at which Grad-CAM is held against PGD-AT's, beside 1

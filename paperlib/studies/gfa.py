@@ -36,7 +36,7 @@ from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Sta
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
 from paperlib.models.trained import Trained, each_model
 from paperlib.runs.run import Run, method_of
-from paperlib.runs.settings import Count, Positive, Radius, Share
+from paperlib.runs.settings import Count, Images, Positive, Radius, Share
 from paperlib.training import train_each
 
 ARMS = {"first": 1, "deep": 3}  # layers that are aligned
@@ -61,12 +61,11 @@ class GfaSettings(ImageSettings):
     mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
     mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
     mlp_data: str | None  # its images; None: the same
-    autoattack_images: Annotated[int, Field(ge=0)]  # 0: none, since its iterations take a minute for a handful of images
     restarts: Count  # of the adaptive attack
     queries: Count  # of Square
     minimum_images: Count  # of the minimum-norm attacks
     minimum_steps: Count  # of C&W, EAD (in each search) and DDN
-    pixel_images: Count  # of the one-pixel attack
+    pixel_images: Images  # of the one-pixel attack
     pixel_generations: Count
     landscape_images: Count
     landscape_reach: Positive  # L2 distance to which losses are drawn

@@ -32,7 +32,7 @@ from paperlib.methods.raat import RAAT, RAATSharp
 from paperlib.methods.ramped import ramped
 from paperlib.runs.files import InputError
 from paperlib.runs.run import Run
-from paperlib.runs.settings import Count, Positive, Radius, Ramp
+from paperlib.runs.settings import Count, Images, Positive, Radius, Ramp
 from paperlib.training import train_each
 
 Name = Literal[
@@ -96,7 +96,7 @@ class MatrixSettings(DepthSettings):
     queries: Count  # of Square
     minimum_images: Count  # of the minimum-norm attacks
     minimum_steps: Count  # of C&W, EAD (in each search) and DDN
-    pixel_images: Count  # of the one-pixel attack
+    pixel_images: Images  # of the one-pixel attack
     pixel_generations: Count
     score_eps: Positive  # of the PAG score's targeted L2 attack
     score_steps: Count

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib import __version__, models
+from paperlib import __version__, models, zoo
 from paperlib.attacks import Attack
 from paperlib.data import Splits
 from paperlib.methods import Method, Step
 from paperlib.runs import distributed
 from paperlib.runs.files import (
+    InputError,
     described,
     digest,
     read_about,
@@ -52,7 +53,7 @@ def recipe_of(
 
     None for a method that cannot be described by content; then its training goes by its name alone.
     """
-    skipped = {"seeds", "sync_batch_norm", *ANY_RUN}
+    skipped = {"seeds", "retrain", "sync_batch_norm", *ANY_RUN}
     chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in skipped}
     if distributed.world() > 1 and not settings.sync_batch_norm:
         chosen["devices"] = settings.devices  # each normalises its own part of a batch
@@ -63,20 +64,61 @@ def recipe_of(
     return digest(model, data.train, [parts, digest(nn.Module(), data.validation, None)])
 
 
-def recalled(folder: Path, recipe: str | None) -> bool:
-    """Whether `folder` holds what a recipe gave; what it gave in another run is copied here."""
+def asked_of(
+    method: Method, data: Splits, settings: TrainingSettings, seed: int, attack: Attack | None
+) -> dict[str, Any] | None:
+    """What a training asks for, in words and without code: what a network of the zoo is found by.
+
+    None where the zoo cannot have it: images or a method that words do not determine.
+    """
+    network = {name: getattr(settings, name, None) for name in ("model", "width", "normalisation", "stem_stride")}
+    name = str(getattr(settings, "data", "folder:"))
+    if None in network.values() or name.startswith("folder:"):
+        return None
+    skipped = {"seeds", "retrain", "device", "sync_batch_norm", "channels_last", *ANY_RUN}
+    try:
+        method_in_words, validation = described(method, source=False), described(attack, source=False)
+    except TypeError:
+        return None
+    shape = data.train.images.shape[1:]
+    return {
+        "data": name, "train_images": len(data.train), "validation_images": len(data.validation), "seed": seed,
+        "network": {**network, "classes": len(data.train.classes), "channels": shape[0], "size": shape[-1]},
+        "training": {one: getattr(settings, one) for one in TrainingSettings.model_fields if one not in skipped},
+        "method": method_in_words, "validation": None if settings.selection == "last" else validation,
+    }  # fmt: skip
+
+
+def recalled(folder: Path, recipe: str | None, asked: dict[str, Any] | None, retrain: bool) -> bool:
+    """Whether `folder` holds what a recipe gave; what it gave in another run or in the zoo is copied here.
+
+    With `retrain`, nothing is taken that came from the zoo.
+    """
 
     def read(weights: Path) -> tuple[Path, dict[str, Any]]:
         if weights.parent != folder:
             read_tensors(weights)  # whole, or it is not taken; its own are read, and so tried, by who asks
-        return weights, read_json(weights.with_name(HISTORY))
+        known = read_json(weights.with_name(HISTORY))
+        if retrain and "zoo" in known:
+            raise InputError(f"{weights} came from the zoo")
+        return weights, known
 
     if not (found := recall(recipe, folder / WEIGHTS, f"training/*/{WEIGHTS}", read)):
-        return False
+        return not retrain and asked is not None and _from_zoo(folder, recipe, asked)
     weights, known = found
     if weights.parent != folder:
         write_json(folder / HISTORY, {**known, "from": str(weights.parent.relative_to(root()))})
         write_atomically(folder / WEIGHTS, lambda file: shutil.copy(weights, file))
+    return True
+
+
+def _from_zoo(folder: Path, recipe: str | None, asked: dict[str, Any]) -> bool:
+    """Whether the zoo has what is asked for; it is copied here under this recipe."""
+    if (name := zoo.find(asked)) is None:
+        return False
+    print(f"{folder.name}: {name} of the zoo; retrain = true trains it anew", flush=True)
+    write_json(folder / HISTORY, {**zoo.card(name), "recipe": recipe, "zoo": name})
+    write_tensors(folder / WEIGHTS, read_tensors(zoo.weights(name))[0], {"recipe": recipe})
     return True
 
 
@@ -91,12 +133,13 @@ class Kept:
         self,
         folder: Path,
         recipe: str | None,
+        asked: dict[str, Any] | None,
         model: nn.Module,
         averaged: nn.Module,
         optimizer: torch.optim.Optimizer,
         settings: TrainingSettings,
     ) -> None:
-        self.folder, self.recipe, self.settings = folder, recipe, settings
+        self.folder, self.recipe, self.asked, self.settings = folder, recipe, asked, settings
         self.networks = {"model": model} | ({"averaged": averaged} if averaged is not model else {})
         self.averaged, self.optimizer = averaged, optimizer
         self.epoch, self.index, self.validation_seconds = 0, 0, 0.0
@@ -190,7 +233,12 @@ class Kept:
         self.averaged.load_state_dict(self.best)
         if distributed.rank() == 0:
             seconds = time.monotonic() - self.begun - self.validation_seconds
-            about = {"seconds": seconds, "validation_seconds": self.validation_seconds, "recipe": self.recipe}
+            about = {
+                "seconds": seconds,
+                "validation_seconds": self.validation_seconds,
+                "recipe": self.recipe,
+                "asked": self.asked,
+            }
             write_json(self.folder / HISTORY, {**about, "environment": environment(), "epochs": self.history})
             models.save_weights(self.averaged, self.folder / WEIGHTS, {"recipe": self.recipe})
             (self.folder / CHECKPOINT).unlink()

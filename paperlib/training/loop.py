@@ -51,18 +51,19 @@ def fit(
     batches are too small for the devices.
     """
     recipe = distributed.agreed(kept.recipe_of(model, method, data, settings, seed, attack, device))
+    asked = kept.asked_of(method, data, settings, seed, attack)
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     rank, kind = distributed.rank(), torch.device(device).type
-    if distributed.agreed(rank == 0 and kept.recalled(folder, recipe)):
+    if distributed.agreed(rank == 0 and kept.recalled(folder, recipe, asked, settings.retrain)):
         return models.load_weights(model, folder / kept.WEIGHTS).eval()
     batches = Batches.of(data.train, settings, seed, device)
     averaged = copy.deepcopy(model).requires_grad_(False) if settings.ema else model
     optimizer = build_optimizer(model, settings)
     loss = over_devices(model, graphs.recorded(method) if kind == "cuda" and distributed.world() == 1 else method)
     bf16, averaging_from = settings.bf16 and computes_in_bf16(device), round(settings.ema_start * settings.epochs)
-    state = kept.Kept(folder, recipe, model, averaged, optimizer, settings)
+    state = kept.Kept(folder, recipe, asked, model, averaged, optimizer, settings)
     total = settings.epochs * len(batches.starts)
     together = synchronised(model) if settings.sync_batch_norm else nullcontext()
     done = state.epoch * len(batches.starts) + state.index

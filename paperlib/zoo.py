@@ -1,0 +1,75 @@
+"""Trained networks that come with the project: weights and a card each, under zoo/.
+
+A card is the history of a training, what was asked for (`training.kept.asked_of`), and accuracies with intervals. A
+training that asks for the same is answered from here, unless `retrain` is set.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from paperlib import models
+from paperlib.runs.files import InputError, read_json, root
+
+WEIGHTS, CARD = ".safetensors", ".json"
+
+
+def folder() -> Path:
+    """The folder of the networks."""
+    return root() / "zoo"
+
+
+def names() -> list[str]:
+    """The networks by name, "<data>/<method>-seed<seed>"."""
+    return sorted(str(file.relative_to(folder()).with_suffix("")) for file in folder().glob(f"*/*{CARD}"))
+
+
+def card(name: str) -> dict[str, Any]:
+    """What is known of a network. Raises InputError for one that is not there."""
+    if name not in names():
+        raise InputError(f"zoo: no network {name!r}; there are {', '.join(names()) or 'none'}")
+    return dict(read_json(folder() / f"{name}{CARD}"))
+
+
+def weights(name: str) -> Path:
+    """The file of a network's weights."""
+    return folder() / f"{name}{WEIGHTS}"
+
+
+def load(name: str) -> nn.Module:
+    """A network in evaluation mode, for images in [0,1]. Raises InputError for one that is not there."""
+    network = card(name)["asked"]["network"]
+    return models.load_weights(models.build(network.pop("model"), seed=0, **network), weights(name)).eval()
+
+
+def find(asked: dict[str, Any]) -> str | None:
+    """The network that a training asks for; None where there is none."""
+    return _by_request(folder()).get(_key(asked))
+
+
+def table() -> pd.DataFrame:
+    """One row a network: parameters, epochs, and its accuracies in percent with their 95 % intervals."""
+    rows = {}
+    for name in names():
+        about = card(name)
+        network = about["asked"]["network"]
+        accuracies = {
+            measure: f"{100 * one['value']:.1f} ({100 * one['low']:.1f}–{100 * one['high']:.1f}, n = {one['n']})"
+            for measure, one in about["accuracies"].items()
+        }
+        told = f"{network['model']}, width {network['width']}"
+        rows[name] = {"network": told, "epochs": len(about["epochs"]), **accuracies}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@functools.cache
+def _by_request(where: Path) -> dict[str, str]:
+    return {_key(json.loads((where / f"{name}{CARD}").read_text())["asked"]): name for name in names()}
+
+
+def _key(asked: dict[str, Any]) -> str:
+    return json.dumps(asked, sort_keys=True)

@@ -1,0 +1,127 @@
+"""The zoo: its networks are what their cards say, and a training that asks for one gets it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paperlib import evaluation, studies, training, zoo
+from paperlib.cli import app
+from paperlib.data import ImageSet, Splits, load, subset
+from paperlib.methods import Method
+from paperlib.methods.baselines import Standard
+from paperlib.methods.raat import RAAT
+from paperlib.report import cards
+from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.run import Run, folder_of
+from paperlib.training import kept
+
+NETWORKS = zoo.names()  # of the repository
+
+
+def started(**changes: Any) -> Run:
+    few = {"train_images": 60, "validation_images": 10, "test_images": 30, "epochs": 1, "width": 2}
+    settings = studies.resolve("jacobian_norm", "quick", {**few, **changes})
+    folder = folder_of("jacobian_norm", "quick", settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run("jacobian_norm", "quick", settings, folder)
+
+
+def scenes(run: Run) -> Splits:
+    s = run.settings
+    return load(s.data, train_images=s.train_images, validation_images=s.validation_images, test_images=s.test_images)
+
+
+def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = started()
+    data = scenes(run)
+    first = training.train_each(run, {"standard": Standard()}, data)["standard"][0]
+    table = evaluation.evaluate_each(run, {"standard": {0: first}}, data.test, {})
+    assert cards.add(run.folder) == zoo.names() == ["scenes4/standard-seed0"]
+    zoo._by_request.cache_clear()
+    found = zoo.load("scenes4/standard-seed0")
+    x = data.test.images.float() / 255
+    assert not found.training
+    assert torch.equal(found(x), first(x))
+    clean = zoo.card("scenes4/standard-seed0")["accuracies"]["clean"]
+    assert (clean["n"], clean["value"]) == (30, table["value"][0])
+
+    other = started(sweep_images=30)  # another run that asks for the same training
+    run.folder.rename(home / "away")
+    again = training.train_each(other, {"plain": Standard()}, data)["plain"][0]
+    assert "scenes4/standard-seed0 of the zoo; retrain = true" in capsys.readouterr().out
+    assert torch.equal(again(x), first(x))
+    known = read_json(other.folder / "training" / "plain-seed0" / "history.json")
+    assert known["zoo"] == "scenes4/standard-seed0"
+    assert cards.add(other.folder) == []  # what came from there is not filed again
+
+    anew = started(retrain=True)
+    trained = training.train_each(anew, {"plain": Standard()}, data)["plain"][0]
+    assert "zoo" not in read_json(anew.folder / "training" / "plain-seed0" / "history.json")
+    assert torch.equal(trained(x), first(x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 2}, {"learning_rate": 0.5}, {"train_images": 50}, {"seeds": [1]}, {"width": 4}, {"data": "scenes"}],
+)
+def test_another_training_is_not_taken(home: Path, changes: dict[str, Any]) -> None:
+    run = started()
+    training.train_each(run, {"standard": Standard()}, scenes(run))
+    cards.add(run.folder)
+    zoo._by_request.cache_clear()
+    run.folder.rename(home / "away")
+    other = started(**changes)
+    training.train_each(other, {"standard": Standard()}, scenes(other))
+    (file,) = other.folder.glob("training/*/history.json")
+    assert "zoo" not in read_json(file)
+
+
+def test_wrong_names_are_refused(home: Path) -> None:
+    with pytest.raises(InputError, match="no network 'scenes/x'; there are none"):
+        zoo.load("scenes/x")
+    with pytest.raises(InputError, match="no trainings there"):
+        cards.add(home)
+    run = started(data="folder:somewhere")
+    nothing = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("abcd"))
+    data = Splits(nothing, nothing, nothing)
+    assert kept.asked_of(Standard(), data, run.settings, 0, None) is None
+
+
+def test_a_method_asks_for_its_constants(home: Path) -> None:
+    run, nothing = started(), ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("abcd"))
+
+    def asked(method: Method) -> Any:
+        return kept.asked_of(method, Splits(nothing, nothing, nothing), run.settings, 0, None)
+
+    attack = studies.raat.training_attack(studies.resolve("raat_boundary", "quick"))
+    assert asked(RAAT(attack)) == asked(RAAT(attack))
+    assert asked(RAAT(attack)) != asked(RAAT(attack, eta=0.2))
+    assert asked(RAAT(attack)) != asked(Standard())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_as_accurate_as_its_card_says(name: str) -> None:
+    """On the first test images of its data, which are drawn as those of the card."""
+    about = zoo.card(name)
+    test = subset(load(about["asked"]["data"], train_images=10, test_images=400).test, 400, 0)
+    right, _ = evaluation.evaluate(zoo.load(name), test, {})
+    clean = about["accuracies"]["clean"]["value"]
+    deviation = (clean * (1 - clean) / 400) ** 0.5
+    assert abs(float(right["clean"].float().mean()) - clean) < 4 * deviation
+
+
+def test_the_zoo_is_small() -> None:
+    assert sum(file.stat().st_size for file in zoo.folder().glob("*/*")) <= 10e6
+
+
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["zoo"], standalone_mode=False)
+    assert all(name in capsys.readouterr().out for name in NETWORKS) or not NETWORKS
+
+
+def test_nothing_of_a_zoo_is_needed(home: Path) -> None:
+    assert zoo.names() == []
+    assert zoo.table().empty
+    assert root() == home
