@@ -26,17 +26,17 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-data: str = "scenes"  # scenes · imagenet100 · cifar10 · stl10 · folder:PATH
+data: str = "scenes4"  # scenes4 · scenes · imagenet100 · cifar10 · stl10 · folder:PATH
 seeds: list = [0]  # one training with each method for each seed
 methods: list = ["standard", "pgd_at", "without_align", "daat"]  # rows of Table 1
 train_steps: int = 2  # of the attack in training
 weight: float = 0.1  # λ of the alignment
 distance: str = "cosine"  # cosine (Equation 2) · jensen_shannon · l1 · earth_mover
 operator: str = "sobel"  # of the edges: sobel · sobel_squared · laplacian
-oracle: str = "exact"  # of depth: exact (scenes) · learned · pretrained
+oracle: str = "exact"  # of depth: exact (of scenes) · learned · pretrained
 controls: list = ["shuffled"]  # in place of depth: exact · learned · pretrained · rgb_edges · shuffled · uniform
-epochs: int = 4  # of each training
-train_images: int = 1000  # "null": all
+epochs: int = 12  # of each training
+train_images: int = 1200  # "null": all
 eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
 settings: dict = {}  # any other setting by name
 

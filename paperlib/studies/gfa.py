@@ -431,7 +431,7 @@ def others_each(
     evaluate_each: Callable[..., pd.DataFrame],
 ) -> pd.DataFrame:  # fmt: skip
     """`evaluation.evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
-    tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items() if models]  # type: ignore[arg-type]
+    tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items()]  # type: ignore[arg-type]
     return pd.concat(tables, ignore_index=True)
 
 
