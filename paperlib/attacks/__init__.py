@@ -1,7 +1,15 @@
 """Attacks: functions `attack(model, images, labels, *, eps, norm, …)` that return adversarial images of the same shape."""
 
-from paperlib.attacks.libraries import Part, apgd, autoattack, masking_flags, square, transfer
-from paperlib.attacks.losses import Loss, attack_loss, difference_of_logits_ratio, margin, squared_error
+from paperlib.attacks.autoattack import autoattack
+from paperlib.attacks.libraries import Part, apgd, masking_flags, square, transfer
+from paperlib.attacks.losses import (
+    Loss,
+    attack_loss,
+    difference_of_logits_ratio,
+    margin,
+    squared_error,
+    targeted_ratio,
+)
 from paperlib.attacks.projected import (
     BOX,
     Attack,
@@ -10,6 +18,7 @@ from paperlib.attacks.projected import (
     each_image,
     evaluating,
     fgsm,
+    frozen,
     lengths,
     pgd,
     project,

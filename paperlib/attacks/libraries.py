@@ -1,4 +1,4 @@
-"""Attacks from maintained libraries with the same signature: APGD, Square, AutoAttack; transfer from another model."""
+"""Attacks from maintained libraries with the same signature: APGD, Square, the original AutoAttack; transfer."""
 
 import logging
 import sys
@@ -13,6 +13,7 @@ from paperlib.attacks.projected import Attack, Norm, evaluating
 from paperlib.runs.files import InputError
 
 LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
+LOGGER = logging.getLogger("auto-attack")  # the repackage's
 
 
 def apgd(
@@ -75,6 +76,16 @@ SHORT = {"targets": 3, "queries": 1000}  # of short AutoAttack, instead of 9 and
 Part = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
+def parts_of(classes: int, short: bool, only: Part | None) -> list[str]:
+    """The parts of AutoAttack for this number of classes, in order. Raises InputError for a targeted one with too few."""
+    if classes < 4 and only in ("apgd-t", "fab-t"):
+        raise InputError(f"{only} needs four classes or more, this model has {classes}; use apgd-ce or square")
+    if only is not None:
+        return [only]
+    parts = ["apgd-ce", "fab", "square"] if classes < 4 else ["apgd-ce", "apgd-t", "fab-t", "square"]
+    return [part for part in parts if not (short and part.startswith("fab"))]
+
+
 def autoattack(
     model: nn.Module,
     images: Tensor,
@@ -85,14 +96,9 @@ def autoattack(
     short: bool = False,
     only: Part | None = None,
 ) -> Tensor:
-    """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
+    """The original of `autoattack.autoattack`, with the same arguments and results.
 
-    `only` runs one of the four parts; the targeted ones need four classes, else InputError. `short` omits FAB, targets
-    three classes and gives Square 1,000 queries: for checks, not for reported numbers.
-
-    Uses the package `autoattack` if it can be imported, otherwise its repackage `pyautoattack`. With fewer than four
-    classes the targeted losses are undefined; untargeted APGD-CE, FAB and Square run instead. `masking_flags` collects the
-    warnings about masked gradients.
+    Uses the package `autoattack` if it can be imported, otherwise its repackage `pyautoattack`.
     """
     with torch.no_grad():
         classes = model(images[:1]).shape[1]
@@ -116,14 +122,7 @@ def _autoattack(
     short: bool,
     only: Part | None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    few = classes < 4
-    if few and only in ("apgd-t", "fab-t"):
-        raise InputError(f"{only} needs four classes or more, this model has {classes}; use apgd-ce or square")
-    attacks = ["apgd-ce", "fab", "square"] if few else ["apgd-ce", "apgd-t", "fab-t", "square"]
-    if short:
-        attacks = [attack for attack in attacks if not attack.startswith("fab")]
-    if only is not None:
-        attacks = [only]
+    attacks = parts_of(classes, short, only)
     try:
         from autoattack import AutoAttack, checks
 
@@ -144,7 +143,7 @@ def _autoattack(
 
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # otherwise one dynamic model flags all later ones
     adversary.attacks_to_run = attacks
-    if not few:  # the standard nine target classes, or all other classes if fewer
+    if classes > 3:  # the standard nine target classes, or all other classes if fewer
         targets = min(SHORT["targets"] if short else 9, classes - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
     if short:
@@ -157,7 +156,7 @@ class _Relay:
 
     def log(self, message: str) -> None:
         level = logging.WARNING if message.startswith("Warning") else logging.DEBUG
-        logging.getLogger("auto-attack").log(level, message.removeprefix("Warning: "))
+        LOGGER.log(level, message.removeprefix("Warning: "))
 
 
 @contextmanager
@@ -170,11 +169,11 @@ def masking_flags() -> Iterator[list[str]]:
             if record.levelno >= logging.WARNING and record.getMessage() not in flags:
                 flags.append(record.getMessage())
 
-    logger, collector = logging.getLogger("auto-attack"), Collector()
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(collector)
+    collector = Collector()
+    propagate, LOGGER.propagate = LOGGER.propagate, False
+    LOGGER.addHandler(collector)
     try:
         yield flags
     finally:
-        logger.removeHandler(collector)
-        logger.propagate = propagate
+        LOGGER.removeHandler(collector)
+        LOGGER.propagate = propagate

@@ -38,6 +38,19 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
+def targeted_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """−(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), the ratio for a target class t (Croce & Hein 2020): N from N×C.
+
+    Raises InputError for fewer than four classes.
+    """
+    if logits.shape[1] < 4:
+        raise InputError(f"the targeted ratio needs four classes or more, this model has {logits.shape[1]}")
+    top = logits.topk(4, dim=1).values
+    lead = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+    # Croce & Hein 2020 (7): Targeted-DLR = −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2)
+    return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
+
+
 def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None, kappa: float = math.inf) -> Tensor:
     """The named loss of each image: N from logits N×C; "kl" is the divergence from the logits `clean`.
 

@@ -7,8 +7,7 @@ failure, and foolbox counts it as a success if black is misclassified.
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Norm, each_image, lengths, margin
+from paperlib.attacks import Attack, Norm, each_image, frozen, lengths, margin
 from paperlib.runs.files import InputError
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
@@ -42,7 +41,7 @@ def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps:
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
-    with torch.enable_grad(), _frozen(model):
+    with torch.enable_grad(), frozen(model):
         found = attack(wrapped, images, labels, epsilons=None)[1].detach()
     found = found.nan_to_num(0).clamp(0, 1)
     with torch.no_grad():
@@ -50,19 +49,6 @@ def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps:
     black = found.flatten(1).abs().amax(1) == 0  # the library's result on failure
     good = fooled & ~black & (lengths(found - images, norm) <= eps)
     return torch.where(each_image(good, images), found, images)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Switch off the weights' gradients, which the library would accumulate."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
 
 
 class _Scaled(nn.Module):

@@ -34,6 +34,19 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Switch off the weights' gradients within the context."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
 # Geometry of the two balls -------------------------------------------------------------------------------------------
 
 
@@ -69,7 +82,7 @@ def ascent(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
 
 
-def _into(
+def within(
     images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None, box_first: bool = False
 ) -> Tensor:
     """Project into the ball and the box. Both orders end inside both, since each step moves toward the clean image."""
@@ -132,7 +145,7 @@ def pgd(
 
     def run() -> Tensor:
         adversarial = images.clone()
-        into = partial(_into, eps=eps, norm=norm, box=box, box_first=start_in_box)
+        into = partial(within, eps=eps, norm=norm, box=box, box_first=start_in_box)
         if random_start:
             noise = torch.empty_like(images)
             if start_deviation is not None:

@@ -5,13 +5,16 @@ long chain of elementwise operations, which took more than half of the step. Its
 derivative once more and one weighted sum; `benchmarks/` shows what that brings.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import deepcopy
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from paperlib.runs import distributed
 
@@ -134,3 +137,59 @@ class _Backward(torch.autograd.Function):
         of_x = torch.addcmul(per_channel(k * mean), x, per_channel(-k))
         of_x.addcmul_(of_dy, per_channel(-scale * b)).addcmul_(dx, per_channel(-scale * a))
         return of_dy, of_x, scale * total, None, None, None
+
+
+# Folding ---------------------------------------------------------------------------------------------------------------
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy whose convolutions and linear layers also do the batch norm after them, as it is in evaluation mode.
+
+    The outputs are the same but for rounding. The code of the model stays: the batch norm's place in it holds the identity.
+    Returns the model itself if torch.fx cannot trace it or it has no such pair of layers.
+    """
+    pairs = _pairs(model)
+    if not pairs:
+        return model
+    copy = deepcopy(model)
+    for before, after in pairs:
+        layer, norm = copy.get_submodule(before), cast(nn.BatchNorm2d, copy.get_submodule(after))
+        fused: nn.Module
+        if isinstance(layer, nn.Linear):
+            fused = fuse_linear_bn_eval(layer, norm)
+        else:
+            fused = fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm)
+        copy.set_submodule(before, fused)
+        copy.set_submodule(after, nn.Identity())
+    return copy
+
+
+class _Whole(fx.Tracer):
+    """Traces no layer's inside, also not of subclasses of PyTorch's layers such as ours."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of layers with a batch norm right after them, each called once, nothing else reading what is between."""
+    try:
+        nodes = _Whole().trace(deepcopy(model)).nodes
+    except Exception:  # of many kinds: of control flow, of copying, of the model's own checks
+        return []
+    called = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    found = []
+    for node in nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        names = str(source.target), str(node.target)
+        layer, norm = (model.get_submodule(name) for name in names)
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d) or type(layer) not in (nn.Conv2d, nn.Linear):
+            continue
+        hooked = any(one._forward_hooks or one._forward_pre_hooks or one.training for one in (layer, norm))
+        once = all(called[name] == 1 and name not in read for name in names)
+        if once and not hooked and norm.running_mean is not None:
+            found.append(names)
+    return found
