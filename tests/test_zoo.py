@@ -112,13 +112,31 @@ def test_a_network_is_as_accurate_as_its_card_says(name: str) -> None:
     assert abs(float(right["clean"].float().mean()) - clean) < 4 * deviation
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "/study" not in name])
+def test_raats_laptop_asks_for_what_the_zoo_has(name: str) -> None:
+    """So a network is recalled as long as the preset and the method's constants are what it was trained with."""
+    s, training_of = studies.resolve("raat_boundary", "laptop"), zoo.card(name)["method"]
+    method = {**studies.raat.methods(s), **studies.raat.component_methods(s)}[training_of]
+
+    def some(count: int) -> ImageSet:
+        pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(count, -1, -1, -1)
+        return ImageSet(pixels, torch.zeros(count, dtype=torch.long), tuple("abcdefghij"))
+
+    seed = int(name.rsplit("seed", 1)[1])
+    asked = kept.asked_of(method, Splits(some(6000), some(300), some(10)), s, seed, None)
+    assert asked is not None
+    assert zoo.find(asked) == name
+
+
 def test_the_zoo_is_small() -> None:
     assert sum(file.stat().st_size for file in zoo.folder().glob("*/*")) <= 10e6
 
 
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     app(["zoo"], standalone_mode=False)
-    assert all(name in capsys.readouterr().out for name in NETWORKS) or not NETWORKS
+    out = capsys.readouterr().out
+    assert NETWORKS
+    assert all(name in out for name in NETWORKS)
 
 
 def test_nothing_of_a_zoo_is_needed(home: Path) -> None:

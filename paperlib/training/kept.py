@@ -73,7 +73,7 @@ def asked_of(
     """
     network = {name: getattr(settings, name, None) for name in ("model", "width", "normalisation", "stem_stride")}
     name = str(getattr(settings, "data", "folder:"))
-    if None in network.values() or name.startswith("folder:"):
+    if None in network.values() or name.startswith("folder:") or data.train.images.ndim != 4:
         return None
     skipped = {"seeds", "retrain", "device", "sync_batch_norm", "channels_last", *ANY_RUN}
     try:
