@@ -108,8 +108,17 @@ def a_notebook() -> nbformat.NotebookNode:
         {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": "<Figure>"},
         metadata={"image/png": {"alt": "Accuracy against the radius."}},
     )
-    cells = [nbformat.v4.new_markdown_cell(r"The loss $\ell$."), nbformat.v4.new_code_cell("draw()", outputs=[shown])]
+    words = ["No heading.", r"# Radius $\varepsilon_2$ & <more>", r"The loss $\ell$.", "# Another"]
+    cells = [*map(nbformat.v4.new_markdown_cell, words), nbformat.v4.new_code_cell("draw()", outputs=[shown])]
     return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_a_notebooks_page_has_its_first_heading_as_its_title_without_markup(tmp_path: Path) -> None:
+    nbformat.write(a_notebook(), tmp_path / "mine.ipynb")
+    text = report.notebook_page(tmp_path / "mine.ipynb").read_text()
+    assert re.findall("<title>(.*)</title>", text) == ["Radius ε2 &amp;"]
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "mine.ipynb")
+    assert "<title>mine</title>" in report.notebook_page(tmp_path / "mine.ipynb").read_text()
 
 
 def audit_a_model(home: Path) -> None:

@@ -4,6 +4,7 @@ They load nothing from the network: equations become MathML, and images lie besi
 """
 
 import base64
+import html
 import io
 import math
 import re
@@ -19,25 +20,30 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib import figures
+from paperlib import figures, studies
 from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, number, paper_of
 from paperlib.figures.names import title
 from paperlib.report import export
 from paperlib.runs.files import read_json, root, write_atomically, write_json, write_text
-from paperlib.runs.run import status
+from paperlib.runs.run import changed, read_presets, status
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
+HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 
 def notebook_page(executed: Path) -> Path:
-    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path."""
+    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path.
+
+    Its title is the first heading.
+    """
     notebook = nbformat.read(executed, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = MATH.sub(_mathml, cell.source)
+    words = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    notebook.metadata["title"] = _heading("\n".join(cell.source for cell in words)) or executed.stem
+    for cell in words:
+        cell.source = MATH.sub(_mathml, cell.source)
     options = {"mathjax_url": "", "require_js_url": "", "extra_template_basedirs": [str(NOTEBOOK_TEMPLATES)]}
     exporter = HTMLExporter(template_name="notebook", config=Config({"HTMLExporter": options}))
     page, _ = exporter.from_notebook_node(notebook)
@@ -47,21 +53,33 @@ def notebook_page(executed: Path) -> Path:
     return target
 
 
+def _heading(text: str) -> str:
+    """The first heading in Markdown as plain text, formulas in Unicode; empty where there is none."""
+    match = HEADING.search(text)
+    return html.unescape(re.sub(r"<[^>]+>", "", MATH.sub(_mathml, match[1]))).strip() if match else ""
+
+
 def _mathml(match: re.Match[str]) -> str:
     return convert(match[1] or match[2], display="block" if match[1] else "inline")
 
 
 def runs() -> list[dict[str, Any]]:
-    """Every run with a status, newest first: its folder, status, claims, environment and audits."""
-    found = []
+    """Every run with a status, newest first: folder, status, settings, those not as in the preset, claims, audits …"""
+    found, kinds = [], studies.known()
     for file in (root() / "runs").glob("*/*/status.json"):
         folder = file.parent
-        claims, about = folder / "claims.json", folder / "environment.json"
+        claims, about, settings = (folder / name for name in ("claims.json", "environment.json", "settings.yaml"))
         with export.damaged_left_out(folder):
+            told = _status(folder)
+            chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+            kind, preset = kinds.get(told["notebook"]), told["preset"]
+            known = kind is not None and preset in read_presets(told["notebook"])
             found.append(
                 {
                     "folder": folder,
-                    "status": _status(folder),
+                    "status": told,
+                    "settings": chosen,
+                    "changed": changed(kind, told["notebook"], preset, chosen) if kind and known else {},
                     "claims": read_json(claims) if claims.exists() else [],
                     "environment": read_json(about)[-1] if about.exists() else {},
                     "audits": _audits(folder),
@@ -173,8 +191,7 @@ def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
     """What the pages show of a run, read from its folder."""
     folder, about = run["folder"], run["status"]
     name = f"{about['notebook']}-{folder.name}"
-    executed, settings = folder / f"{about['notebook']}.html", folder / "settings.yaml"
-    chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {"data": "?"}
+    executed, chosen = folder / f"{about['notebook']}.html", run["settings"] or {"data": "?"}
     data = chosen.get("data", "toy")
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
@@ -216,8 +233,8 @@ def _write_page(page: dict[str, Any], target: Path) -> None:
 def headline(notebook: str) -> str:
     """The first heading of a notebook."""
     file = root() / "notebooks" / f"{notebook}.py"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
+    found = re.search(r"^# (# .+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
+    return _heading(found[1]) if found else notebook
 
 
 def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[str, Any]:
