@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -109,25 +110,26 @@ def reproduce(
     plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
-    def one(name: str) -> tuple[int, float]:
-        begun = time.monotonic()
+    def one(name: str) -> tuple[int, float, Path]:
+        begun, began = time.monotonic(), Path(place) / name
         timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
         command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
-        return subprocess.run(command, env=environment).returncode, time.monotonic() - begun
+        code = subprocess.run(command, env={**environment, runs.BEGAN: str(began)}).returncode
+        folder = Path(began.read_text()) if began.exists() else runs.folder_of(name, preset, plans[name])
+        return code, time.monotonic() - begun, folder
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with tempfile.TemporaryDirectory(prefix="paperlib-") as place, ThreadPoolExecutor(jobs) as pool:
         ended = dict(zip(chosen, pool.map(one, chosen), strict=True))
     print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
-    for name, (_, seconds) in ended.items():
-        folder = runs.folder_of(name, preset, plans[name])
+    for name, (_, seconds, folder) in ended.items():
         file = folder / "claims.json"
         counts = report.tally(read_json(file)) if file.exists() else ("–", "–", "–")
         state = runs.status(folder)["state"]
         scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
     print(f"report: {_relative(report.build())}")
-    raise typer.Exit(int(any(code for code, _ in ended.values())))
+    raise typer.Exit(int(any(code for code, *_ in ended.values())))
 
 
 @app.command()
@@ -136,7 +138,7 @@ def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) 
     from paperlib import studies
     from paperlib.claims import power
 
-    settings = studies.resolve(notebook, preset, _from_here(_parse(parameter or [], None)))
+    settings = _settings(notebook, preset, _parse(parameter or [], None))
     print("\n".join(power.lines(power.table(notebook, settings, studies.plan_of(notebook, settings)))))
 
 
@@ -253,7 +255,7 @@ def run_part(
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
 ) -> None:
-    """Every run: state, time, disk use, last progress, and how many claims held."""
+    """Every run: its preset and what differs from it, state, time, disk use, last progress, and how many claims held."""
     from paperlib import report
     from paperlib.report.export import damaged_left_out
 
@@ -262,28 +264,31 @@ def status(
         for entry in report.runs():
             with damaged_left_out(entry["folder"]):
                 lines.append(_line(entry))
-        print(("\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else "") + "\n".join(lines or ["no run yet"]), flush=True)
+        width = max((len(name) for name, _ in lines), default=0)
+        told = "\n".join(f"{name:{width}} {rest}" for name, rest in lines) or "no run yet"
+        print(("\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else "") + told, flush=True)
         if not watch:
             return
         time.sleep(2)
 
 
-def _line(entry: dict[str, Any]) -> str:
-    """A run of `report.runs` as a line."""
+def _line(entry: dict[str, Any]) -> tuple[str, str]:
+    """What a run of `report.runs` is, and how it stands."""
     from paperlib import report
     from paperlib.runs import progress
     from paperlib.runs.tidy import size_of
 
     about, folder = entry["status"], entry["folder"]
     seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
-    name = f"{about['notebook']}/{folder.name}"
-    line = f"{name:36} {about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
+    own = ", ".join(f"{name} = {value}" for name, value in entry["changed"].items())
+    name = textwrap.shorten(f"{about['notebook']}, {about['preset']}{own and f': {own}'}", 60, placeholder=" …")
+    line = f"{about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
     if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
         held, missed, untested = report.tally(entry["claims"])
         line += f"  held {held}, not held {missed}, not tested {untested}"
-    return f"{line}  {about['error']}" if about.get("error") else line
+    return name, f"{line}  {about['error']}" if about.get("error") else line
 
 
 @app.command()
@@ -344,38 +349,33 @@ def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
     return given | ({"venue": venue} if venue else {})
 
 
-def _from_here(given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, with the absolute path of an image folder: the notebook runs in the project's folder.
-
-    Raises InputError where there is no such folder.
-    """
+def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
+    """As `studies.resolve`. Raises InputError also where there is no such folder of images."""
     from paperlib.data.folder import located
 
-    name = str(given.get("data", ""))
-    if not name.startswith("folder:"):
-        return given
-    path = name.removeprefix("folder:")
-    if not (place := located(path)).is_dir():
-        raise InputError(f"data = {name}: there is no folder {path} here or in {root()}")
-    same = place.resolve() == (root() / path).resolve()
-    return given if same else {**given, "data": f"folder:{place.resolve()}"}
+    settings = studies.resolve(notebook, preset, given)
+    path = str(given.get("data", "")).removeprefix("folder:")
+    if path != given.get("data", path) and not located(path).is_dir():
+        raise InputError(f"data = folder:{path}: there is no folder {path} here or in {root()}")
+    return settings
 
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
-    """Run a notebook through papermill into its run's folder. Returns the exit code."""
+    """Run a notebook through papermill into its run's folder. Returns the exit code.
+
+    That is the folder which the kernel says it works in: somebody may have edited the notebook's parameters.
+    """
     from paperlib.runs import distributed, launch
     from paperlib.runs import run as runs
 
-    given = _from_here(given)
-    settings = studies.resolve(notebook, preset, given)  # refused here, before anything starts
+    settings = _settings(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
-    folder.mkdir(parents=True, exist_ok=True)
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
-        print(f"{notebook}, preset {preset}, into {folder}", flush=True)
+        print(f"{notebook}, preset {preset}", flush=True)
         if settings.devices > 1:
             return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
@@ -390,16 +390,19 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    part, code, target = launch.rank(), 0, folder / f"{notebook}.ipynb"
+    passed = {"preset": preset, **({"settings": checked} if checked else {})}  # else those in the notebook's cell count
+    part, code, name = launch.rank(), 0, f"{notebook}.ipynb"
     # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
+    if part:
+        folder.mkdir(parents=True, exist_ok=True)
     output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
-    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place:
+    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place, runs.heard() as began:
         # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
-        executed = Path(place) / target.name
+        executed = Path(place) / name
         try:
             papermill.execute_notebook(
-                root() / "notebooks" / target.name, executed, {"preset": preset, "settings": checked},
+                root() / "notebooks" / name, executed, passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
                 kernel_name="python3", config=transport, execution_timeout=cell_timeout,
             )  # fmt: skip
@@ -415,12 +418,17 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         except (CellTimeoutError, DeadKernelError) as error:
             slow = f"a cell of {notebook} took longer than {cell_timeout} s, and was ended"
             killed = f"the kernel of {notebook} was killed, perhaps for lack of memory"
-            print(f"paperlib: {slow if isinstance(error, CellTimeoutError) else killed}; {_kept(folder)}", file=sys.stderr)
+            what = slow if isinstance(error, CellTimeoutError) else killed
+            print(f"paperlib: {what}; {_kept(began() or folder)}", file=sys.stderr)
             code = 1
         if part:  # the first process's notebook is the run's
             return code
-        write_text(target, executed.read_text(encoding="utf-8"))
-    page = notebook_page(target)
+        if (own := began()) is None and (folder / name).exists():
+            print(f"paperlib: {notebook} began no run, and {_relative(folder)} keeps its page", file=sys.stderr)
+            return 1
+        folder = own or folder
+        write_text(folder / name, executed.read_text(encoding="utf-8"))
+    page = notebook_page(folder / name)
     state = runs.status(folder)["state"]
     if code == 0 and state != "finished":  # all cells ran, so the last one must have said so
         print(f"paperlib: {notebook} ran, but its status is {state}", file=sys.stderr)
@@ -443,7 +451,9 @@ def _execute_parts(
         raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
     command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
-    code, happened = launch.launch(command, devices)
+    with runs.heard() as began:
+        code, happened = launch.launch(command, devices)
+        folder = began() or folder
     if code:
         about = runs.status(folder)
         if about["state"] in ("killed", "stopped") or launch.LOST.search(about.get("error", "")):

@@ -245,7 +245,7 @@ CLAIM = {
     "id": "a", "place": "Table 1", "statement": "x", "kind": "gain", "claimed": 1.0, "measured": 2.0, "low": 1.0,
     "high": 3.0, "outcome": "reproduced", "reason": "", "scale": "", "n": 3, "seeds": 1, "spread": None,
 }  # fmt: skip
-MEASURE = {"method": "a", "measure": "clean", "mean": 0.5, "deviation": "nan", "low": 0.4, "high": 0.6, "seeds": 1, "n": 9}
+MEASURE = {"method": "a", "measure": "clean", "mean": 0.5, "deviation": "nan", "low": 0.4, "high": 0.6, "seeds": 1, "n": 90}
 STATUS = {"state": "finished", "notebook": "toy_pag", "preset": "quick", "started": 1.0, "seconds": 2.0, "process": 3}
 SETTINGS = {"preset": "quick", "data": "scenes", "model": "cnn", "width": 8, "eps_linf": 0.1, "eps_l2": 0.5, "norm": "linf"}
 RUN = {
@@ -253,6 +253,7 @@ RUN = {
     "environment.json": [{"paperlib": "0.3.0", "torch": "2.11"}], "settings.yaml": SETTINGS,
     "audit/a.json": {"verdict": "masked", "checks": [{"check": "x", "figure": 1.0, "sign": True}]},
     "tables/t.json": {"caption": "c", "heads": ["a"], "rows": [["b"]]},
+    "plan.json": [{"id": "toy-robust", "decides": "no"}],
 }  # fmt: skip
 
 

@@ -141,6 +141,19 @@ def test_ratios_are_judged_against_one(ratio: float, low: float, high: float, cl
     assert "times" in reason
 
 
+def test_verdicts_are_shown_with_a_mark_first_flush_left_and_escaped() -> None:
+    shared = {"place": "Table 1", "claimed": 1.0, "measured": 2.0, "low": 1.5, "high": 2.5, "kind": "gain",
+              "reason": "a <b> & c", "scale": "data folder:<i> (paper: cifar10)"}  # fmt: skip
+    outcomes = ["reproduced", "direction only", "not reproduced", "not tested here"]
+    shown = claims.show(pd.DataFrame([{"statement": "It holds.", "outcome": one, **shared} for one in outcomes])).to_html()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", shown, re.DOTALL)[1:]]
+    assert [row[0] for row in rows] == ["✓", "↗", "✗", "?"]
+    assert [row[-2] for row in rows] == outcomes
+    assert {row[-1] for row in rows} == {"a &lt;b&gt; &amp; c"}
+    assert "folder:&lt;i&gt;" in shown
+    assert re.findall(r"(th|td|caption) \{\s*text-align: left;", shown) == ["th", "td", "caption"]
+
+
 def test_numbers_are_shown_by_their_kind() -> None:
     assert [claims.number(*pair) for pair in ((3.14, "gain"), (-0.04, "keep"), (25.0, "ratio"), (None, "ratio"))] == [
         "+3.1", "-0.0", "× 25", "–",

@@ -1,7 +1,9 @@
+import os
 import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from paperlib import cli, studies
@@ -59,9 +61,46 @@ def test_status_tells_each_run(home: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert call(monkeypatch, "status") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert "finished" in lines[1]
-    assert re.search(r"running +00:00 +\d+\.\d+[kM]?B  vanilla-seed0: 0/10 step, .* left \(00:00 ago\)$", lines[0])
+    assert re.match(r"toy_pag, quick: epochs = 3 +finished ", lines[1])
+    assert re.match(r"toy_pag, quick: epochs = 4 +running ", lines[0])
+    assert re.search(r"running +\d\d:\d\d +\d+\.\d+[kM]?B  vanilla-seed0: 0/10 step, .* left \(\d\d:\d\d ago\)$", lines[0])
     at_work.finish()
+
+
+def edit(home: Path, **parameters: object) -> None:
+    """A notebook of three cells in place of toy_pag, with these parameters."""
+    assigned = "\n".join(f"{name} = {value!r}" for name, value in {"preset": "quick", **parameters}.items())
+    cells = [nbformat.v4.new_code_cell(assigned, metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("from paperlib import studies\nrun = studies.start('toy_pag', globals())"),
+             nbformat.v4.new_code_cell("print('seeds', run.settings.seeds)\nrun.finish()")]  # fmt: skip
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), home / "notebooks" / "toy_pag.ipynb")
+
+
+def test_the_page_of_an_edited_notebook_lies_in_the_folder_of_its_own_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "KEEP_MEMORY", {})
+    presets = (home / "notebooks" / "presets").resolve()
+    (home / "notebooks").unlink()
+    (home / "notebooks").mkdir()
+    (home / "notebooks" / "presets").symlink_to(presets)
+    ten, one = (
+        runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag", "quick", changes)) for changes in ({}, {"seeds": [7]})
+    )
+    edit(home)
+    assert call(monkeypatch, "run", "toy_pag", "--no-report") == 0
+    edit(home, settings={"seeds": [7]})
+    assert call(monkeypatch, "run", "toy_pag", "--no-report") == 0
+    assert f"toy_pag: finished, {os.path.relpath(one / 'toy_pag.html')}" in capsys.readouterr().out
+    edit(home, seeds="none")  # begins no run
+    assert call(monkeypatch, "run", "toy_pag", "--no-report") == 1
+    assert "seeds = 'none'" in capsys.readouterr().err
+    assert sorted((home / "runs" / "toy_pag").iterdir()) == sorted((ten, one))
+    for folder, seeds in ((ten, list(range(10))), (one, [7])):
+        assert f"seeds {seeds}" in (folder / "toy_pag.html").read_text()
+        assert f"seeds {seeds}" in (folder / "toy_pag.ipynb").read_text()
+    assert runs.BEGAN not in os.environ
 
 
 def test_clean_lists_and_asks_before_it_removes(

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import html
 import io
 import json
 import re
@@ -11,16 +12,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import nbformat
 import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
+from hypothesis import strategies as st
 from PIL import Image
 
 from paperlib import audit, claims, figures, report, studies
+from paperlib.claims import power
 from paperlib.figures import tables
-from paperlib.report import export
+from paperlib.report import export, front
 from paperlib.runs import run as runs
 from paperlib.runs.files import write_json
 from paperlib.studies import raat as raat_study
@@ -49,7 +53,7 @@ def make_run(home: Path, notebook: str, preset: str, paper: str, given: Mapping[
     if notebook == "alignment_matrix":
         figures.grid(run, pd.DataFrame(rows))
         figures.correlations(run, predicted(), "autoattack")
-        figures.front(run, front(), "autoattack")
+        figures.front(run, a_front(), "autoattack")
     columns = {("clean", "here"): [50.0, float("nan")], ("clean", "low"): [45.0, 40.0], ("ρ", "beside λ"): [1.0, 2.0]}
     table = pd.DataFrame(columns, index=["raat", "pgd_at"])
     tables.save(run, table, "accuracy", "Accuracy (%) & more.")
@@ -70,7 +74,7 @@ def predicted() -> pd.DataFrame:
     return pd.DataFrame([[0.5, 0.1, 0.9, 0.2, -0.3, 0.6, 9]], index=["pag_cosine"], columns=columns)
 
 
-def front() -> pd.DataFrame:
+def a_front() -> pd.DataFrame:
     """Of `measures.front`."""
     row = {f"{measure}{end}": 50.0 for measure in ("clean", "autoattack") for end in ("", " low", " high")}
     return pd.DataFrame([{**row, "cost": 2.0, "front": True}], index=["raat"])
@@ -108,8 +112,17 @@ def a_notebook() -> nbformat.NotebookNode:
         {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": "<Figure>"},
         metadata={"image/png": {"alt": "Accuracy against the radius."}},
     )
-    cells = [nbformat.v4.new_markdown_cell(r"The loss $\ell$."), nbformat.v4.new_code_cell("draw()", outputs=[shown])]
+    words = ["No heading.", r"# Radius $\varepsilon_2$ & <more>", r"The loss $\ell$.", "# Another"]
+    cells = [*map(nbformat.v4.new_markdown_cell, words), nbformat.v4.new_code_cell("draw()", outputs=[shown])]
     return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_a_notebooks_page_has_its_first_heading_as_its_title_without_markup(tmp_path: Path) -> None:
+    nbformat.write(a_notebook(), tmp_path / "mine.ipynb")
+    text = report.notebook_page(tmp_path / "mine.ipynb").read_text()
+    assert re.findall("<title>(.*)</title>", text) == ["Radius ε2 &amp;"]
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "mine.ipynb")
+    assert "<title>mine</title>" in report.notebook_page(tmp_path / "mine.ipynb").read_text()
 
 
 def audit_a_model(home: Path) -> None:
@@ -120,7 +133,8 @@ def audit_a_model(home: Path) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
-    (home / "notebooks").symlink_to(REPOSITORY / "notebooks")
+    for name in ("notebooks", "docs"):
+        (home / name).symlink_to(REPOSITORY / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAPERLIB_ROOT", str(home))
         yield built(home)
@@ -131,14 +145,16 @@ def built(home: Path) -> Path:
         ("raat_boundary", "quick", "raat"), ("raat_boundary", "laptop", "raat"), ("toy_pag", "quick", "pag"),
         ("toy_pag", "paper", "pag"), ("alignment_matrix", "quick", "alignment"), ("alignment_matrix", "gpu", "alignment"),
     ):  # fmt: skip
-        make_run(home, notebook, preset, paper)
+        on_cifar = {"data": "cifar10", "seeds": [0, 1], "eps_linf": 8 / 255}
+        make_run(home, notebook, preset, paper, on_cifar if (notebook, preset) == ("raat_boundary", "laptop") else None)
     audit_a_model(home)
     return report.build()
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     pages = sorted(site.parent.rglob("*.html"))
-    assert len(pages) == 14  # the first, an audit's, and two of each run
+    published = list((REPOSITORY / "docs" / "results").glob("*.md"))
+    assert len(pages) == 15 + len(published)  # the first, the ledger, an audit's, and two of each run
     for page in pages:
         text = re.sub(r"<style.*?</style>", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -148,24 +164,210 @@ def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
             assert not file or (page.parent / file).exists(), f"{page}: {target}"
             if place and (page.parent / file).is_file():
                 assert f'id="{place}"' in (page.parent / file).read_text(), f"{page}: {target}"
-        if page.name == "index.html":
+        if page.name in ("index.html", "claims.html"):
             assert not re.search(r"https?://", text)
         for image in re.findall(r"<img [^>]*>", text):
-            assert re.search(r'alt="[^"]{10,}"', image)
+            least = 1 if page.parent.name == "published" else 10  # whose words are the authors' own
+            assert re.search(rf'alt="[^"]{{{least},}}"', image), image
             assert "No description" not in image
 
 
 def test_the_ledger_is_of_the_nearest_runs_and_counts_them(site: Path) -> None:
-    text = site.read_text()
-    shown = re.findall(r'<tr data-paper="(\w+)" data-outcome="([\w ]+)" data-preset="(\w+)"', text)
+    text = site.with_name("claims.html").read_text()
+    shown = re.findall(r'<tr data-paper="([^"]+)" data-outcome="([\w ]+)" data-preset="(\w+)"', text)
     ids = {paper: claims.load(paper)["claims"] for paper in ("raat", "pag", "alignment")}
     of_the_toy = sum(claim["notebook"] == "toy_pag" for claim in ids["pag"])
     assert len(shown) == 2 * len(ids["raat"]) + of_the_toy + 2 * len(ids["alignment"])
-    assert {preset for paper, _, preset in shown if paper == "raat"} == {"quick", "laptop"}  # on two data sets
-    for outcome in OUTCOMES:
-        count = sum(one == outcome for _, one, _ in shown)
-        assert re.search(rf"<strong>{count}</strong><br>\S {outcome}", text)
+    assert {preset for paper, _, preset in shown if paper == name_of("raat")} == {"quick", "laptop"}  # on two data sets
+    text = site.read_text()
+    counts = counted(text)
+    assert list(counts) == [name_of(paper) for paper in claims.papers()]
+    for name, (own, published) in counts.items():
+        found = [sum(row[:2] == (name, outcome) for row in shown) for outcome in OUTCOMES]
+        assert own == (list(map(str, found)) if any(found) else ["–"] * 4)
+        of = [result for result in published_claims() if name_of(result["paper"]) == name]
+        found = [sum(claim["outcome"] == outcome for one in of for claim in one["claims"]) for outcome in OUTCOMES]
+        assert published == (list(map(str, found)) if of else ["–"] * 4)
     assert re.search(r"mine\.py:build</td><td><a href=\"audit-mine-01234567/index.html\">.*\n<td>suspicious</td>", text)
+
+
+def name_of(paper: str) -> str:
+    return html.escape(claims.load(paper)["paper"]["title"], quote=False)
+
+
+def counted(text: str) -> dict[str, tuple[list[str], list[str]]]:
+    """The first page's counts by paper: of runs, and of published results."""
+    body = text[text.index('class="counts"') : text.index("</table>")]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", body, re.DOTALL)]
+    return {row[0]: (row[1:5], row[5:]) for row in rows if row}
+
+
+def published_claims() -> list[dict[str, Any]]:
+    """What docs/results has, by paper: a claim's id is of one paper alone where the folder's most are of it."""
+    papers = {"pag": "pag", "toy": "pag", "gfa": "gfa", "raat": "raat", "daat": "daat", "matrix": "alignment"}
+    results = REPOSITORY / "docs" / "results"
+    return [{"paper": papers[file.relative_to(results).parts[0]], "claims": json.loads(file.read_text())}
+            for file in results.rglob("claims.json")]  # fmt: skip
+
+
+# The first page -----------------------------------------------------------------------
+
+
+def a_claim(**changes: Any) -> dict[str, Any]:
+    """A decided claim, as stored."""
+    return {"id": "a", "place": "Table 1", "statement": "It holds.", "kind": "gain", "claimed": 3.0, "measured": 2.0,
+            "low": 1.0, "high": 4.0, "outcome": "reproduced", "reason": "so it is", "scale": "", **changes}  # fmt: skip
+
+
+@hypothesis.given(
+    st.lists(st.tuples(*[st.floats(-100, 100).map(lambda number: round(number, 2))] * 4), min_size=1, max_size=6),
+    st.sampled_from(["gain", "ratio"]),
+)
+def test_every_mark_of_a_forest_plot_lies_where_its_number_is(numbers: list[tuple[float, ...]], kind: str) -> None:
+    names = ("low", "measured", "high", "claimed")
+    rows = [a_claim(id=str(place), kind=kind, paper="P", **dict(zip(names, [*sorted(row[:3]), row[3]], strict=True)))
+            for place, row in enumerate(numbers)]  # fmt: skip
+    (plot,) = front.forests(rows)
+    pairs = [(row[name], row["at"][name]) for row in plot["rows"] for name in names]
+    pairs += [(float(kind == "ratio"), plot["none"]), *((float(text.removeprefix("× ")), x) for x, text in plot["ticks"])]
+    (low, left), (high, right) = min(pairs), max(pairs)
+    assert left < right or low == high
+    for value, x in pairs:
+        expected = left + (right - left) * (value - low) / (high - low) if high > low else left
+        assert x == pytest.approx(expected, abs=0.02)
+        assert front.EDGE <= x <= 100 - front.EDGE
+    assert 1 <= len(plot["ticks"]) <= 6
+
+
+def test_an_interval_without_end_ends_at_the_edge_and_a_missing_number_has_no_mark() -> None:
+    (plot,) = front.forests([a_claim(paper="P", high="inf", claimed=None)])
+    assert plot["rows"][0]["at"]["high"] == 100 - front.EDGE
+    assert "claimed" not in plot["rows"][0]["at"]
+    assert [(x, text) for x, text in plot["ticks"] if text == "0"] == [(plot["none"], "0")]
+
+
+def test_the_first_page_draws_decided_claims_ours_beside_the_published(home: Path) -> None:
+    run = make_run(home, "toy_pag", "quick", "pag")
+    stored = json.loads((run.folder / "claims.json").read_text())
+    ids = [claim["id"] for claim in stored]
+    judged = [a_claim(id=ids[0], statement="Ours & theirs."), a_claim(id=ids[1], outcome="not tested here"),
+              a_claim(id="mine", measured=-8.0, low=-9.0, high=-7.0, claimed=None, outcome="not reproduced")]  # fmt: skip
+    write_json(run.folder / "claims.json", judged)
+    place = home / "docs" / "results" / "toy"
+    known = [a_claim(id=one, statement=f"{one}, published.", outcome="direction only") for one in ids]
+    write_json(place / "claims.json", known)
+    (place / "settings.yaml").write_text("preset: laptop\n")
+    (place.parent / "pag.md").write_text("# Published $\\lambda$\n\n[verdicts](toy/claims.json), [code](../../x.py)")
+    text = report.build().read_text()
+    plots = re.findall(r'<table class="forest"><caption>(.*?)</caption>(.*?)</table>', text, re.DOTALL)
+    assert [caption for caption, _ in plots[:2]] == [name_of("pag")] * 2
+    row = r'<tr( class="published")?>\n<td><abbr title="([\w ]+)">(.)</abbr></td>\n<td>(.*?)<small>'
+    assert re.findall(row, plots[0][1]) == [
+        ("", "reproduced", "✓", "Ours &amp; theirs.<br>"),
+        (' class="published"', "direction only", "↗", ""),
+        ("", "not reproduced", "✗", "It holds.<br>"),
+    ]
+    others = [statement for *_, statement in re.findall(row, plots[1][1])]
+    assert others == [f"{one}, published.<br>" for one in ids[1:]]
+    # -9 to 4 over the width between the edges: the line of no difference, and the third row's mark.
+    places = [
+        float(re.findall(what, plots[0][1])[place]) for what, place in ((r'"none" x1="([\d.]+)', 0), (r'cx="([\d.]+)', 2))
+    ]
+    assert places == pytest.approx([front.EDGE + (100 - 2 * front.EDGE) * share for share in (9 / 13, 1 / 13)], abs=0.01)
+    assert plots[0][1].count('class="claimed"') == 2
+    published = home / "runs" / "report" / "published"
+    assert "<title>Published λ</title>" in (published / "pag.html").read_text()
+    assert (published / "toy" / "claims.json").exists()
+    assert "x.py" not in (published / "pag.html").read_text()
+
+
+def test_what_was_not_tested_is_folded_with_its_reason_and_the_preset_that_would_do(home: Path) -> None:
+    run = make_run(home, "toy_pag", "quick", "pag")
+    ids = [claim["id"] for claim in json.loads((run.folder / "claims.json").read_text())]
+    judged = [
+        a_claim(id=one, statement=f"{one}!", outcome="not tested here", reason=f"because of {one} & co") for one in ids
+    ]
+    write_json(run.folder / "claims.json", judged)
+    power.show(run, studies.plan_of("toy_pag", run.settings))
+    text = report.build().read_text()
+    folded = text[text.index('<details id="left"><summary>') :]
+    folded = folded[: folded.index("</details>")]
+    found = re.findall(r'data-label="Claim">(.*?)</td>.*?"Why">(.*?)</td>.*?"Preset">(.*?)</td>', folded, re.DOTALL)
+    assert [row[:2] for row in found] == [(f"{one}!", f"because of {one} &amp; co") for one in ids]
+    plans = {preset: power.table("toy_pag", s, studies.plan_of("toy_pag", s)).set_index("id")["decides"]
+             for preset in runs.PRESETS for s in (studies.resolve("toy_pag", preset),)}  # fmt: skip
+    for claim, _, would_do in found:
+        able = [preset for preset in runs.PRESETS if plans[preset][claim[:-1]] == "yes"]
+        assert would_do == (able[0] if able and plans["quick"][claim[:-1]] == "no" else "–")
+    assert {would_do for *_, would_do in found} == {"laptop", "–"}
+    (run.folder / "plan.json").unlink()
+    assert '"Preset">laptop' not in report.build().read_text()  # without the run's own plan nothing is known
+
+
+@pytest.mark.parametrize(("own", "said", "expected"), [
+    ("no", ["no", "yes", "yes"], "laptop"),
+    ("not run at this preset", ["not run at this preset", "not said", "yes"], "gpu"),
+    ("not run at this preset", ["not run at this preset", "no number", "no"],
+     "run at laptop; whether that is enough cannot be told"),
+    ("no", ["no", "not run at this preset", "no"], "no preset"),
+    ("no", ["no", "no number", "no"], "–"),
+    ("yes", ["yes", "yes", "yes"], "–"),  # left open for another reason
+    (None, ["no", "yes", "yes"], "–"),
+])  # fmt: skip
+def test_a_preset_is_named_only_where_plans_say_so(own: str | None, said: list[str], expected: str) -> None:
+    plans = {preset: pd.DataFrame({"decides": [word]}, index=["a"])
+             for preset, word in zip(("quick", "laptop", "gpu"), said, strict=True)}  # fmt: skip
+    assert front.would_do("a", own, plans) == expected
+
+
+def test_robust_accuracy_is_under_the_attack_that_leaves_least_of_those_most_methods_were_put_to() -> None:
+    values = {("raat", "clean"): (0.9, 100), ("raat", "pgd_10"): (0.5, 100), ("raat", "cw"): (0.4, 50),
+              ("raat", "autoattack"): (0.1, 5), ("raat", "cw_ratio"): (0.0, 100), ("raat", "defect"): (0.0, 100),
+              ("pgd_at", "clean"): (0.8, 100), ("pgd_at", "pgd_10"): (0.3, 100), ("pgd_at", "cw"): (0.35, 50),
+              ("ablation", "clean"): (0.7, 100), ("ablation", "pgd_10"): (0.0, 100)}  # fmt: skip
+    rows = [{"method": method, "measure": measure, "mean": mean, "low": mean - 0.05, "high": min(1.0, mean + 0.05), "n": n}
+            for (method, measure), (mean, n) in values.items()]  # fmt: skip
+    found = front.accuracies(rows)
+    assert found is not None
+    assert (found["attack"], found["sizes"]) == ("C&W", [100, 50])
+    assert [(row["method"], row["clean"]["text"], row["robust"]["text"]) for row in found["rows"]] == [
+        ("RAAT", "90.0", "40.0"), ("PGD-AT", "80.0", "35.0"),
+    ]  # fmt: skip
+    assert found["rows"][0]["robust"]["mean"] == pytest.approx(front.EDGE + 0.4 * (100 - 2 * front.EDGE))
+    assert front.accuracies(rows[:1]) is None
+    assert front.accuracies([]) is None
+
+
+def test_a_runs_page_has_its_figures_before_its_verdicts_and_the_first_page_a_small_one(site: Path) -> None:
+    text = next(site.parent.glob("raat_boundary-laptop-*/index.html")).read_text()
+    assert 0 < text.index('id="figures"') < text.index("<h2>Verdicts</h2>")
+    small = re.findall(r'<a href="([\w-]+)/index.html"><img src="([\w-]+)/(\w+)\.png"', site.read_text())
+    assert len(small) == 6
+    assert all(page == place for page, place, _ in small)
+    assert {name for page, _, name in small if page.startswith("alignment")} == {"grid"}
+
+
+def test_text_of_users_is_never_markup(home: Path) -> None:
+    bad = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+    place = home / f"of <i>{bad.replace('/', '')}" / "images"
+    place.mkdir(parents=True)
+    run = make_run(home, "raat_boundary", "quick", "raat", {"data": f"folder:{place.parent}"})
+    stored = json.loads((run.folder / "claims.json").read_text())
+    changes = dict.fromkeys(("statement", "place", "reason", "scale"), bad)
+    write_json(run.folder / "claims.json", [{**row, **changes} for row in stored]
+               + [a_claim(id=bad, statement=bad, reason=bad, scale=bad)])  # fmt: skip
+    for name, key in (("measures.json", "method"), ("plan.json", "decides")):
+        rows = json.loads((run.folder / name).read_text()) if name == "measures.json" else [{"id": bad, "decides": "no"}]
+        write_json(run.folder / name, [{**row, key: f"{bad}{place}"} for place, row in enumerate(rows)])
+    write_json(run.folder / "figures" / "accuracy.json", {"words": bad})
+    write_json(run.folder / "status.json", {**json.loads((run.folder / "status.json").read_text()), "error": bad})
+    index = report.build()
+    for page in (index, index.with_name("claims.html"), next(index.parent.glob("raat*/index.html"))):
+        text = page.read_text()
+        assert "alert(1)" in text
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "<i>" not in text
 
 
 def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_counts(home: Path) -> None:
@@ -205,7 +407,8 @@ def test_numbers_are_commands_that_latex_takes_and_say_what_was_measured(site: P
     assert found["RaatBoundaryCifarOneZeroRaatPgdOneZero"] == "70.0"
     assert found["RaatBoundaryCifarOneZeroClaimRaatCleanVerdict"] in OUTCOMES
     assert found["RaatBoundaryCifarOneZeroRaatAutoattackDeviation"] == "0.0"
-    assert "RaatBoundaryScenesRaatAutoattackDeviation" not in found  # of one seed there is none
+    assert "RaatBoundaryScenesFourRaatAutoattack" in found
+    assert "RaatBoundaryScenesFourRaatAutoattackDeviation" not in found  # of one seed there is none
     assert found["RaatBoundaryCifarOneZeroClaimRaatCleanSeeds"] == "2"
     assert found["RaatBoundaryCifarOneZeroTableAccuracyRAATNoAttackHere"] == "50.0"
 
@@ -239,7 +442,7 @@ def test_models_are_in_robustbenchs_format(site: Path) -> None:
     assert raat["name"] == f"{paper['paper']['title']} (RAAT)"
     assert raat["link"] == "https://arxiv.org/abs/2604.26496"
     assert "100 images" in raat["footnote"]
-    assert entries["robustbench/raat_boundary-scenes-raat_seed0.json"]["reported"] is None  # the paper has no scenes
+    assert entries["robustbench/raat_boundary-scenes4-raat_seed0.json"]["reported"] is None  # the paper has no scenes
     in_matrix = entries["robustbench/alignment_matrix-cifar10-raat_seed0.json"]
     assert (in_matrix["authors"], in_matrix["reported"]) == (raat["authors"], None)  # of another protocol
     assert entries["robustbench/alignment_matrix-cifar10-pgd_at_seed0.json"]["authors"] == ""
@@ -248,7 +451,10 @@ def test_models_are_in_robustbenchs_format(site: Path) -> None:
 def test_what_a_paper_reports_is_of_the_runs_own_case(home: Path) -> None:
     """CIFAR-100, and L2."""
     tables = claims.load("raat")["tables"]
-    for given, case in (({"data": "cifar100"}, "cifar100_resnet18_linf"), ({"norm": "l2"}, "cifar10_resnet18_l2")):
+    for given, case in (
+        ({"data": "cifar100"}, "cifar100_resnet18_linf"),
+        ({"data": "cifar10", "norm": "l2"}, "cifar10_resnet18_l2"),
+    ):
         run = make_run(home, "raat_boundary", "laptop", "raat", given)
         assert json.loads((run.folder / "claims.json").read_text())[0]["case"] == case
         entry = export.leaderboard(run.folder)["raat_seed0"]
@@ -285,7 +491,7 @@ def brightness(page: Any) -> int:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
-def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site: Path, tmp_path: Path) -> None:
+def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -299,12 +505,24 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(site.as_uri())
+        assert page.locator("details#left table").first.is_hidden()
+        page.locator("details#left summary").click()
+        assert page.locator("details#left table").first.is_visible()
+        plots = [plot for plot in page.locator("table.forest").all() if plot.is_visible()]
+        assert plots
+        for plot in plots:  # one axis for the marks of all rows
+            boxes = [svg.bounding_box() for svg in plot.locator(".plot > svg").all()]
+            assert len({(round(box["x"]), round(box["width"])) for box in boxes if box}) == 1
+        page.fill("form[data-table=runs] input[name=text]", "toy_pag")
+        assert page.locator("#runs tbody tr:visible").count() == 2
+
+        page.goto(site.with_name("claims.html").as_uri())
         rows = page.locator("#ledger tbody tr")
         everything = rows.count()
         told = page.locator("form.filter[data-table=ledger] output")
         assert told.inner_text() == f"{everything} of {everything}"
 
-        page.select_option("select[name=paper]", "pag")
+        page.select_option("select[name=paper]", claims.load("pag")["paper"]["title"])
         left = page.locator("#ledger tbody tr:visible").count()
         assert 0 < left < everything
         assert told.inner_text() == f"{left} of {everything}"
@@ -312,9 +530,6 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
         assert page.locator("#ledger tbody tr:visible").count() == 0
         page.fill("form[data-table=ledger] input[name=text]", "")
         page.select_option("select[name=paper]", "")
-
-        page.fill("form[data-table=runs] input[name=text]", "toy_pag")
-        assert page.locator("#runs tbody tr:visible").count() == 2
 
         head = page.locator("#ledger thead th", has_text="Paper says")
         for order, sign in (("ascending", 1), ("descending", -1)):
@@ -329,17 +544,15 @@ def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site
 
         narrow = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme="dark")
         for file in sorted(site.parent.rglob("*.html")):
-            name = f"{file.parent.name}-{file.stem}"
             page.goto(file.as_uri())
             page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
             widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
             assert min(widths, default=200) > 100, file
-            page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
             narrow.goto(file.as_uri())
+            narrow.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
             assert narrow.evaluate("document.documentElement.scrollWidth") <= 380, file  # nothing to scroll sideways for
             assert brightness(narrow) < 64, file
             assert brightness(page) > 192, file
-            narrow.screenshot(path=tmp_path / f"{name}-phone.png", full_page=True)
         narrow.goto(site.as_uri())
         narrow.emulate_media(media="print")
         assert not narrow.locator("form.filter").first.is_visible()

@@ -115,6 +115,23 @@ def test_a_run_writes_settings_environment_and_status(home: Path) -> None:
     assert runs.status(home / "runs" / "none") == {"state": "not started"}
 
 
+def test_a_folder_is_another_in_another_place_and_the_same_by_each_of_its_names(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for place in ("here", "there"):
+        (tmp_path / place / "images" / "train").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        by_name = [studies.start("jacobian_norm", {"data": f"folder:{name}"})
+                   for name in ("images", "../" + place + "/images", str(tmp_path / place / "images"))]  # fmt: skip
+        assert {run.settings.data for run in by_name} == {f"folder:{tmp_path / place / 'images'}"}
+        (found[place],) = {run.folder for run in by_name}
+        by_name[-1].finish()
+    assert found["here"] != found["there"]
+    monkeypatch.chdir(tmp_path / "here")
+    assert studies.resolve("jacobian_norm", "quick", {"data": "folder:there/images"}).data == "folder:there/images"
+
+
 def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: Path) -> None:
     namespace = {
         "preset": "quick",

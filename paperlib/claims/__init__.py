@@ -1,6 +1,7 @@
 """What the papers report, as data, and the verdict on what was measured."""
 
 import functools
+import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from paperlib.runs.run import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 HELD = ("reproduced", "direction only")
+MARKS: dict[Outcome, str] = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
 ROOM = 10  # points below 100 that a gain needs to show
 SIZE = 0.5  # of the claimed difference that a reproduction must reach
 LEAST = 1.0  # point that an interval must be able to tell from zero where the paper gives no number
@@ -330,14 +332,16 @@ def improvements(paper: str, table: str, own: Sequence[str], measured: pd.DataFr
 
 
 def show(verdicts: pd.DataFrame) -> Any:
-    """The verdicts as a notebook shows them, the scale they hold for in the caption."""
+    """The verdicts as a notebook shows them: each begins with its mark, and the caption has the scale they hold for."""
     scale = next(iter(verdicts["scale"]), "")
     caption = f"Not as the paper: {scale}." if scale else "At the paper's settings."
     shown = verdicts[["statement", "place", "claimed", "measured", "low", "high", "outcome", "reason"]].copy()
     columns = ["claimed", "measured", "low", "high"]
     for column in columns:
         shown[column] = [number(value, kind) for value, kind in zip(shown[column], verdicts["kind"], strict=True)]
-    return shown.style.hide(axis="index").set_caption(caption)
+    shown.insert(0, "", shown["outcome"].map(MARKS))
+    left = [{"selector": "th, td, caption", "props": "text-align: left"}]
+    return shown.style.hide(axis="index").format(escape="html").set_caption(html.escape(caption)).set_table_styles(left)
 
 
 def number(value: float | str | None, kind: str) -> str:

@@ -8,36 +8,41 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import yaml
 from jinja2 import Environment, PackageLoader
-from latex2mathml.converter import convert
+from markupsafe import Markup
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib import figures
+from paperlib import figures, studies
 from paperlib.audit import Audit, as_json
-from paperlib.claims import HELD, number, paper_of
+from paperlib.claims import HELD, MARKS, load, number, paper_of, papers
+from paperlib.claims.power import UNTOLD
 from paperlib.figures.names import title
-from paperlib.report import export
-from paperlib.runs.files import read_json, root, write_atomically, write_json, write_text
-from paperlib.runs.run import status
+from paperlib.report import export, front, published
+from paperlib.report.markdown import heading, with_formulas
+from paperlib.runs.files import InputError, read_json, root, write_atomically, write_json, write_text
+from paperlib.runs.run import changed, status
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
-MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 
 def notebook_page(executed: Path) -> Path:
-    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path."""
+    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path.
+
+    Its title is the first heading.
+    """
     notebook = nbformat.read(executed, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = MATH.sub(_mathml, cell.source)
+    words = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    notebook.metadata["title"] = heading("\n".join(cell.source for cell in words)) or executed.stem
+    for cell in words:
+        cell.source = with_formulas(cell.source)
     options = {"mathjax_url": "", "require_js_url": "", "extra_template_basedirs": [str(NOTEBOOK_TEMPLATES)]}
     exporter = HTMLExporter(template_name="notebook", config=Config({"HTMLExporter": options}))
     page, _ = exporter.from_notebook_node(notebook)
@@ -47,21 +52,21 @@ def notebook_page(executed: Path) -> Path:
     return target
 
 
-def _mathml(match: re.Match[str]) -> str:
-    return convert(match[1] or match[2], display="block" if match[1] else "inline")
-
-
 def runs() -> list[dict[str, Any]]:
-    """Every run with a status, newest first: its folder, status, claims, environment and audits."""
+    """Every run with a status, newest first: folder, status, settings, those not as in the preset, claims, audits …"""
     found = []
     for file in (root() / "runs").glob("*/*/status.json"):
         folder = file.parent
-        claims, about = folder / "claims.json", folder / "environment.json"
+        claims, about, settings = (folder / name for name in ("claims.json", "environment.json", "settings.yaml"))
         with export.damaged_left_out(folder):
+            told = _status(folder)
+            chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
             found.append(
                 {
                     "folder": folder,
-                    "status": _status(folder),
+                    "status": told,
+                    "settings": chosen,
+                    "changed": _changed(told["notebook"], told["preset"], chosen),
                     "claims": read_json(claims) if claims.exists() else [],
                     "environment": read_json(about)[-1] if about.exists() else {},
                     "audits": _audits(folder),
@@ -74,6 +79,14 @@ def _status(folder: Path) -> dict[str, Any]:
     """The run's `status`, with the notebook from its path. Raises InputError or KeyError where it is damaged."""
     about = status(folder)
     return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
+
+
+def _changed(notebook: str, preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's settings is not as in its preset; nothing where there is no such preset any more."""
+    try:
+        return changed(studies.known()[notebook], notebook, preset, chosen)
+    except (InputError, KeyError):
+        return {}
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
@@ -105,32 +118,84 @@ def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
 # The site ----------------------------------------------------------------------------------------------------------
 
 PRESETS = ("paper", "gpu", "laptop", "quick")  # the nearest to the paper first
-SYMBOLS = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
+MAIN = ("accuracies", "attacks", "grid", "decision_boundaries")  # figures that stand for their run, the first that it has
 
 
 def build(target: Path | None = None) -> Path:
     """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
 
-    The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`.
+    The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`,
+    and beside them what the project has published.
     """
     target = target or root() / "runs" / "report"
     pages = []
     for run in runs():
         with export.damaged_left_out(run["folder"]):
-            pages.append(_page(run, paper_of(run["status"]["notebook"]) or run["status"]["notebook"]))
+            pages.append(_page(run))
     for page in pages:
         _write_page(page, target)
+    for name, (words, body) in published.bodies(target / "published").items():
+        _write(target / "published" / f"{name}.html", "published.html", words=words, body=Markup(body))
     chosen = _nearest(pages)
     claims = [claim for page in chosen for claim in page["claims"]]
+    _write(target / "claims.html", "claims.html", claims=claims, marks=MARKS)
     _write(
-        target / "index.html", "index.html", claims=claims, chosen=chosen, runs=pages, symbols=SYMBOLS,
-        tally={outcome: sum(claim["outcome"] == outcome for claim in claims) for outcome in SYMBOLS},
+        target / "index.html", "index.html", chosen=chosen, runs=pages, marks=MARKS, **_verdicts(chosen),
         audits=[
             {**one, "run": page["notebook"], "page": f"{page['page']}#audit"} for page in chosen for one in page["audits"]
         ] + _audits_of_models(target),
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
     return target / "index.html"
+
+
+def _verdicts(chosen: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first page says of claims: counts by paper, forest plots, and what was left open; ours and the published."""
+    own, known = [claim for page in chosen for claim in page["claims"]], []
+    for result in published.results():
+        page = f"published/{result['page']}.html"
+        place = {**result, "page": page, "notebook": "published", "name": "published", "figures": [], "executed": None}
+        with export.damaged_left_out(published.folder()):
+            shown = [_shown(claim, place, _title(result["paper"])) for claim in result["claims"]]
+            known += [{**claim, "published": True} for claim in shown]
+    plans = {page["notebook"]: front.plans(page["notebook"]) for page in chosen if _left_open(page)}
+    left = [
+        {**claim, "would_do": front.would_do(claim["id"], page["plan"].get(claim["id"]), plans.get(page["notebook"], {}))}
+        for page in chosen
+        for claim in page["claims"]
+        if claim["outcome"] == "not tested here"
+    ]
+    ours = {(claim["paper"], claim["id"]) for claim in own if _decided(claim)}
+    beside = [claim for claim in known if _decided(claim) and (claim["paper"], claim["id"]) in ours]
+    others = [claim for claim in known if _decided(claim) and (claim["paper"], claim["id"]) not in ours]
+    names = dict.fromkeys([*map(_title, papers()), *(claim["paper"] for claim in own)])
+    return {
+        "papers": [(name, *(_counts(claim for claim in of if claim["paper"] == name) for of in (own, known)))
+                   for name in names],
+        "forests": front.forests([*filter(_decided, own), *beside]),
+        "published": front.forests(others),
+        "left": left, "published_left": [claim for claim in known if claim["outcome"] == "not tested here"],
+    }  # fmt: skip
+
+
+def _decided(claim: Mapping[str, Any]) -> bool:
+    return claim["outcome"] != "not tested here" and claim["measured"] is not None
+
+
+def _left_open(page: Mapping[str, Any]) -> bool:
+    """Whether a claim of a run was left open for want of images or seeds."""
+    return any(claim["outcome"] == "not tested here" and page["plan"].get(claim["id"]) in ("no", UNTOLD)
+               for claim in page["claims"])  # fmt: skip
+
+
+def _counts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
+    """How many claims by outcome; None of none."""
+    outcomes = [claim["outcome"] for claim in claims]
+    return {outcome: outcomes.count(outcome) for outcome in MARKS} if outcomes else None
+
+
+def _title(paper: str) -> str:
+    return str(load(paper)["paper"]["title"])
 
 
 def _audits_of_models(target: Path) -> list[dict[str, Any]]:
@@ -169,12 +234,11 @@ def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
     return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
 
-def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
+def _page(run: dict[str, Any]) -> dict[str, Any]:
     """What the pages show of a run, read from its folder."""
     folder, about = run["folder"], run["status"]
     name = f"{about['notebook']}-{folder.name}"
-    executed, settings = folder / f"{about['notebook']}.html", folder / "settings.yaml"
-    chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {"data": "?"}
+    executed, chosen = folder / f"{about['notebook']}.html", run["settings"] or {"data": "?"}
     data = chosen.get("data", "toy")
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
@@ -184,13 +248,18 @@ def _page(run: dict[str, Any], paper: str) -> dict[str, Any]:
         "executed": executed.name if executed.exists() else None, "audits": run["audits"],
         "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
+        "accuracies": front.accuracies(read_json(measures)) if (measures := folder / "measures.json").exists() else None,
+        "plan": {row["id"]: row["decides"] for row in read_json(plan)} if (plan := folder / "plan.json").exists() else {},
         "differences": run["claims"][0]["scale"].count(";") if run["claims"] else 0,
         "sizes": (
             max((int(claim.get("seeds") or 0) for claim in run["claims"]), default=0),
             float(chosen.get("train_images") or math.inf), float(chosen.get("epochs") or 0),
         ),
     }  # fmt: skip
-    page["claims"] = [_shown(claim, page, paper) for claim in run["claims"]]
+    page["main"] = min(page["figures"], key=lambda one: MAIN.index(one["name"]) if one["name"] in MAIN else len(MAIN),
+                       default=None)  # fmt: skip
+    paper = paper_of(about["notebook"])
+    page["claims"] = [_shown(claim, page, _title(paper) if paper else about["notebook"]) for claim in run["claims"]]
     return page
 
 
@@ -210,19 +279,20 @@ def _write_page(page: dict[str, Any], target: Path) -> None:
             for claim in page["claims"]
         ],
     }
-    _write(place / "index.html", "run.html", run=here, symbols=SYMBOLS)
+    _write(place / "index.html", "run.html", run=here, marks=MARKS)
 
 
 def headline(notebook: str) -> str:
     """The first heading of a notebook."""
     file = root() / "notebooks" / f"{notebook}.py"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return next((line.removeprefix("# # ") for line in lines if line.startswith("# # ")), notebook)
+    found = re.search(r"^# (# .+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
+    return heading(found[1]) if found else notebook
 
 
 def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[str, Any]:
     """A claim as the ledger shows it."""
-    claim = {"n": None, "seeds": None, "spread": None, "kind": "gain"} | claim  # what runs of older versions have not
+    absent = {"n": None, "seeds": None, "spread": None, "kind": "gain"}  # in runs of older versions
+    claim = {**absent, **claim, "id": str(claim["id"])}
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
     own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
     own["figures"] = f"{page['page']}#figures" if page["figures"] else None

@@ -15,8 +15,10 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +34,7 @@ from paperlib.runs.settings import ANY_RUN, Settings, check, read_value
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
+BEGAN = "PAPERLIB_BEGAN"  # environment variable: a file, in which `begin` writes the run's folder
 PRESETS = ("quick", "laptop", "gpu", "paper")
 BOLD = " style='font-weight: bold'"
 Found = TypeVar("Found")
@@ -61,6 +64,12 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
     if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
         raise InputError(f"{file}: should be presets by name, each with settings by name")
     return {name: values for name, values in presets.items() if not str(name).startswith(".")}
+
+
+def changed(kind: type[Settings], notebook: str, preset: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` that differ from the preset's; settings of other versions, which it has not, are left out."""
+    usual = check(kind, read_presets(notebook)[preset]).model_dump()
+    return {name: value for name, value in values.items() if name in usual and value != usual[name]}
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
@@ -98,16 +107,15 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Where the run is and what differs from its preset; the settings are folded, those that differ in bold."""
-        preset = check(type(self.settings), read_presets(self.notebook)[self.preset])
-        own = {name for name, value in self.settings if value != getattr(preset, name)}
+        own = changed(type(self.settings), self.notebook, self.preset, self.settings.model_dump())
         texts = {name: html.escape(str(value)) for name, value in self.settings}
-        changed = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in texts if name in own)
+        bold = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in own)
         rows = "".join(
             f"<tr{BOLD if name in own else ''}><td>{name}</td><td>{text}</td></tr>" for name, text in texts.items()
         )
         return (
             f"<p>{self.notebook}, preset {self.preset}, in {html.escape(str(self.folder.relative_to(root())))}"
-            f"{f'; not as in the preset: {changed}' if changed else ''}</p>"
+            f"{f'; not as in the preset: {bold}' if bold else ''}</p>"
             f"<details><summary>All {len(texts)} settings</summary><table>{rows}</table></details>"
         )
 
@@ -164,6 +172,8 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
         _leave(other)
     hold(folder)
+    if place := os.environ.get(BEGAN):
+        write_text(Path(place), str(folder))
     run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
@@ -172,6 +182,20 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     progress.keep_in(run.folder)
     _watch(run)
     return run
+
+
+@contextmanager
+def heard() -> Iterator[Callable[[], Path | None]]:
+    """Have kernels that start meanwhile say where their run is: yields what tells the folder, None before `begin`."""
+    outer = os.environ.get(BEGAN)
+    with tempfile.TemporaryDirectory(prefix="paperlib-") as place:
+        file = Path(outer or f"{place}/began")
+        os.environ[BEGAN] = str(file)
+        try:
+            yield lambda: Path(file.read_text(encoding="utf-8")) if file.exists() else None
+        finally:
+            if outer is None:
+                del os.environ[BEGAN]
 
 
 def peak_memory() -> int:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from paperlib import methods
+from paperlib.data.folder import located
 from paperlib.evaluation.settings import Plan
 from paperlib.runs import run
-from paperlib.runs.files import InputError
+from paperlib.runs.files import InputError, root
 from paperlib.runs.settings import Settings, check
 
 
@@ -35,13 +36,26 @@ def declared(name: str) -> dict[str, Any]:
 
 
 def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of a preset with `overrides` in place. Raises InputError when anything is wrong with them."""
+    """The settings of a preset with `overrides` in place. Raises InputError when anything is wrong with them.
+
+    A folder of images that is not named from the project's folder gets its absolute path, as it is another elsewhere.
+    """
     presets, kinds = run.read_presets(notebook), known()
     if notebook not in kinds:
         raise InputError(f"no study of notebook {notebook!r}; there are {', '.join(sorted(kinds))}")
     if preset not in presets:
         raise InputError(f"preset = {preset!r}: {notebook} has {', '.join(presets)}")
-    return check(kinds[notebook], {**presets[preset], **(overrides or {})})
+    return check(kinds[notebook], {**presets[preset], **_from_here(overrides or {})})
+
+
+def _from_here(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = str(given.get("data", ""))
+    if not name.startswith("folder:"):
+        return given
+    path = name.removeprefix("folder:")
+    if not (place := located(path)).is_dir() or place.resolve() == (root() / path).resolve():
+        return given
+    return {**given, "data": f"folder:{place.resolve()}"}
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run:

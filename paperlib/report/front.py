@@ -1,0 +1,114 @@
+"""Plots of the first page: where their marks lie, in percent of the width, so that they fit any screen."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+
+from paperlib import studies
+from paperlib.claims import power
+from paperlib.evaluation.intervals import FEWEST
+from paperlib.figures.names import title
+from paperlib.runs.files import InputError
+from paperlib.runs.run import PRESETS
+
+EDGE = 5.0  # percent of the width on either side that stay free
+ATTACK = re.compile(r"(pgd|apgd|autoattack|cw|fgsm|square)(?!\w*_(joint|ratio)$)(_\w+)?")
+
+
+def place(value: float, low: float, high: float) -> float:
+    """Where a value lies on an axis from `low` to `high`, in percent of the width; at the end where it is outside."""
+    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    return round(EDGE + (100 - 2 * EDGE) * share, 2)
+
+
+def forests(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Forest plots of decided claims as the ledger shows them: one for each paper, and one for its ratios.
+
+    Each has the place of no effect (0, of ratios 1), those of its ticks with their texts, and its rows: claims with the
+    places of what was measured, the interval's ends and, where the paper gives a number, of that. Claims with the same id
+    stand together.
+    """
+    groups: dict[tuple[str, bool], dict[str, list[Mapping[str, Any]]]] = {}
+    for claim in claims:
+        groups.setdefault((claim["paper"], claim["kind"] == "ratio"), {}).setdefault(claim["id"], []).append(claim)
+    return [_forest(paper, ratio, [claim for one in group.values() for claim in one])
+            for (paper, ratio), group in groups.items()]  # fmt: skip
+
+
+def _forest(paper: str, ratio: bool, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names, none = ("measured", "low", "high", "claimed"), float(ratio)
+    numbers = [{name: float(claim[name]) for name in names if claim[name] is not None} for claim in claims]
+    known = [none, *(value for row in numbers for value in row.values() if math.isfinite(value))]
+    low, high = min(known), max(known)
+    if low == high:
+        low, high = low - 1, high + 1
+    rows = [{**claim, "at": {name: place(value, low, high) for name, value in row.items() if not math.isnan(value)}}
+            for claim, row in zip(claims, numbers, strict=True)]  # fmt: skip
+    texts = [(place(value, low, high), f"× {value:g}" if ratio else f"{value:+g}" if value else "0")
+             for value in ticks(low, high)]  # fmt: skip
+    return {"paper": paper, "ratio": ratio, "none": place(none, low, high), "ticks": texts, "rows": rows}
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most six round numbers from `low` to `high`, evenly spaced."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(unit * times for times in (1, 2, 5, 10) if (high - low) / (unit * times) <= 5)
+    return [round(step * number, 10) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def accuracies(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Clean and robust accuracy by method, from a run's measures.json; None where it has not both.
+
+    Robust is under the attack that leaves least on average, of those that most methods were put to on `FEWEST` images or
+    more.
+    """
+    values = {(row["method"], row["measure"]): row for row in measures if row["n"] >= FEWEST}
+    tried = {method: {one for of, one in values if of == method and ATTACK.fullmatch(one)}
+             for method, measure in values if measure == "clean"}  # fmt: skip
+    most = max(map(len, tried.values()), default=0)
+    main = [method for method, attacks in tried.items() if attacks and len(attacks) == most]
+    if not (shared := set.intersection(*(tried[method] for method in main)) if main else set()):
+        return None
+    robust = min(sorted(shared), key=lambda one: sum(values[method, one]["mean"] for method in main))
+    rows = [{"method": title(method), "clean": _dot(values[method, "clean"]), "robust": _dot(values[method, robust])}
+            for method in main]  # fmt: skip
+    sizes = [max(values[method, one]["n"] for method in main) for one in ("clean", robust)]
+    return {"attack": title(robust), "rows": rows, "sizes": sizes, "ends": (place(0, 0, 1), place(1, 0, 1))}
+
+
+def _dot(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An accuracy's places, and its text in percent."""
+    numbers = {name: float(row[name]) for name in ("mean", "low", "high")}
+    mean, low, high = (f"{100 * value:.1f}" for value in numbers.values())
+    return {**{name: place(value, 0, 1) for name, value in numbers.items()}, "text": mean, "interval": f"{low} to {high}"}
+
+
+def plans(notebook: str) -> dict[str, pd.DataFrame]:
+    """What each preset of a notebook could decide (`power.table`); a preset that cannot be read is left out."""
+    found = {}
+    for preset in PRESETS:
+        with suppress(InputError):
+            settings = studies.resolve(notebook, preset)
+            found[preset] = power.table(notebook, settings, studies.plan_of(notebook, settings)).set_index("id")
+    return found
+
+
+def would_do(claim: str, own: str | None, plans: Mapping[str, pd.DataFrame]) -> str:
+    """The first preset with the images and seeds for a claim that a run left open, in words; – where none can be named.
+
+    `own` is what the run's own plan said: with enough of both it was left open for another reason, of which plans know
+    nothing.
+    """
+    said = {preset: plan["decides"].get(claim) for preset, plan in plans.items()}
+    if own not in ("no", power.UNTOLD):
+        return "–"
+    if enough := [preset for preset, word in said.items() if word == "yes"]:
+        return enough[0]
+    measured = [preset for preset, word in said.items() if word in ("no number", "not said")]
+    if own == power.UNTOLD and measured:
+        return f"run at {measured[0]}; whether that is enough cannot be told"
+    return "no preset" if set(said.values()) <= {"no", power.UNTOLD} else "–"
