@@ -217,7 +217,7 @@ def test_judging_says_what_was_not_tested_and_at_which_scale(home: Path) -> None
     assert verdicts.loc["l2-class-mean", "outcome"] == "not tested here"
     assert "no pgd_l2 of class_mean" in verdicts.loc["l2-class-mean", "reason"]
     for scale in verdicts["scale"]:
-        assert "data scenes (paper: cifar10)" in scale
+        assert "data scenes4 (paper: cifar10)" in scale
         assert "epochs" in scale
     assert len(read_json(home / "runs" / "x" / "claims.json")) == len(verdicts)
 

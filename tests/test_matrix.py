@@ -162,7 +162,7 @@ def test_who_trains_on_adversarial_images_is_known_of_combinations_too() -> None
 
 
 def test_the_other_norm_is_the_other() -> None:
-    for norm, other, radius in (("linf", "pgd_l2", 124 / 255), ("l2", "pgd_linf", 8 / 255)):
+    for norm, other, radius in (("linf", "pgd_l2", 128 / 255), ("l2", "pgd_linf", 4 / 255)):
         attacks = matrix_study.other_attacks(studies.resolve("alignment_matrix", "quick", {"norm": norm}))
         assert list(attacks) == ["pgd_100", other]
         assert attacks[other].keywords["eps"] == radius
