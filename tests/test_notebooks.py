@@ -233,20 +233,20 @@ def test_a_failed_cell_is_a_failed_run(home: Path) -> None:
     ("namespace", "expected"),
     [
         ({}, {"epochs": 4, "momentum": 0.9}),
-        ({"epochs": 4, "eps_linf": 4 / 255}, {"preset": "laptop", "epochs": 8}),  # knobs as they are in the cell
+        ({"epochs": 10, "eps_linf": 4 / 255}, {"preset": "laptop", "epochs": 8}),  # knobs as they are in the cell
         ({"epochs": 5}, {"preset": "laptop", "epochs": 5, "train_images": 8000}),
         ({"epochs": None}, {"preset": "laptop", "epochs": 8}),
         ({"seeds": [0], "train_images": "null"}, {"preset": "laptop", "seeds": [0, 1, 2], "train_images": None}),
-        ({"epochs": 4}, {"preset": "quick", "epochs": 4}),
-        ({"settings": {"momentum": 0.8}}, {"preset": "quick", "momentum": 0.8, "epochs": 4}),
-        ({"epochs": 4, "settings": {"epochs": 4}}, {"preset": "laptop", "epochs": 4}),  # quick's value, forced
+        ({"epochs": 10}, {"preset": "quick", "epochs": 10}),
+        ({"settings": {"momentum": 0.8}}, {"preset": "quick", "momentum": 0.8, "epochs": 10}),
+        ({"epochs": 10, "settings": {"epochs": 10}}, {"preset": "laptop", "epochs": 10}),  # quick's value, forced
         (
             {"settings": {"train_images": None, "eps_linf": "8/255"}},
             {"preset": "laptop", "train_images": None, "eps_linf": 8 / 255},
         ),
-        ({"settings": "{epochs: 4}"}, {"preset": "laptop", "epochs": 4}),  # as `papermill -p` hands a dict over
-        ({"epochs": 4, "In": ["", "# Parameters\nepochs = 4\n"]}, {"preset": "laptop", "epochs": 4}),
-        ({"epochs": 4, "In": ["", "epochs = 4\n"]}, {"preset": "laptop", "epochs": 8}),
+        ({"settings": "{epochs: 10}"}, {"preset": "laptop", "epochs": 10}),  # as `papermill -p` hands a dict over
+        ({"epochs": 10, "In": ["", "# Parameters\nepochs = 10\n"]}, {"preset": "laptop", "epochs": 10}),
+        ({"epochs": 10, "In": ["", "epochs = 10\n"]}, {"preset": "laptop", "epochs": 8}),
     ],
 )
 def test_a_knob_left_at_quicks_value_is_the_presets(
