@@ -232,7 +232,7 @@ def test_a_failed_cell_is_a_failed_run(home: Path) -> None:
 @pytest.mark.parametrize(
     ("namespace", "expected"),
     [
-        ({}, {"epochs": 4, "momentum": 0.9}),
+        ({}, {"epochs": 10, "momentum": 0.9}),
         ({"epochs": 10, "eps_linf": 4 / 255}, {"preset": "laptop", "epochs": 8}),  # knobs as they are in the cell
         ({"epochs": 5}, {"preset": "laptop", "epochs": 5, "train_images": 8000}),
         ({"epochs": None}, {"preset": "laptop", "epochs": 8}),
