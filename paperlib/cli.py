@@ -354,9 +354,10 @@ def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
     from paperlib.data.folder import located
 
     settings = studies.resolve(notebook, preset, given)
-    path = str(given.get("data", "")).removeprefix("folder:")
-    if path != given.get("data", path) and not located(path).is_dir():
-        raise InputError(f"data = folder:{path}: there is no folder {path} here or in {root()}")
+    data = str(given.get("data", ""))
+    path = data.removeprefix("folder:")
+    if data.startswith("folder:") and not located(path).is_dir():
+        raise InputError(f"data = {data}: there is no folder {path} here or in {root()}")
     return settings
 
 

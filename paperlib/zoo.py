@@ -4,8 +4,6 @@ A card is the history of a training, what was asked for (`training.kept.asked_of
 training that asks for the same is answered from here, unless `retrain` is set.
 """
 
-import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,10 @@ def names() -> list[str]:
 
 def card(name: str) -> dict[str, Any]:
     """What is known of a network. Raises InputError for one that is not there."""
-    if name not in names():
+    file = folder() / f"{name}{CARD}"
+    if not file.is_file():
         raise InputError(f"zoo: no network {name!r}; there are {', '.join(names()) or 'none'}")
-    return dict(read_json(folder() / f"{name}{CARD}"))
+    return dict(read_json(file))
 
 
 def weights(name: str) -> Path:
@@ -48,11 +47,11 @@ def load(name: str) -> nn.Module:
 
 def find(asked: dict[str, Any]) -> str | None:
     """The network that a training asks for; None where there is none."""
-    return _by_request(folder()).get(_key(asked))
+    return next((name for name in names() if card(name)["asked"] == asked), None)
 
 
 def table() -> pd.DataFrame:
-    """One row a network: parameters, epochs, and its accuracies in percent with their 95 % intervals."""
+    """One row a network: architecture, epochs, and its accuracies in percent with their 95 % intervals."""
     rows = {}
     for name in names():
         about = card(name)
@@ -64,12 +63,3 @@ def table() -> pd.DataFrame:
         told = f"{network['model']}, width {network['width']}"
         rows[name] = {"network": told, "epochs": len(about["epochs"]), **accuracies}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-@functools.cache
-def _by_request(where: Path) -> dict[str, str]:
-    return {_key(json.loads((where / f"{name}{CARD}").read_text())["asked"]): name for name in names()}
-
-
-def _key(asked: dict[str, Any]) -> str:
-    return json.dumps(asked, sort_keys=True)

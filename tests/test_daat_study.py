@@ -139,7 +139,7 @@ def test_what_does_not_fit_network_or_data_shows_before_training(home: Path) -> 
     assert tried() == (8, 8)
     with pytest.raises(InputError, match=r"blocks = \[9\]"):
         tried(blocks="[9]")
-    with pytest.raises(InputError, match=r"linear_classes = \[0, 20\]: scenes has 10 classes"):
+    with pytest.raises(InputError, match=r"linear_classes = \[0, 20\]: scenes4 has 10 classes"):
         tried(linear_classes="[0, 20]")
     with pytest.raises(InputError, match="images of 1 channel"):
         tried(ImageSet(data.images[:, :1], data.labels, data.classes, data.depth))

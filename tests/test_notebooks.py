@@ -54,7 +54,7 @@ TINY = {
         "cone_angles": "[0, 90]", "epsilons": "[0.1]", "autoattack_images": "0", "sweep_images": "5", "audit_images": "10",
     },
     "daat_imagenet100": {
-        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "30", "width": "32",
+        "epochs": "1", "train_images": "100", "validation_images": "20", "test_images": "32", "width": "32",
         "train_steps": "1", "teacher_epochs": "1", "depth_images": "32", "depth_epochs": "1", "controls": "[uniform]",
         "weights": "[1]",
         "cam_epsilons": "[2]", "focus_images": "10", "epsilons": "[2]", "autoattack_images": "0", "sweep_images": "5",

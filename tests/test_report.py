@@ -24,7 +24,7 @@ from PIL import Image
 from paperlib import audit, claims, figures, report, studies
 from paperlib.claims import power
 from paperlib.figures import tables
-from paperlib.report import export, front
+from paperlib.report import export, front, left_open
 from paperlib.runs import run as runs
 from paperlib.runs.files import write_json
 from paperlib.studies import raat as raat_study
@@ -317,7 +317,7 @@ def test_what_was_not_tested_is_folded_with_its_reason_and_the_preset_that_would
 def test_a_preset_is_named_only_where_plans_say_so(own: str | None, said: list[str], expected: str) -> None:
     plans = {preset: pd.DataFrame({"decides": [word]}, index=["a"])
              for preset, word in zip(("quick", "laptop", "gpu"), said, strict=True)}  # fmt: skip
-    assert front.would_do("a", own, plans) == expected
+    assert left_open.would_do("a", own, plans) == expected
 
 
 def test_robust_accuracy_is_under_the_attack_that_leaves_least_of_those_most_methods_were_put_to() -> None:

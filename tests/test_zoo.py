@@ -39,7 +39,6 @@ def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pyte
     first = training.train_each(run, {"standard": Standard()}, data)["standard"][0]
     table = evaluation.evaluate_each(run, {"standard": {0: first}}, data.test, {})
     assert cards.add(run.folder) == zoo.names() == ["scenes4/standard-seed0"]
-    zoo._by_request.cache_clear()
     found = zoo.load("scenes4/standard-seed0")
     x = data.test.images.float() / 255
     assert not found.training
@@ -70,7 +69,6 @@ def test_another_training_is_not_taken(home: Path, changes: dict[str, Any]) -> N
     run = started()
     training.train_each(run, {"standard": Standard()}, scenes(run))
     cards.add(run.folder)
-    zoo._by_request.cache_clear()
     run.folder.rename(home / "away")
     other = started(**changes)
     training.train_each(other, {"standard": Standard()}, scenes(other))

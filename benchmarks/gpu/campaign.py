@@ -279,14 +279,9 @@ class Campaign:
 def _settings(plan: dict[str, Any], epochs: int, seed: int, device: str) -> Any:
     """Of one training, and its network."""
     values = {
-        **plan["training"],
-        "epochs": epochs,
-        "seeds": [seed],
-        "device": device,
-        "devices": 1,
-        "venue": "neurips",
+        **plan["training"], "epochs": epochs, "seeds": [seed], "device": device, "devices": 1, "venue": "neurips",
         "retrain": False,
-    }
+    }  # fmt: skip
     return NetworkSettings.model_validate({**values, **plan["network"]})
 
 

@@ -98,9 +98,7 @@ def uniforms(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
 def load(count: int, size: int, seed: int, classes: Sequence[str] = CLASSES) -> ImageSet:
     """Scenes 0 … count−1 of `seed`, the classes in turn: uint8 N×3×size×size with depth and mask.
 
-    They are rendered once and cached under data/.
-
-    Raises InputError for a size other than 32 or 64.
+    They are rendered once and cached under data/. Raises InputError for a size other than 32 or 64.
     """
     if size not in SIZES:
         raise InputError(f"size = {size}: scenes are rendered at 32 or 64 pixels")

@@ -6,6 +6,7 @@ from typing import Any
 from paperlib import zoo
 from paperlib.evaluation.intervals import binomial_interval
 from paperlib.runs.files import InputError, read_json, read_tensors, write_json, write_tensors
+from paperlib.runs.run import method_of
 
 
 def add(run: Path) -> list[str]:
@@ -26,7 +27,7 @@ def add(run: Path) -> list[str]:
         tensors, _ = read_tensors(file.with_name("weights.safetensors"))
         write_tensors(zoo.weights(name), tensors, {"name": name})
         kept = {key: known[key] for key in ("asked", "seconds", "environment", "epochs")}
-        card = {"name": name, "method": training.rsplit("-seed", 1)[0], **kept, "accuracies": _accuracies(run, training)}
+        card = {"name": name, "method": method_of(training), **kept, "accuracies": _accuracies(run, training)}
         write_json(zoo.folder() / f"{name}{zoo.CARD}", card)
         filed.append(name)
     return filed

@@ -4,6 +4,7 @@ They load nothing from the network: equations become MathML, and images lie besi
 """
 
 import base64
+import functools
 import io
 import math
 import re
@@ -24,10 +25,11 @@ from paperlib.audit import Audit, as_json
 from paperlib.claims import HELD, MARKS, load, number, paper_of, papers
 from paperlib.claims.power import UNTOLD
 from paperlib.figures.names import title
-from paperlib.report import export, front, published
+from paperlib.report import export, front, left_open, published
 from paperlib.report.markdown import heading, with_formulas
 from paperlib.runs.files import InputError, read_json, root, write_atomically, write_json, write_text
 from paperlib.runs.run import changed, status
+from paperlib.runs.settings import Settings
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
@@ -54,19 +56,20 @@ def notebook_page(executed: Path) -> Path:
 
 def runs() -> list[dict[str, Any]]:
     """Every run with a status, newest first: folder, status, settings, those not as in the preset, claims, audits …"""
-    found = []
+    found, usual = [], functools.cache(_usual)
     for file in (root() / "runs").glob("*/*/status.json"):
         folder = file.parent
         claims, about, settings = (folder / name for name in ("claims.json", "environment.json", "settings.yaml"))
         with export.damaged_left_out(folder):
             told = _status(folder)
             chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+            preset = usual(told["notebook"], told["preset"])
             found.append(
                 {
                     "folder": folder,
                     "status": told,
                     "settings": chosen,
-                    "changed": _changed(told["notebook"], told["preset"], chosen),
+                    "changed": changed(preset, chosen) if preset else {},
                     "claims": read_json(claims) if claims.exists() else [],
                     "environment": read_json(about)[-1] if about.exists() else {},
                     "audits": _audits(folder),
@@ -81,12 +84,12 @@ def _status(folder: Path) -> dict[str, Any]:
     return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
 
 
-def _changed(notebook: str, preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's settings is not as in its preset; nothing where there is no such preset any more."""
+def _usual(notebook: str, preset: str) -> Settings | None:
+    """A preset's settings; None where there is no such preset any more."""
     try:
-        return changed(studies.known()[notebook], notebook, preset, chosen)
-    except (InputError, KeyError):
-        return {}
+        return studies.resolve(notebook, preset)
+    except InputError:
+        return None
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
@@ -158,9 +161,12 @@ def _verdicts(chosen: list[dict[str, Any]]) -> dict[str, Any]:
         with export.damaged_left_out(published.folder()):
             shown = [_shown(claim, place, _title(result["paper"])) for claim in result["claims"]]
             known += [{**claim, "published": True} for claim in shown]
-    plans = {page["notebook"]: front.plans(page["notebook"]) for page in chosen if _left_open(page)}
+    plans = {page["notebook"]: left_open.plans(page["notebook"]) for page in chosen if _left_open(page)}
     left = [
-        {**claim, "would_do": front.would_do(claim["id"], page["plan"].get(claim["id"]), plans.get(page["notebook"], {}))}
+        {
+            **claim,
+            "would_do": left_open.would_do(claim["id"], page["plan"].get(claim["id"]), plans.get(page["notebook"], {})),
+        }
         for page in chosen
         for claim in page["claims"]
         if claim["outcome"] == "not tested here"

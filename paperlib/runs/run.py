@@ -66,10 +66,10 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in presets.items() if not str(name).startswith(".")}
 
 
-def changed(kind: type[Settings], notebook: str, preset: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The `values` that differ from the preset's; settings of other versions, which it has not, are left out."""
-    usual = check(kind, read_presets(notebook)[preset]).model_dump()
-    return {name: value for name, value in values.items() if name in usual and value != usual[name]}
+def changed(usual: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` that differ from a preset's; settings of other versions, which it has not, are left out."""
+    known = usual.model_dump()
+    return {name: value for name, value in values.items() if name in known and value != known[name]}
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
@@ -107,7 +107,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Where the run is and what differs from its preset; the settings are folded, those that differ in bold."""
-        own = changed(type(self.settings), self.notebook, self.preset, self.settings.model_dump())
+        usual = check(type(self.settings), read_presets(self.notebook)[self.preset])
+        own = changed(usual, self.settings.model_dump())
         texts = {name: html.escape(str(value)) for name, value in self.settings}
         bold = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in own)
         rows = "".join(

@@ -233,13 +233,9 @@ class Kept:
         self.averaged.load_state_dict(self.best)
         if distributed.rank() == 0:
             seconds = time.monotonic() - self.begun - self.validation_seconds
-            about = {
-                "seconds": seconds,
-                "validation_seconds": self.validation_seconds,
-                "recipe": self.recipe,
-                "asked": self.asked,
-            }
-            write_json(self.folder / HISTORY, {**about, "environment": environment(), "epochs": self.history})
+            about = {"seconds": seconds, "validation_seconds": self.validation_seconds, "environment": environment()}
+            known = {**about, "recipe": self.recipe, "asked": self.asked, "epochs": self.history}
+            write_json(self.folder / HISTORY, known)
             models.save_weights(self.averaged, self.folder / WEIGHTS, {"recipe": self.recipe})
             (self.folder / CHECKPOINT).unlink()
         distributed.agreed(None)  # who reads these files finds them
