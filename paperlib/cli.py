@@ -28,7 +28,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Preset = Annotated[str, typer.Option("--preset", "-P", help="quick, laptop, gpu or paper")]
 Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, in place of the preset's")]
 CellTimeout = Annotated[int | None, typer.Option(min=1, help="seconds after which a cell counts as hanging")]
-VenueOption = Annotated[str | None, typer.Option(help="column width of the figures: neurips, iclr, icml, cvpr, aaai, wide")]
+VenueOption = Annotated[
+    str | None, typer.Option(help="whose width the figures have: neurips, iclr, icml, cvpr, aaai, wide")
+]
+WidthOption = Annotated[
+    Literal["text", "column"], typer.Option(help="width of the text, or of one of the venue's two columns")
+]
 
 
 # For glibc's malloc, which otherwise hands the memory of every large tensor back to the system and asks for it again, page
@@ -82,13 +87,14 @@ def run(
     preset: Preset = "quick",
     parameter: Parameters = None,
     venue: VenueOption = None,
+    width: WidthOption = "text",
     cell_timeout: CellTimeout = None,
     site: Annotated[bool, typer.Option("--report/--no-report", help="build the site over all runs afterwards")] = True,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
 
-    code = _execute(notebook, preset, _parse(parameter or [], venue), cell_timeout)
+    code = _execute(notebook, preset, _parse(parameter or [], venue, width), cell_timeout)
     if site:
         print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
@@ -99,13 +105,14 @@ def reproduce(
     preset: Preset = "quick",
     jobs: Annotated[int, typer.Option(min=1, help="notebooks at a time")] = 1,
     venue: VenueOption = None,
+    width: WidthOption = "text",
     cell_timeout: CellTimeout = None,
 ) -> None:
     """Run every notebook at a preset and end with a table of what held."""
     from paperlib import report
     from paperlib.runs import run as runs
 
-    given = _parse([], venue)
+    given = _parse([], venue, width)
     chosen = sorted(studies.known())
     plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -339,14 +346,16 @@ def data(
           f"{len(splits.train.classes)} classes, in {time.monotonic() - begun:.1f} s")  # fmt: skip
 
 
-def _parse(parameters: list[str], venue: str | None) -> dict[str, Any]:
+def _parse(parameters: list[str], venue: str | None = None, width: str = "text") -> dict[str, Any]:
     given: dict[str, Any] = {}
     for parameter in parameters:
         name, sign, value = parameter.partition("=")
         if not sign:
             raise InputError(f"-p {parameter}: should be name=value")
         given[name] = value
-    return given | ({"venue": venue} if venue else {})
+    if width == "column" and not venue:
+        raise InputError("--width column: needs a --venue of two columns: icml, cvpr or aaai")
+    return given | ({"venue": f"{venue}-column" if width == "column" else venue} if venue else {})
 
 
 def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":

@@ -34,6 +34,8 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["run", "toy_pag", "-p", "epochs"], "should be name=value"),
         (["run", "toy_pag", "-p", "epochs=-1"], "greater than or equal to 1"),
         (["run", "toy_pag", "--venue", "nature"], "venue = 'nature': Input should be 'neurips', 'iclr'"),
+        (["run", "toy_pag", "--width", "column"], "needs a --venue of two columns"),
+        (["run", "toy_pag", "--venue", "iclr", "--width", "column"], "venue = 'iclr-column': Input should be"),
         (["run", "cifar_pag", "-p", "data=mnist"], "'mnist' is not a data set"),
         (["reproduce", "--preset", "tiny"], "preset = 'tiny'"),
         (["data", "mnist"], "'mnist' is not a data set"),

@@ -29,7 +29,7 @@ def _in_order(shares: list[float]) -> list[float]:
 Ramp = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 # A layer's name is text, also one that is a number alone; None where there is none.
 Layer = Annotated[str | None, BeforeValidator(lambda layer: str(layer) if isinstance(layer, int) else layer)]
-Venue = Literal["neurips", "iclr", "icml", "cvpr", "aaai", "wide"]
+Venue = Literal["neurips", "iclr", "icml", "icml-column", "cvpr", "cvpr-column", "aaai", "aaai-column", "wide"]
 
 FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECASE)
 
@@ -67,7 +67,7 @@ class Settings(BaseModel):
     seeds: Seeds  # one training and evaluation each
     device: Literal["auto", "cpu", "cuda"]
     devices: Count  # that share the work, a process each; the batches of a training are split among them
-    venue: Venue  # whose column width the figures have; changes no number
+    venue: Venue  # whose width of the text, or of one of two columns, the figures have; changes no number
 
     @model_validator(mode="before")
     @classmethod
