@@ -167,7 +167,7 @@ parts = evaluation.combine(table, same, strong, scores, aligned, study.norm_rows
 # %%
 summary, reported = study.with_sweep(s, evaluation.summary(parts)), "table2" if s.data == "stl10" else "table1"
 main = summary[summary["method"].isin([*networks])]
-display(figures.accuracies(run, main[main["measure"] != "pag_score"], claims.rows("pag", reported)))
+display(figures.accuracies(run, main, claims.rows("pag", reported)))
 tables.save(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %% [markdown]
@@ -185,7 +185,7 @@ figures.tradeoff(run, summary, claims.rows("pag", "figure5")) if swept else "no 
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.attacks(s)["pgd_l2"], s.sweep_epsilons)
-figures.epsilon_curves(run, curve) if s.sweep_epsilons else "no sweep over ε at this preset"
+figures.panels(run, evaluation.against_eps(curve, "l2"), "epsilon", x="ε") if s.sweep_epsilons else "no sweep over ε at this preset"
 
 # %% [markdown]
 # ## Audit

@@ -140,7 +140,7 @@ gaps = evaluation.gaps(summary, "pgd_at", ["clean", "pgd_10", "pgd_margin", "aut
 # %%
 rows = summary[summary["method"].isin(list(trained))]
 display(tables.save(run, claims.beside("daat", "table1", rows), "accuracy", "Accuracy (%), beside Table 1."))
-display(figures.attack_bars(run, rows))
+display(figures.accuracies(run, rows))
 tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
 
 # %% [markdown]
@@ -150,9 +150,9 @@ tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.sweep_attack(s), s.epsilons)
-points, epochs_of = study.sweep_points(s, curve), study.epochs(training.histories(run), list(trained))
-display(figures.panels(run, epochs_of, "epochs", x="epoch", label="validation accuracy (%)"))
-display(figures.panels(run, points, "epsilons", x=points.columns[1]))
+points = evaluation.against_eps(curve, s.norm)
+display(figures.training_curves(run, training.histories(run, trained), ["clean_accuracy", "robust_accuracy"]))
+display(figures.panels(run, points, "epsilons", x=points.columns[2]))
 figures.panels(run, study.weight_points(s, summary), "weights", x="λ")
 
 # %% [markdown]
@@ -168,12 +168,12 @@ moved = focus.by_image(run, trained, sample, focus.depth_moved, attack=attack, o
 depths = evaluation.summary(focus.renamed(moved, "depth_moved"))
 pairs = {name: focus.first_depths(run, trained[name], few, attack=attack, oracle=moving) for name in trained}
 display(tables.save(run, evaluation.wide(depths), "depth_moved", "Change of disparity in percent of its spread."))
-figures.changes(run, "depth_changes", as_float(few.images)[:4], pairs, "disparity")
+figures.changes(run, "depth_changes", as_float(few.images)[:6], pairs, "disparity")
 
 # %% [markdown]
 # ### Figures 1 (b), 2 and 4: Grad-CAM under attack
-# Grad-CAM of the true class before its ReLU, clean and adversarial, for the first seed. Contours are where the change is
-# large.
+# Grad-CAM of the true class before its ReLU, clean and adversarial, for the first seed. The last row of each is
+# the difference, on one scale.
 #
 # The tables have the same as numbers over test images. *Clean and under attack*: the correlation of the two maps and half
 # their L1 distance. Where the object's mask is known, also the share of the positive evidence on it. *By ε*: the
@@ -187,7 +187,7 @@ stability = focus.by_image(run, everything, sample, focus.cam_stability, attack=
 further = focus.cams_by_eps(run, pair, sample, attack=attack, layer=cam_layer, factors=s.cam_epsilons)
 
 # %%
-display(figures.changes(run, "cams", as_float(few.images)[:4], cams, "Grad-CAM"))
+display(figures.changes(run, "cams", as_float(few.images)[:6], cams, "Grad-CAM"))
 display(tables.save(run, evaluation.wide(evaluation.summary(stability)), "cams", "Grad-CAM, clean and under attack (×100)."))
 by_eps = evaluation.wide(evaluation.summary(further)) if len(further) else None
 tables.save(run, by_eps, "cams_by_eps", "Correlation of Grad-CAM by factor of ε (×100).") if len(further) else "no other ε"

@@ -147,12 +147,12 @@ tables.save(run, beside, "twin", "A twin of the same decisions: accuracy (%) and
 
 # %% [markdown]
 # ## Part 2: the landscape
-# First figure: the task loss over the plane of the radial and the adversarial tangential direction. It is the mean over
+# First figure: contours of the task loss over the plane of the radial and the adversarial tangential direction. It is the mean over
 # test images, with the same colours in every panel. Second figure: the loss along each direction.
 
 # %%
 display(figures.landscapes(run, landscape.surfaces(run, trained, sample), s.landscape_reach))
-figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="distance", label="change of the task loss")
+figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="distance (L2)", label="change of the task loss")
 
 # %% [markdown]
 # ### Radial or tangential?
@@ -164,8 +164,8 @@ figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="dis
 
 # %%
 cone = evaluation.evaluate_each(run, trained, sample, study.cones(s), "cones", box=None)
-display(figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones", x="angle", label="accuracy (%)"))
-figures.panels(run, landscape.amplification(run, trained, sample, attack), "amplification", x="depth", label="‖Δh‖ / ‖h‖")
+display(figures.panels(run, study.cone_points(evaluation.summary(cone)), "cones", x="angle (degrees)", label="accuracy (%)"))
+figures.panels(run, landscape.amplification(run, trained, sample, attack), "amplification", x="layer", label="‖Δh‖ / ‖h‖")
 
 # %% [markdown]
 # ## Part 3: accuracy
@@ -190,7 +190,7 @@ same = evaluation.same_images(table, ["pgd_margin"], images.test, len(some))
 summary = evaluation.summary(evaluation.combine(table, same, strong, study.distance_rows(distances, s.eps_l2), pixel))
 beside = claims.beside("gfa", "reported", summary)
 display(tables.save(run, beside, "accuracy", "Accuracy (%); the paper gives differences alone."))
-display(figures.attack_bars(run, summary))
+display(figures.accuracies(run, summary))
 display(tables.save(run, distance_table(distances, "standard"), "distances", "L2 distance to the boundary.", 3))
 figures.distance_curves(run, distances)
 
@@ -210,7 +210,7 @@ others = evaluation.summary(more)
 # %%
 swept_cosines = study.cosine_table(run, trained | swept, {"test images": sample}, names[:1])
 by_beta = study.sweep_points(s, [summary, others], swept_cosines, names[0])
-display(figures.panels(run, by_beta, "sweep", x="β of the first layer", label="%"))
+display(figures.panels(run, by_beta, "sweep", x="β of the first layer", label=""))
 beside = claims.beside("gfa", "reported", others[others["method"].isin([*tasked, *other, "first_literal"])])
 beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(beside.index)
 tables.save(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
@@ -241,7 +241,7 @@ trials = trial.judge(everything, audit.signs(run), len(images.test.classes))
 
 # %%
 display(tables.save(run, trials, "trial", "Own attacks, and the best of all, image by image (%)."))
-display(figures.panels(run, trial.points(trials, curve), "trial", x="x", label="accuracy (%)"))
+display(figures.panels(run, trial.points(trials, everything, curve, "linf"), "trial", x="x", label="accuracy (%)"))
 display(evaluation.flags(table, strong, pixel, curve, more))
 joint = study.jointly_correct(everything)
 on_joint = evaluation.wide(evaluation.summary(joint)) if len(joint) else "no image is right under all models"

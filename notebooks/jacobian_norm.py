@@ -102,9 +102,10 @@ summary = evaluation.summary(evaluation.combine(table, same, strong))
 
 # %%
 display(tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95 % intervals."))
-display(figures.attack_bars(run, summary))
+display(figures.accuracies(run, summary))
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), jacobian.attacks(s)["pgd_margin"], s.epsilons)
-figures.epsilon_curves(run, curve)
+against_eps = evaluation.against_eps(curve, s.norm)
+figures.panels(run, against_eps, "epsilon", x=against_eps.columns[2])
 
 # %% [markdown]
 # ## Audit

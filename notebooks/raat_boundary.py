@@ -126,7 +126,8 @@ shares = study.share_curves(training.histories(run, studied), list(studied))
 
 # %%
 if studied:
-    display(figures.panels(run, curves, "figure2", x="epoch", rows="measure"))
+    named = curves.assign(panel=curves["panel"] + "\n" + curves["measure"]).sort_values("measure", kind="stable")
+    display(figures.panels(run, named, "figure2", x="epoch"))
     mean = study.study_summary(curves)
     display(tables.save(run, mean, "figure2", "Validation accuracy, mean of the last three epochs (%)."))
 figures.panels(run, shares, "shares", x="epoch", label="share of samples (%)") if studied else "no Figure 2 at this preset"
@@ -191,7 +192,8 @@ main = summary[summary["method"].isin(networks) & (summary["measure"] != "defect
 display(tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's."))
 display(tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's."))
 display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported)))
-figures.panels(run, study.time_curves(training.histories(run), list(networks)), "time", x="minutes")
+cost = study.costs(training.histories(run), main, list(networks))
+figures.panels(run, study.time_points(cost, main), "time", x="training (minutes)", label="")
 
 # %% [markdown]
 # The row ↑ (%) of Tables 1 and 5 is a gain in percent, of the better of RAAT and RAAT++. It is over the best of the four
@@ -208,7 +210,7 @@ gains = claims.improvements("raat", reported, ["raat", "raat_plus_plus"], main)
 display(tables.save(run, gains, "improvement", "Gain of the better of RAAT and RAAT++ over the best other (%).", 2))
 display(tables.save(run, claims.quoted("raat", second, main, own), second, "Table 2 of the paper: CIFAR-100 (%).", 2))
 display(tables.save(run, claims.quoted("raat", third, main, owned), third, "Table 3 of the paper, and measured here (%).", 2))
-tables.save(run, study.costs(training.histories(run), main, list(networks)), "cost", "Training time and accuracy (%).", 2)
+tables.save(run, cost, "cost", "Training time and accuracy (%).", 2)
 
 # %% [markdown]
 # ### Robust Alignment, measured

@@ -113,7 +113,7 @@ figures.margins(run, distances)
 table = evaluation.evaluate_each(run, trained, data.test, study.toy_attacks(run.settings), box=None)
 summary = evaluation.summary(study.with_margins(table, distances, run.settings.eps))
 display(tables.save(run, claims.beside("pag", "toy", summary), "toy", "Accuracy (%) on the toy, beside the paper's."))
-figures.per_seed(run, table)
+figures.accuracies(run, summary)
 
 # %% [markdown]
 # ## Verdicts

@@ -147,15 +147,6 @@ def test_what_does_not_fit_network_or_data_shows_before_training(home: Path) -> 
         tried(ImageSet(data.images, data.labels, data.classes))
 
 
-def test_curves_are_means_and_ranges_over_seeds() -> None:
-    def history(clean: float) -> dict[str, Any]:
-        return {"epochs": [{"epoch": 1, "clean_accuracy": clean, "robust_accuracy": clean / 2}]}
-
-    found = study.epochs({"daat-seed0": history(0.4), "daat-seed1": history(0.6), "judge-seed0": history(1)}, ["daat"])
-    assert found.loc[found["panel"] == "no attack", ["value", "low", "high"]].iloc[0].tolist() == [50, 40, 60]
-    assert found.loc[found["panel"] == "PGD-10", ["value", "low", "high"]].iloc[0].tolist() == [25, 20, 30]
-
-
 def test_lambda_zero_is_daat_without_alignment() -> None:
     rows = [
         {"method": name, "measure": "clean", "mean": mean, "low": mean, "high": mean}

@@ -491,10 +491,14 @@ def test_the_trial_tells_real_from_masked() -> None:
     few = pd.DataFrame([{**row, "n": 5, "each": row["each"][::40], "value": row["each"][::40].mean()} for row in rows])
     undecided = trial.judge(trial.worst([few]), {}, 10)["outcome"].to_dict()
     assert set(undecided.values()) <= {"–", "none told", "not tested"}  # five images tell nothing
-    curve = pd.DataFrame({"method": ["standard", "half"], "eps": [0.1, 0.1], "value": [0.0, 0.5]})
-    points = trial.points(found, curve)
+    curve = table[table["method"].isin(["standard", "half"]) & (table["measure"] == "clean")].assign(eps=51 / 255)
+    points = trial.points(found, trial.worst([table]), curve, "linf")
     assert "half: partly real" in set(points["line"])
-    assert set(points["panel"]) == {"PGD (margin) against ε", "who attacks"}
+    assert set(points["panel"]) == {"PGD (margin) against ε × 255", "who attacks"}
+    swept, least = (points[points["line"] == "half: partly real"].iloc[place] for place in (0, -1))
+    assert (swept["x"], swept["value"]) == (pytest.approx(51), pytest.approx(70))
+    assert (least["x"], least["value"]) == ("best of all", pytest.approx(30))
+    assert swept["low"] < 70 < swept["high"]
 
 
 def test_an_overstatement_is_of_the_same_trainings_however_far_apart_they_are() -> None:

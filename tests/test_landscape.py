@@ -77,7 +77,7 @@ def test_directions_are_of_length_one_along_across_and_make_up_the_adversarial(d
 
 def test_profiles_are_the_loss_of_a_linear_model(run: runs.Run, data: ImageSet) -> None:
     model = linear()
-    found = landscape.profiles(run, {"linear": {0: model}}, data, points=3)
+    found = landscape.profiles(run, {"linear": {0: model}}, data, points=3).rename(columns={"distance (L2)": "distance"})
     assert set(found["distance"]) == {0, 0.5, 1}
     images = data.images.float() / 255
     unit = images / images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -147,5 +147,5 @@ def test_amplification_is_the_relative_change_of_each_input(run: runs.Run, data:
     with torch.no_grad():
         model[1].weight.copy_(3 * torch.eye(SIDE * SIDE))  # a multiple changes no ratio
     found = landscape.amplification(run, {"net": {0: model}}, data, lambda model, images, labels: 1.1 * images)
-    assert found["depth"].tolist() == ["1", "2"]
+    assert found["layer"].tolist() == [1, 2]
     np.testing.assert_allclose(found["value"], 0.1, rtol=1e-4)

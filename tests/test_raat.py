@@ -654,10 +654,9 @@ def test_costs_and_times_are_read_from_the_histories() -> None:
     assert table["× PGD-AT"].to_dict() == pytest.approx({"pgd_at": 1, "raat": 2, "pgd_at_long": 190 / 90})
     assert table["epochs"].to_dict() == {"pgd_at": 2, "raat": 2, "pgd_at_long": 4}
     assert table.loc["raat", "clean"] == pytest.approx(60)
-    curves = study.time_curves(histories, ["pgd_at", "raat"])
-    late = curves[(curves["panel"] == "clean accuracy") & (curves["epoch"] == 2)].set_index("line")
-    assert late["minutes"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0})  # a mean over seeds
-    assert late["value"].to_dict() == pytest.approx({"pgd_at": 10, "raat": 10})
+    points = study.time_points(table, summary.assign(low=0.4, high=0.7)).set_index("line")
+    assert points["training (minutes)"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0})  # a mean over seeds
+    assert points[["value", "low", "high"]].to_numpy() == pytest.approx(np.array([[50, 40, 70], [60, 40, 70]]))
     assert study.unequal_time(histories) == {}
     histories["raat-seed0"] = history(150, 2)
     assert "took 1.27 times RAAT's" in study.unequal_time(histories)["pgd_at_long"]

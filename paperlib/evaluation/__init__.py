@@ -19,6 +19,7 @@ from paperlib.evaluation.comparison import (
     LEARNT,
     SHARES,
     Difference,
+    against_eps,
     at_chance,
     difference,
     gaps,

@@ -144,6 +144,20 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
+    """Accuracy against ε, of `evaluation.sweep`: columns line (the method), n, "ε × 255" (in L2: "ε"), value, low, high.
+
+    In percent, with the 95 % interval of `summary`.
+    """
+    axis, scale = ("ε × 255", 255) if norm == "linf" else ("ε", 1)
+    sizes = sweep.drop_duplicates("measure").set_index("measure")["eps"]
+    found = summary(sweep)
+    shares = 100 * found[["mean", "low", "high"]].rename(columns={"mean": "value"})
+    return pd.concat(
+        [found["method"].rename("line"), found["n"], (scale * found["measure"].map(sizes)).rename(axis), shares], axis=1
+    )
+
+
 def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataFrame:
     """Each method's measures less those of `against`, of a `summary`, in points: index method, columns (measure, …).
 

@@ -1,12 +1,11 @@
 """Is it real? A defence on trial: the attacks that a paper reports against the strongest of all, image by image."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from paperlib.evaluation import at_chance, combine, difference, summary
+from paperlib.evaluation import against_eps, at_chance, combine, difference, summary
 from paperlib.runs.files import InputError
 
 REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
@@ -75,18 +74,21 @@ def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int,
     return pd.DataFrame(found).T.rename_axis("method")
 
 
-def points(trials: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+def points(trials: pd.DataFrame, table: pd.DataFrame, curve: pd.DataFrame, norm: str) -> pd.DataFrame:
     """The evidence in one figure: accuracy against ε, and what each attack leaves; the outcome beside the name.
 
-    Columns panel, line, x, value.
+    `table` is of `worst`. Columns panel, line, x, value, low, high, in percent.
     """
-    outcomes = trials["outcome"].to_dict()
-    lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in outcomes.items()}
-    means = curve.groupby(["method", "eps"], sort=False, as_index=False)["value"].mean()
-    rows: list[tuple[str, str, Any, float]] = [
-        ("PGD (margin) against ε", lines[row.method], f"{row.eps:.3g}", 100 * row.value)
-        for row in means.itertuples(index=False)
-    ]
-    for name in [name for name in (*SHOWN, "best of all") if name in trials]:
-        rows += [("who attacks", lines[method], name, float(value)) for method, value in trials[name].items()]
-    return pd.DataFrame(rows, columns=["panel", "line", "x", "value"])
+    lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in trials["outcome"].items()}
+    swept = against_eps(curve, norm)
+    (axis,) = [name for name in swept if str(name).startswith("ε")]
+    found = summary(table)
+    left = found[found["measure"].isin([*SHOWN, "worst"]) & found["method"].isin(lines)]
+    shares = 100 * left[["mean", "low", "high"]].rename(columns={"mean": "value"})
+    names = left["measure"].replace({"worst": "best of all"})
+    who = shares.assign(panel="who attacks", line=left["method"], x=names)
+    who = who.sort_values("x", key=lambda column: column.map([*SHOWN, "best of all"].index), kind="stable")
+    both = pd.concat(
+        [swept.rename(columns={axis: "x"}).assign(panel=f"PGD (margin) against {axis}"), who], ignore_index=True
+    )
+    return both.assign(line=both["line"].map(lines))[["panel", "line", "x", "value", "low", "high"]]

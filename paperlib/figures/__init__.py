@@ -6,6 +6,7 @@ from paperlib.figures.papers import (
     correlations,
     decision_boundaries,
     depth_sheet,
+    distance_curves,
     front,
     gaussian,
     landscapes,
@@ -15,16 +16,5 @@ from paperlib.figures.papers import (
     targets,
     tradeoff,
 )  # fmt: skip
-from paperlib.figures.plots import (
-    accuracies,
-    attack_bars,
-    contact_sheet,
-    distance_curves,
-    epsilon_curves,
-    grid,
-    panels,
-    per_seed,
-    sweep_curve,
-    training_curves,
-)  # fmt: skip
-from paperlib.figures.style import COLOURS, LINES, MARKERS, WIDTHS, arms, draw, new, save, stacked, style
+from paperlib.figures.plots import accuracies, beyond, contact_sheet, grid, panels, sweep_curve, training_curves
+from paperlib.figures.style import COLOURS, MARKERS, WIDTHS, new, save, style

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 NAMES = {
     "vanilla": "Vanilla",
     "pag": "PAG (NN)",
@@ -44,6 +46,10 @@ NAMES = {
     "nrr": "NRR",
     "standard": "Standard",
     "gradient_penalty": "Gradient penalty",
+    "jacobian": "Jacobian",
+    "two_views": "2 views",
+    "bound": "BOUND",
+    "dicar": "DICAR",
     "first": "FIRST",
     "deep": "DEEP",
     "mlp_standard": "Standard",
@@ -96,6 +102,39 @@ NAMES = {
     "ddn_l2": "DDN ℓ2",
 }
 
+# What is kept of each epoch, in the words of an axis.
+CURVES = {
+    "clean_accuracy": "validation, no attack (%)",
+    "robust_accuracy": "validation, attacked (%)",
+    "misalignment": "misalignment, Σ(1 − cos)",
+    "jacobian": "‖J‖², estimated",
+    "total": "loss",
+}
+# Measures that are no accuracy, in the words of an axis.
+SCORES = {
+    "pag_score": "targeted images seen as the target (%)",
+    "margin_along": "samples farther than ε (%)",
+    "margin_across": "samples farther than ε (%)",
+}
+
+# Methods that have one colour everywhere, a row a colour of `style.COLOURS`; after the colon, those drawn open and dashed.
+FAMILIES = """
+standard vanilla toy_vanilla mlp_standard : twin
+pgd_at toy_pgd_at teacher_linf : pgd_at_long two_views teacher_l2
+class_mean pag raat toy_raat first mlp_first daat jacobian : daat_exact raat_sharp
+nearest_neighbor deep mlp_deep raat_plus_plus without_align : dicar daat_learned
+one_image trades daat_shuffled : bound daat_pretrained
+kmeans mart uniform daat_uniform : wa
+rigd rigd_linf cons_at daat_rgb_edges : rigd_l2 teacher
+gradient_penalty
+"""
+LOOKS = {
+    name: (colour, bool(variant))
+    for colour, row in enumerate(FAMILIES.strip().splitlines())
+    for variant, names in enumerate(row.split(" : "))
+    for name in names.split()
+}
+
 
 def title(name: str | int) -> str:
     """The words for a method or measure; a number, of a seed say, stays itself."""
@@ -113,3 +152,12 @@ def title(name: str | int) -> str:
 def in_points(measure: str, value: float) -> float:
     """A stored measure as readers see it: a share in percent, a ratio as it is."""
     return value if measure.endswith("_ratio") else 100 * value
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A value with its interval as papers print it: 57.0 (50–64), −1.0 (−3 to 1); – where there is no value."""
+    if np.isnan(value):
+        return "–"
+    words = [f"{number:.{max(0, digits - 1)}f}".replace("-", "−") for number in (low, high)]
+    whole = f"{value:.{digits}f}".replace("-", "−")
+    return whole if np.isnan(low) or np.isnan(high) else f"{whole} ({(' to ' if min(low, high) < 0 else '–').join(words)})"

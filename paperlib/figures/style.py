@@ -5,40 +5,32 @@ import sys
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from torch import Tensor
 
 from paperlib.runs.files import write_atomically, write_text
 from paperlib.runs.run import Run
 
-# Full text width in inches, and the width of a column where there are two.
+# Text width in inches, and that of a column where there are two.
 WIDTHS = {
-    "neurips": (5.5, 5.5),
-    "iclr": (5.5, 5.5),
-    "icml": (6.75, 3.25),
-    "cvpr": (6.875, 3.25),
-    "aaai": (6.975, 3.3),
-    "wide": (10.0, 10.0),
-}
+    "neurips": 5.5, "iclr": 5.5, "icml": 6.75, "icml-column": 3.25, "cvpr": 6.875, "cvpr-column": 3.25, "aaai": 6.975,
+    "aaai-column": 3.3, "wide": 10.0,
+}  # fmt: skip
 # Okabe & Ito's colours, told apart by colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-MARKERS = "osD^vPX*"
-LINES = ("-", "--", ":")
+MARKERS = "osD^vPXh"
 
 
 def style(venue: str) -> dict[str, Any]:
     """Matplotlib settings for a venue: its text width, TrueType fonts, and a layout that keeps that width."""
     return {
-        "figure.figsize": (WIDTHS[venue][0], WIDTHS[venue][0] * 0.42),
+        "figure.figsize": (WIDTHS[venue], WIDTHS[venue] * 0.42),
         "figure.constrained_layout.use": True,
         "figure.dpi": 150,
         "savefig.dpi": 300,
         "savefig.bbox": "standard",  # "tight" would change the width
-        "font.family": "STIXGeneral",
+        "font.family": ["STIXGeneral", "DejaVu Serif"],
         "mathtext.fontset": "stix",
         "font.size": 9,
         "axes.titlesize": 9,
@@ -52,6 +44,7 @@ def style(venue: str) -> dict[str, Any]:
         "legend.frameon": False,
         "pdf.fonttype": 42,
         "ps.fonttype": 42,
+        "svg.fonttype": "none",  # text stays text, to be searched and edited
         "svg.hashsalt": "paperlib",
     }
 
@@ -59,8 +52,8 @@ def style(venue: str) -> dict[str, Any]:
 def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, **more: Any) -> tuple[Figure, Any]:
     """An empty figure in the run's venue style, `height` inches tall, and its axes as `plt.subplots` gives them."""
     plt.rcParams.update(cast(Any, style(run.settings.venue)))  # notebooks draw when the cell ends, so no context manager
-    width = WIDTHS[run.settings.venue][0]
-    return plt.subplots(rows, columns, figsize=(width, height or width * 0.42), **more)
+    width = WIDTHS[run.settings.venue]
+    return plt.subplots(rows, columns, figsize=(width, height or max(1.9, width * 0.42)), **more)
 
 
 def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None, words: str = "") -> Figure:
@@ -105,22 +98,3 @@ def _shown_with_words() -> None:
         shell.display_formatter.formatters["image/png"].for_type(
             Figure, lambda figure: (print_figure(figure, base64=True), {"alt": figure.get_label()})
         )
-
-
-def stacked(images: Tensor) -> np.ndarray:
-    """Images N×C×H×W one above the other, as matplotlib draws them."""
-    tall = torch.cat(list(images.cpu()), dim=1).permute(1, 2, 0).numpy()
-    return tall[..., 0] if tall.shape[2] == 1 else tall
-
-
-def draw(axis: Any, images: Tensor) -> None:
-    """Images N×C×H×W one above the other, without a frame."""
-    axis.imshow(stacked(images), cmap="gray", vmin=0, vmax=1)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def arms(summary: pd.DataFrame) -> np.ndarray:
-    """How far the intervals reach below and above the means, in percent, 2×N."""
-    return 100 * np.stack([summary["mean"] - summary["low"], summary["high"] - summary["mean"]]).clip(min=0)

@@ -323,24 +323,6 @@ def agreement(run: Run, data: ImageSet, size: int, grid: tuple[int, int]) -> pd.
     return pd.DataFrame(rows).T
 
 
-def epochs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Figure 3 (a) and (b): validation accuracy after each epoch, mean over seeds with their spread.
-
-    Columns panel, line (the method), epoch, value, low, high in percent; low and high are the seeds' least and most.
-    """
-    rows = [
-        (panel, name, epoch["epoch"], 100 * epoch[key])
-        for name in names
-        for training, history in histories.items()
-        if method_of(training) == name
-        for epoch in history["epochs"]
-        for panel, key in (("no attack", "clean_accuracy"), ("PGD-10", "robust_accuracy"))
-    ]
-    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
-    ends = frame.groupby(["panel", "line", "epoch"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
-    return ends.rename(columns={"mean": "value", "min": "low", "max": "high"})
-
-
 EARLY = 0.2  # share of the training that "early" means: that in which features are aligned
 
 
@@ -375,14 +357,6 @@ def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
     every = curve[curve["measure"].isin(factors)]
     largest = curve[curve["measure"] == f"eps={max(settings.epsilons):g}x"].assign(measure="largest_budget")
     return pd.concat([every.assign(measure=every["measure"].map(factors)), largest], ignore_index=True)
-
-
-def sweep_points(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
-    """Figure 3 (c): accuracy in percent against ε: columns line, "ε × 255" (in L2: ε), value."""
-    shown = curve.groupby(["method", "eps"], sort=False, as_index=False)["value"].mean()
-    axis = "ε × 255" if settings.norm == "linf" else "ε"
-    scale = 255 if settings.norm == "linf" else 1
-    return pd.DataFrame({"line": shown["method"], axis: scale * shown["eps"], "value": 100 * shown["value"]})
 
 
 def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame:

@@ -393,20 +393,20 @@ def cones(settings: GfaSettings) -> dict[str, Attack]:
 
 
 def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy against the angle: columns panel, line, angle, value, low, high in percent."""
+    """Accuracy against the angle: columns panel, line, "angle (degrees)", value, low, high in percent."""
     rows = [
-        (f"within an angle of the {place[0]} {'line' if place[0] == 'radial' else 'plane'}", row.method, float(place[1]),
+        (f"around the {place[0]} {'line' if place[0] == 'radial' else 'plane'}", row.method, float(place[1]),
          100 * row.mean, 100 * row.low, 100 * row.high)
         for row in summary.itertuples(index=False)
         if len(place := str(row.measure).split("_")) == 2 and place[0] in ("radial", "tangential")
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["panel", "line", "angle", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=["panel", "line", "angle (degrees)", "value", "low", "high"])
 
 
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Clean and robust accuracy and 100 × the cosine on test images against β; standard training is β = 0 of both.
+    """Clean and robust accuracy in percent and the cosine on test images against β; standard training is β = 0 of both.
 
-    Columns panel (the method), line, "β of the first layer", value, low, high.
+    Columns panel (the method, and of what), line, "β of the first layer", value, low, high.
     """
     summary = pd.concat(summaries, ignore_index=True)
     rows: list[tuple[Any, ...]] = []
@@ -414,16 +414,23 @@ def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table
         beta = settings.betas[arm][0]  # type: ignore[index]
         places = {"standard": 0.0, arm: beta} | {f"{arm}_x{factor:g}": factor * beta for factor in settings.sweep}
         rows += [
-            (arm.upper(), str(row.measure), places[row.method], 100 * row.mean, 100 * row.low, 100 * row.high)
+            (
+                f"{arm.upper()}, accuracy (%)",
+                str(row.measure),
+                places[row.method],
+                100 * row.mean,
+                100 * row.low,
+                100 * row.high,
+            )
             for row in summary.itertuples(index=False)
             if row.method in places and row.measure in ("clean", "pgd_margin")
         ]
-        found = {
-            method: 100 * float(table.loc[method, ("test images", name)]) for method in places if method in table.index
-        }
-        rows += [(arm.upper(), "cosine × 100", places[method], value, value, value) for method, value in found.items()]
+        found = {method: float(table.loc[method, ("test images", name)]) for method in places if method in table.index}
+        rows += [
+            (f"{arm.upper()}, cosine", "cosine", places[method], value, value, value) for method, value in found.items()
+        ]
     frame = pd.DataFrame(rows, columns=["panel", "line", "β of the first layer", "value", "low", "high"])
-    return frame.sort_values(["panel", "β of the first layer"], ascending=[False, True], kind="stable")
+    return frame.sort_values("β of the first layer", kind="stable")
 
 
 def others_each(

@@ -42,9 +42,10 @@ def _on(run: Run, data: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def profiles(run: Run, trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
-    """The task loss along each of `directions`, its change from the image: columns panel, line, distance, value, low, high.
+    """The task loss along each of `directions`, its change from the image.
 
-    Means over images and seeds, with the interval ± 1.96 standard errors. Images may leave [0,1] on the way.
+    Columns panel, line, "distance (L2)", value, low, high. Means over images and seeds, with the interval ± 1.96 standard
+    errors. Images may leave [0,1] on the way.
     """
     settings, rows = run.settings, []
     steps = np.linspace(0, settings.landscape_reach, points)
@@ -63,7 +64,7 @@ def profiles(run: Run, trained: Trained, data: ImageSet, points: int = 21) -> pd
         for (name, distance), parts in found.items():
             each = torch.stack(parts).mean(0).numpy()
             rows.append((name, method, distance, *mean_interval(each)))
-    return pd.DataFrame(rows, columns=["panel", "line", "distance", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=["panel", "line", "distance (L2)", "value", "low", "high"])
 
 
 def surfaces(run: Run, trained: Trained, data: ImageSet, resolution: int = 21) -> dict[str, np.ndarray]:
@@ -135,7 +136,7 @@ def gradient_sizes(run: Run, trained: Trained, data: ImageSet, task: Task) -> pd
 
 @torch.no_grad()
 def amplification(run: Run, trained: Trained, data: ImageSet, attack: Attack) -> pd.DataFrame:
-    """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, depth (from 1), value, low, high.
+    """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, layer (from 1), value, low, high.
 
     Means over images and seeds, with the interval ± 1.96 standard errors.
     """
@@ -157,5 +158,5 @@ def amplification(run: Run, trained: Trained, data: ImageSet, attack: Attack) ->
             ]
             found.append(torch.stack(sizes).cpu())
         for depth, each in enumerate(torch.stack(found).mean(0).numpy(), 1):
-            rows.append((method, str(depth), *mean_interval(each)))
-    return pd.DataFrame(rows, columns=["line", "depth", "value", "low", "high"])
+            rows.append((method, depth, *mean_interval(each)))
+    return pd.DataFrame(rows, columns=["line", "layer", "value", "low", "high"])

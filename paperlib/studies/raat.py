@@ -438,9 +438,11 @@ def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
     Means over seeds, with the interval ± 1.96 standard errors over images.
     """
     rows = []
+    apart = ("wa", "raat_sharp")
+    others = "the others" if defects["method"].isin(apart).any() else ""
     for (method, layer), part in defects.groupby(["method", "layer"], sort=False):
         each = np.mean(list(part["each"]), axis=0)
-        panel = "RAAT# and WA" if method in ("wa", "raat_sharp") else "the others"
+        panel = "RAAT# and WA" if method in apart else others
         rows.append((panel, method, layer, *mean_interval(each)))
     return pd.DataFrame(rows, columns=["panel", "line", "layer", "value", "low", "high"])
 
@@ -527,21 +529,18 @@ def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, nam
     return table
 
 
-def time_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Validation accuracy against training time, epochs taken as equally long: columns panel, line, minutes, value (%).
+def time_points(cost: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """What a method reaches for its training time, of `costs`: columns panel, line, "training (minutes)", value, low, high.
 
-    Means over seeds.
+    Accuracies in percent.
     """
-    rows = []
-    for training, history in histories.items():
-        if method_of(training) in names:
-            minutes = history["seconds"] / 60 / len(history["epochs"])
-            for epoch in history["epochs"]:
-                for measure in ("clean_accuracy", "robust_accuracy"):
-                    name, value = method_of(training), 100 * epoch[measure]
-                    rows.append((measure.replace("_", " "), name, epoch["epoch"], minutes * epoch["epoch"], value))
-    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "minutes", "value"])
-    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
+    rows = [
+        (f"{panel} (%)", row.method, cost.loc[row.method, "minutes"], 100 * row.mean, 100 * row.low, 100 * row.high)
+        for measure, panel in (("clean", "no attack"), ("pgd_10", "PGD-10"))
+        for row in summary[summary["measure"] == measure].itertuples(index=False)
+        if row.method in cost.index
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "training (minutes)", "value", "low", "high"])
 
 
 def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
