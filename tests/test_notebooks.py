@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import symtable
 import sys
@@ -15,6 +16,7 @@ import nbformat
 import pytest
 import torch
 from conftest import REPOSITORY
+from latex import too_wide
 
 from paperlib import claims, models, studies, training
 from paperlib.data import load
@@ -173,6 +175,8 @@ def test_it_runs_from_the_command_line_and_again_without_computing(notebook: str
     for table in (folder / "tables").glob("*.tex"):
         assert r"\toprule" in table.read_text()
         assert table.with_suffix(".csv").exists()
+    if shutil.which("pdflatex"):
+        assert not too_wide(sorted((folder / "tables").glob("*.tex")), "icml")
 
     for page in (folder / f"{notebook}.html", home / "runs" / "report" / "index.html"):
         text = page.read_text()

@@ -1,5 +1,6 @@
 """Exports for papers and leaderboards: LaTeX commands for every number, RobustBench's JSON, BibTeX."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,14 +11,14 @@ from typing import Any
 import yaml
 
 from paperlib.claims import load, paper_of, papers
-from paperlib.figures.names import in_points, title
+from paperlib.figures.names import in_points, title, with_interval
+from paperlib.figures.tables import latex
 from paperlib.runs.files import InputError, read_json, write_json, write_text
 from paperlib.runs.run import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
 OURS = "this project"  # the venue of a ledger that is of no paper
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
-NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
@@ -41,8 +42,11 @@ def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
             lines += own
             models |= {f"robustbench/{name}-{model}.json": entry for model, entry in entries.items()}
     if lines:
-        write_text(target / "numbers.tex", "\n".join(["% A command for every number, by paperlib report.", *lines, ""]))
-        found["numbers.tex"] = "a LaTeX command for every claimed and measured number, and those in tables"
+        write_text(
+            target / "numbers.tex",
+            "\n".join(["% A command for each number that a paper cites, by paperlib report.", *lines, ""]),
+        )
+        found["numbers.tex"] = "a LaTeX command for each claim's number and verdict, and for what it compares"
     if models:
         for file_, entry in models.items():
             write_json(target / file_, entry)
@@ -62,36 +66,38 @@ def command(*parts: str) -> str:
 
 
 def numbers(folder: Path, run: str) -> list[str]:
-    r"""Definitions of a run's LaTeX commands, one a line, below a comment that names the run.
+    r"""Definitions of a run's LaTeX commands, one a line, below a comment that names the run: what a paper cites.
 
-    \RunClaimId in points (or times), with the suffixes Low, High, Paper, Verdict, N (test images) and Seeds.
-    \RunMethodMeasure in percent (or times), with the suffixes Low, High and Deviation.
-    \RunTableNameRowColumn as the table shows it. Numbers that are not finite, and ambiguous table cells, have none.
+    \RunClaimId is a claim's measured difference in points (or ratio) with its 95 % interval, with the suffixes Paper and
+    Verdict. \RunMethodMeasure is what a claim compares, and clean accuracy, in percent (or times), likewise. Of numbers
+    that are not finite there is none. All others are in tables/ and measures.json.
     """
     found: dict[str, str] = {}
-    for claim in _stored(folder, "claims.json"):
-        own = command(run, "claim", claim["id"])
-        for name, suffix in (("measured", ""), ("low", "Low"), ("high", "High"), ("claimed", "Paper")):
-            if isinstance(claim[name], float | int):  # what is no finite number is stored as a word
-                found[own + suffix] = f"{claim[name]:.1f}"
-        for name, suffix in (("n", "N"), ("seeds", "Seeds")):
-            if isinstance(claim.get(name), int):
-                found[own + suffix] = str(claim[name])
+    stored = {claim["id"]: claim for claim in _stored(folder, "claims.json")}
+    for name, claim in stored.items():
+        own = command(run, "claim", name)
+        if number := _number(claim, "measured"):
+            found[own] = number
+        if isinstance(claim["claimed"], float | int):
+            found[f"{own}Paper"] = latex(with_interval(claim["claimed"], math.nan, math.nan))
         found[f"{own}Verdict"] = claim["outcome"]
+    paper = paper_of(folder.parent.name) if stored else None
+    known = [claim for claim in (load(paper)["claims"] if paper else []) if claim["id"] in stored]
+    cited = {
+        (claim[side], measure) for claim in known for side in ("method", "than") for measure in (claim["measure"], "clean")
+    }
     for row in _stored(folder, "measures.json"):
-        own = command(run, row["method"], row["measure"])
-        for name, suffix in (("mean", ""), ("low", "Low"), ("high", "High"), ("deviation", "Deviation")):
-            if isinstance(row[name], float | int):
-                found[own + suffix] = f"{in_points(row['measure'], row[name]):.1f}"
-    shown: dict[str, set[str]] = {}
-    for file in sorted((folder / "tables").glob("*.json")):
-        table = read_json(file)
-        for row in table["rows"]:
-            for head, cell in zip(table["heads"][1:], row[1:], strict=True):
-                if NUMBER.fullmatch(cell):
-                    shown.setdefault(command(run, "table", file.stem, row[0], head), set()).add(cell)
-    found |= {name: next(iter(cells)) for name, cells in shown.items() if len(cells) == 1 and name not in found}
+        pair = row["method"], row["measure"]
+        if pair in cited and (number := _number(row, "mean", in_points(row["measure"], 1.0))):
+            found[command(run, *pair)] = number
     return [f"% {run}: {folder.parent.name}, {folder.name}", *(_define(*one) for one in found.items())]
+
+
+def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
+    """With its interval, as LaTeX; empty where it is not finite, which is stored as a word."""
+    found = (scale * row[part] if isinstance(row[part], float | int) else math.nan for part in (name, "low", "high"))
+    value, low, high = found
+    return "" if math.isnan(value) else latex(with_interval(value, low, high))
 
 
 def _define(name: str, value: str) -> str:
