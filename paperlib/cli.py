@@ -101,12 +101,12 @@ def reproduce(
     venue: VenueOption = None,
     cell_timeout: CellTimeout = None,
 ) -> None:
-    """Run every notebook at a preset and end with a table of what held."""
+    """Run every notebook that has claims at a preset and end with a table of what held."""
     from paperlib import report
     from paperlib.runs import run as runs
 
     given = _parse([], venue)
-    chosen = sorted(studies.known())
+    chosen = sorted(studies.declared("PLANS"))  # who claims something says what decides it
     plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
@@ -180,7 +180,7 @@ def audit(
     import torch
 
     from paperlib import audit, report
-    from paperlib.data import folder, load, scenes, subset
+    from paperlib.data import load_test
     from paperlib.models import external
     from paperlib.runs.files import digest
     from paperlib.runs.settings import read_value
@@ -190,12 +190,7 @@ def audit(
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
     network = external.from_file(model, weights)
-    place = folder.located(data.removeprefix("folder:")) if data.startswith("folder:") else None
-    if place is not None and not (place / "train").exists():
-        test = subset(folder.load_test(place, size), images, 0)
-    else:
-        few = {"train_images": 10, "test_images": images} if data in scenes.SETS else {}
-        test = subset(load(data, image_size=size, **few).test, images, 0)
+    test = load_test(data, images, size)
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {

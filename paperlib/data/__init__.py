@@ -6,7 +6,7 @@ from paperlib.runs.files import InputError
 
 __all__ = [
     "DESCRIPTIONS", "EXTENTS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load",
-    "shareable", "subset",
+    "load_test", "shareable", "subset",
 ]  # fmt: skip
 
 DESCRIPTIONS = {
@@ -86,3 +86,15 @@ def load(
             raise InputError(f"{what} = {count}, but {name} has {available}")
     splits = hold_out(train, subset(test, test_images or len(test), seed), validation_images, seed)
     return Splits(subset(splits.train, train_images or len(splits.train), seed), splits.validation, splits.test)
+
+
+def load_test(name: str, count: int, image_size: int | None = None) -> ImageSet:
+    """At most `count` test images of the data set `name`, of each class equally many; a folder needs no others for that.
+
+    Raises InputError where `load` does.
+    """
+    place = folder.located(name.removeprefix("folder:")) if name.startswith("folder:") else None
+    if place is not None and not (place / "train").exists():
+        return subset(folder.load_test(place, image_size), count, 0)
+    few = {"train_images": 10, "test_images": count} if name in scenes.SETS else {}
+    return subset(load(name, image_size=image_size, **few).test, count, 0)
