@@ -30,7 +30,7 @@ class CloseUp:
 
 def close_up(
     model: nn.Module, image: Tensor, label: int, *, eps: float, norm: Norm, loss: Loss, steps: int, seed: int = 0,
-    points: int = 21, resolution: int = 13, reach: float = 1.5,
+    points: int = 21, resolution: int = 11, reach: float = 1.5,
 ) -> CloseUp:  # fmt: skip
     """Attack an image C×H×W in [0,1] by PGD from a random start, and look at what is around it.
 
