@@ -168,19 +168,22 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 
 @app.command()
 def audit(
-    model: Annotated[str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]")],
+    model: Annotated[
+        str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]; the file is run")
+    ],
     data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH with test/<class>/* or val/<class>/* in it")],
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
     images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
     size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
+    classes: Annotated[Path | None, typer.Option(help="the classes of the model's outputs in order, a name a line")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
     import torch
 
     from paperlib import audit, report
-    from paperlib.data import folder, load, scenes, subset
+    from paperlib.data import folder, load, named, scenes, subset
     from paperlib.models import external
     from paperlib.runs.files import digest
     from paperlib.runs.settings import read_value
@@ -196,6 +199,8 @@ def audit(
     else:
         few = {"train_images": 10, "test_images": images} if data in scenes.SETS else {}
         test = subset(load(data, image_size=size, **few).test, images, 0)
+    if classes is not None:
+        test = named(test, folder.read_lines(classes))
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {

@@ -1,12 +1,23 @@
 """Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
 
 from paperlib.data import folder, imagenet100, scenes, tiny_imagenet, toy, vision
-from paperlib.data.images import ImageSet, Splits, as_float, balanced, chunk_size, hold_out, joined, shareable, subset
+from paperlib.data.images import (
+    ImageSet,
+    Splits,
+    as_float,
+    balanced,
+    chunk_size,
+    hold_out,
+    joined,
+    named,
+    shareable,
+    subset,
+)  # fmt: skip
 from paperlib.runs.files import InputError
 
 __all__ = [
     "DESCRIPTIONS", "EXTENTS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load",
-    "shareable", "subset",
+    "named", "shareable", "subset",
 ]  # fmt: skip
 
 DESCRIPTIONS = {
