@@ -169,7 +169,10 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 @app.command()
 def audit(
     model: Annotated[
-        str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]; the file is run")
+        str,
+        typer.Option(
+            help="FILE.py:FUNCTION, run to get a torch.nn.Module for images in [0,1]; timm:NAME or torchvision:NAME"
+        ),
     ],
     data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH with test/<class>/* or val/<class>/* in it")],
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
@@ -192,15 +195,16 @@ def audit(
     if not isinstance(radius, float | int):
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
-    network = external.from_file(model, weights)
-    place = folder.located(data.removeprefix("folder:")) if data.startswith("folder:") else None
-    if place is not None and not (place / "train").exists():
-        test = subset(folder.load_test(place, size), images, 0)
+    by_name = model.startswith(("timm:", "torchvision:"))
+    network = None if by_name else external.from_file(model, weights)
+    if data.startswith("folder:"):
+        test = folder.load_test(folder.located(data.removeprefix("folder:")), size, images)
     else:
         few = {"train_images": 10, "test_images": images} if data in scenes.SETS else {}
         test = subset(load(data, image_size=size, **few).test, images, 0)
     if classes is not None:
         test = named(test, folder.read_lines(classes))
+    network = network or external.from_library(model, weights, len(test.classes))
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {

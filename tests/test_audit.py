@@ -1,5 +1,7 @@
 import re
 import textwrap
+import types
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -382,6 +384,88 @@ def test_a_users_own_model_is_read_from_its_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             external.from_file(str(tmp_path / spec), None if weights is None else tmp_path / weights)
+
+
+def test_weights_are_found_under_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "exits.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no-such'])")
+    spec = f"{tmp_path / 'mine.py'}:build"
+    ones = {name: torch.ones_like(weight) for name, weight in external.from_file(spec).state_dict().items()}
+    for prefix, holder in (("module.", "model_state_dict"), ("_orig_mod.module.", "net"), ("model.", "ema"), ("", "model")):
+        held: dict[str, Any] = {holder: {prefix + name: value for name, value in ones.items()}, "epoch": 3}
+        torch.save(held, tmp_path / "w.pt")
+        filled = external.from_file(spec, tmp_path / "w.pt")
+        assert all(bool((weight == 1).all()) for weight in filled.state_dict().values())
+        said = capsys.readouterr().out
+        assert f"the weights are those under {holder!r}" in said
+        assert prefix in said
+    torch.save({"other": torch.ones(1), **dict(list(ones.items())[1:])}, tmp_path / "w.pt")
+    first = next(iter(ones))
+    with pytest.raises(InputError, match=rf"1 missing \({re.escape(first)}\) and 1 unknown \(other\)"):
+        external.from_file(spec, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"exits.py cannot be imported \(SystemExit: 2"):
+        external.from_file(f"{tmp_path / 'exits.py'}:build")
+
+
+def test_networks_are_built_by_their_names(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    theirs = get_model("squeezenet1_1", weights=None, num_classes=3).eval()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    ours = external.from_library("torchvision:squeezenet1_1", tmp_path / "w.safetensors", 3)
+    x = torch.rand(2, 3, 64, 64)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = theirs((x - mean.view(3, 1, 1)) / deviation.view(3, 1, 1))
+    torch.testing.assert_close(ours(x), expected)
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        external.from_library("torchvision:no_such", None, 3)
+    with pytest.raises(InputError, match="needs --weights"):
+        external.from_library("torchvision:squeezenet1_1", None, 3)
+    with pytest.raises(InputError, match=r"512×3|size mismatch"):
+        external.from_library("torchvision:squeezenet1_1", tmp_path / "w.safetensors", 4)
+
+
+class Answering(nn.Module):
+    """`Honest` in double precision, which changes its input and answers with an object."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.own, self.answer = Honest().double(), answer
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        logits = self.own(pixel_values)
+        pixel_values.mul_(0)
+        return self.answer(logits)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits: (logits, "features"),
+        lambda logits: {"loss": None, "logits": logits},
+        lambda logits: types.SimpleNamespace(logits=logits),
+    ],
+    ids=["tuple", "mapping", "object"],
+)
+def test_models_of_other_habits_are_understood(answer: Callable[[Tensor], Any]) -> None:
+    some = images().images
+    before = some.clone()
+    connected = probes.Connected(Answering(answer))
+    torch.testing.assert_close(connected(some), Honest()(some))
+    assert connected(some).dtype == torch.float32
+    assert torch.equal(some, before)
+    leaf = some.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(connected(leaf)[:, 0].sum(), leaf)
+    expected = some.clone().requires_grad_(True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(Honest()(expected)[:, 0].sum(), expected)[0])
+
+
+def test_too_few_images_and_the_model_itself_tell_nothing() -> None:
+    model = Honest()
+    assert audit.audit(model, images(10), eps=0.05, norm="linf").verdict in ("not told", "suspicious", "masked")
+    with pytest.raises(InputError, match="transfer_from is the audited model itself"):
+        audit.audit(model, images(), eps=0.05, norm="linf", transfer_from=model)
 
 
 def test_the_readmes_three_lines_give_a_verdict_and_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

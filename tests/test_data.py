@@ -19,7 +19,7 @@ from paperlib import attacks, data
 from paperlib.data import cache, images, scenes, toy
 from paperlib.data.augment import crop_and_flip
 from paperlib.data.folder import load as load_folder
-from paperlib.data.folder import read_image
+from paperlib.data.folder import load_test, read_image
 from paperlib.runs.files import InputError
 
 
@@ -182,6 +182,18 @@ def test_folders_below_a_class_are_read_in_the_order_of_torchvision(home: Path, 
     os.symlink(tree / "test" / "cat", tree / "test" / "cat" / "a" / "round")
     with pytest.raises(InputError, match="leads back to where it is"):
         load_folder(tree)
+
+
+def test_no_more_test_images_are_read_than_asked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(tmp_path / "x")
+    whole, read = load_test(tree), []
+    monkeypatch.setattr("paperlib.data.folder.read_image", lambda *given: (read.append(given), read_image(*given))[1])
+    found = [load_test(tree, count=count) for count in (2, 4)]
+    assert [one.labels.tolist() for one in found] == [[0, 1], [0, 0, 1, 1]]
+    assert all(any(torch.equal(image, other) for other in whole.images) for one in found for image in one.images)
+    assert len(read) == 6
+    shutil.rmtree(tree / "train")
+    assert len(load_test(tree, count=2)) == 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])

@@ -22,7 +22,7 @@ from paperlib.audit import probes
 from paperlib.audit.probes import Found
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
 from paperlib.evaluation import at_chance, fooled
-from paperlib.evaluation.intervals import binomial_interval
+from paperlib.evaluation.intervals import FEWEST, binomial_interval
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs import distributed
 from paperlib.runs.files import InputError, digest, read_json, write_json
@@ -37,8 +37,8 @@ MEANINGS: dict[Verdict, str] = {
     "may be too high. But no attack here surely found images that such attacks miss.",
     "masked": "Attacks that follow the gradient fail where adversarial images exist: accuracy under them is no measure of "
     "this model's robustness.",
-    "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
-    "should normalise its images itself, or has the classes in another order than the data.",
+    "not told": f"Without attack the model's accuracy is close to chance, so its robustness tells nothing; or there are "
+    f"fewer than {FEWEST} images. Perhaps it should normalise its images itself, or has the classes in another order.",
 }
 CHUNK = 50  # images at a time, which devices share: enough to keep a small network busy; AutoAttack's are one device's
 SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
@@ -201,6 +201,8 @@ def audit(
     InputError where the model does not answer as a classifier of these images, or eps is not positive.
     """
     check_radius(eps, norm)
+    if transfer_from is model:
+        raise InputError("transfer_from is the audited model itself; it should be another one, or None")
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
     accuracies = _accuracies(found)
     if "white" not in found:  # not attacked
@@ -364,11 +366,11 @@ def signs_of(figures: Mapping[str, tuple[float, int]]) -> pd.DataFrame:
 def verdict_of(checks: pd.DataFrame) -> Verdict:
     """What the signs come to, of a model that is not at chance.
 
-    Where answers depend on the other images, "suspicious": an image that an attack fools is right in another batch, which
-    looks like masking.
+    Fewer than FEWEST images without a sign tell nothing. Where answers depend on the other images it is "suspicious": an
+    image that an attack fools is right in another batch, which looks like masking.
     """
     if not checks["sign"].any():
-        return "no sign of masking"
+        return "no sign of masking" if checks["n"].max() >= FEWEST else "not told"
     if checks["sign"].get("answers depend on the other images", False):
         return "suspicious"
     return "masked" if checks.loc[checks["sign"], "evidence"].any() else "suspicious"

@@ -4,7 +4,10 @@ Each probe takes a classifier in evaluation mode, images N×C×H×W in [0,1] and
 image, by name. "Fooled" includes images that the model has wrong anyway. Random numbers are the global generator's.
 """
 
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,22 +39,35 @@ ANYTHING = 0.5  # ε (linf) within which every image can become mid-grey, and so
 
 
 class Connected(nn.Module):
-    """A model whose logits always hang on its input: where the graph is cut, gradients are zero and not an error.
+    """A user's model as the attacks need it: from images to logits N×classes of the images' type, which hang on them.
 
-    Raises InputError for answers that are not N×classes.
+    Where the graph is cut, gradients are zero and not an error. The model gets a copy, which it may change, in the type of
+    its weights. Of a tuple it answers with the first member counts, of a mapping or object "logits". Raises InputError for
+    answers that are not N×classes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        types = {one.dtype for one in model.parameters() if one.is_floating_point()}
+        self.weights = types.pop() if len(types) == 1 else None  # of mixed ones the model itself must know
+        self.name = "pixel_values" if "pixel_values" in inspect.signature(model.forward).parameters else None
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
+        given = x.to(self.weights, copy=True) if self.weights else x.clone()
+        answer = self.model(**{self.name: given}) if self.name else self.model(given)
+        logits = _logits(answer)
         if not isinstance(logits, Tensor):
-            raise InputError(f"the model answers with {type(logits).__name__}; it should be a tensor of N×classes logits")
+            raise InputError(f"the model answers with {type(answer).__name__}; it should be a tensor of N×classes logits")
         if logits.ndim != 2 or len(logits) != len(x):
             raise InputError(f"the model answers {len(x)} images with {tuple(logits.shape)}; it should be N×classes")
-        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits.to(x.dtype) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def _logits(answer: Any) -> Any:
+    if isinstance(answer, tuple | list) and not hasattr(answer, "logits") and answer:
+        return answer[0]
+    return answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", answer)
 
 
 class Averaged(nn.Module):

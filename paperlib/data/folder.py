@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paperlib.data.cache import Built, cached
-from paperlib.data.images import ImageSet
+from paperlib.data.images import ImageSet, places
 from paperlib.runs.files import InputError, root
 from paperlib.runs.progress import Bar
 
@@ -54,12 +54,19 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def load_test(folder: Path, size: int | None = None) -> ImageSet:
-    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`."""
+def load_test(folder: Path, size: int | None = None, count: int | None = None) -> ImageSet:
+    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`.
+
+    With `count`, so many of them at most, equally many of each class to within one; no others are read.
+    """
     split = _test_split(folder, "test/<class>/*")
     if not (classes := subfolders(folder / split)):
         raise InputError(f"data folder {folder}: there are no class folders in {split}; it should hold {split}/<class>/*")
-    (test,) = decoded(folder, {split: _files(folder, split, classes)}, classes, size)
+    listing = _files(folder, split, classes)
+    if count is not None and count < len(listing):
+        labels = torch.tensor([label for label, *_ in listing])
+        listing = [listing[place] for place in places(ImageSet(labels, labels, classes), count, 0)]
+    (test,) = decoded(folder, {split: listing}, classes, size)
     return test
 
 
