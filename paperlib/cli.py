@@ -168,19 +168,25 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 
 @app.command()
 def audit(
-    model: Annotated[str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="FILE.py:FUNCTION, run to get a torch.nn.Module for images in [0,1]; timm:NAME or torchvision:NAME"
+        ),
+    ],
     data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH with test/<class>/* or val/<class>/* in it")],
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
     images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
     size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
+    classes: Annotated[Path | None, typer.Option(help="the classes of the model's outputs in order, a name a line")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
     import torch
 
     from paperlib import audit, report
-    from paperlib.data import load_test
+    from paperlib.data import folder, load_test, named
     from paperlib.models import external
     from paperlib.runs.files import digest
     from paperlib.runs.settings import read_value
@@ -189,8 +195,12 @@ def audit(
     if not isinstance(radius, float | int):
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
-    network = external.from_file(model, weights)
+    by_name = model.startswith(("timm:", "torchvision:"))
+    network = None if by_name else external.from_file(model, weights)
     test = load_test(data, images, size)
+    if classes is not None:
+        test = named(test, folder.read_lines(classes))
+    network = network or external.from_library(model, weights, len(test.classes))
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {
