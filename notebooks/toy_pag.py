@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-seeds: list = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # one training with each method for each seed
+seeds: list = [0, 1, 2]  # one training with each method for each seed
 weight: float = 1.0  # λ of Equation 1
 neighbors: int = 100  # sample size of Nearest Neighbor, per class
 gradient: str = "log_softmax"  # log_softmax (the authors' code) · logit (Equation 1 as printed)

@@ -108,12 +108,12 @@ def reproduce(
     width: WidthOption = "text",
     cell_timeout: CellTimeout = None,
 ) -> None:
-    """Run every notebook at a preset and end with a table of what held."""
+    """Run every notebook that has claims at a preset and end with a table of what held."""
     from paperlib import report
     from paperlib.runs import run as runs
 
     given = _parse([], venue, width)
-    chosen = sorted(studies.known())
+    chosen = sorted(studies.declared("PLANS"))  # who claims something says what decides it
     plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
@@ -175,19 +175,25 @@ def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = Non
 
 @app.command()
 def audit(
-    model: Annotated[str, typer.Option(help="FILE.py:FUNCTION that returns a torch.nn.Module for images in [0,1]")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="FILE.py:FUNCTION, run to get a torch.nn.Module for images in [0,1]; timm:NAME or torchvision:NAME"
+        ),
+    ],
     data: Annotated[str, typer.Option(help="a data set's name, or folder:PATH with test/<class>/* or val/<class>/* in it")],
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
     images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
     size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
+    classes: Annotated[Path | None, typer.Option(help="the classes of the model's outputs in order, a name a line")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
     import torch
 
     from paperlib import audit, report
-    from paperlib.data import folder, load, scenes, subset
+    from paperlib.data import folder, load_test, named
     from paperlib.models import external
     from paperlib.runs.files import digest
     from paperlib.runs.settings import read_value
@@ -196,13 +202,12 @@ def audit(
     if not isinstance(radius, float | int):
         raise InputError(f"--eps {eps}: should be a number in units of [0,1], say 8/255")
     audit.check_radius(radius, norm)
-    network = external.from_file(model, weights)
-    place = folder.located(data.removeprefix("folder:")) if data.startswith("folder:") else None
-    if place is not None and not (place / "train").exists():
-        test = subset(folder.load_test(place, size), images, 0)
-    else:
-        few = {"train_images": 10, "test_images": images} if data in scenes.SETS else {}
-        test = subset(load(data, image_size=size, **few).test, images, 0)
+    by_name = model.startswith(("timm:", "torchvision:"))
+    network = None if by_name else external.from_file(model, weights)
+    test = load_test(data, images, size)
+    if classes is not None:
+        test = named(test, folder.read_lines(classes))
+    network = network or external.from_library(model, weights, len(test.classes))
     begun = time.monotonic()
     found = audit.audit(network.to("cuda" if torch.cuda.is_available() else "cpu"), test, eps=radius, norm=norm)
     about = {

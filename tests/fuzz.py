@@ -102,7 +102,7 @@ def parameters(chance: random.Random, home: Path) -> object:
     given = {}
     for _ in range(chance.randint(1, 3)):
         name = chance.choice(names)
-        value = str(presets[chance.choice(["quick", "paper"])][name])
+        value = str(presets[chance.choice([one for one in ("quick", "paper") if one in presets])][name])
         if chance.random() < 0.6:
             value = chance.choice([damaged_text(chance, value), chance.choice(WORDS)])
         given[damaged_text(chance, name) if chance.random() < 0.1 else name] = value

@@ -1,6 +1,10 @@
 import re
 import textwrap
+import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from paperlib import audit, cli, data, report, studies
+from paperlib import attacks, audit, cli, data, evaluation, report, studies
 from paperlib.attacks import Norm, lengths
 from paperlib.audit import checks, planted, probes
 from paperlib.data import ImageSet
@@ -173,7 +177,8 @@ def test_what_is_no_classifier_of_these_images_is_refused() -> None:
         (nn.Identity(), "should be N×classes"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "has 1 outputs; the data have 2 classes"),
         (nn.Conv2d(4, 2, 3), "cannot answer images of 3×8×8"),
-        (Honest(float("nan")), "not all finite"),
+        (Honest(float("nan")), "for 20 of 20 clean images .* are no numbers"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "has 3 outputs; the data have 2 classes.*--classes"),
     ):
         with pytest.raises(InputError, match=words):
             audit.audit(model, images(20), eps=0.05, norm="linf")
@@ -187,9 +192,10 @@ def test_a_share_is_a_sign_from_two_images_on() -> None:
     one = zero.clone()
     one[3] = True
     names = ("no attack", "noise", "FGSM", "PGD-20", "margin", "PGD-50", "PGD-100", "lost", "flat", "saturated", "white")
-    base = dict.fromkeys((*names, "transfer", "Square", "averaged", "AutoAttack", "right"), zero)
+    names += ("transfer", "Square", "averaged", "AutoAttack", "right", "probabilities", "undefined")
+    base = dict.fromkeys(names, zero)
     base |= dict.fromkeys(
-        ("difference", "wrong slope", "turned", "roughness", "loss", "loss, 10 steps before"), torch.zeros(20)
+        ("difference", "others", "wrong slope", "turned", "roughness", "loss", "loss, 10 steps before"), torch.zeros(20)
     )
     curve = pd.DataFrame({"eps": [0.0, 1.0], "accuracy": [1.0, 1.0]})
     name = "only attacks without gradient fool"
@@ -197,6 +203,100 @@ def test_a_share_is_a_sign_from_two_images_on() -> None:
     two = one.clone()
     two[4] = True
     assert audit.signs_of(audit.figures(base | {"Square": two, "AutoAttack": two}, curve, (), 2))["sign"][name]
+
+
+# What would mislead the audit ------------------------------------------------------
+
+
+class Normalising(nn.Module):
+    """A model in which batch norm takes the statistics of the batch in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.own = nn.BatchNorm2d(3), Honest()
+        self.calls = 0
+
+    def train(self, mode: bool = True) -> "Normalising":
+        super().train(mode)
+        self.norm.train()
+        self.calls += mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(x + 0.2 * self.norm(x))
+
+
+def test_answers_that_depend_on_the_other_images_are_named_and_the_model_comes_back_as_it_came() -> None:
+    model = Normalising()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = found(model)
+    assert result.verdict == "suspicious", str(result)
+    assert result.checks.loc["answers depend on the other images", "sign"]
+    assert "the images beside it" in str(result)
+    assert model.training
+    assert model.norm.training
+    assert model.calls == 1  # its own `train` was told
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not found(Honest()).checks.loc["answers depend on the other images", "sign"]
+
+
+def test_the_best_iterate_is_not_weaker_than_the_last_where_answers_depend_on_the_other_images() -> None:
+    model, some = Normalising(), images()
+    settings: dict[str, Any] = {"eps": 0.05, "norm": "linf", "steps": 20, "step_size": 0.01}
+    fallen = []
+    for best in (False, True):
+        torch.manual_seed(0)
+        adversarial = attacks.pgd(model, some.images, some.labels, best=best, **settings)
+        fallen.append(int((model(adversarial).argmax(1) != some.labels).sum()))
+    assert fallen[1] >= fallen[0] > 10
+    assert attacks.depends_on_others(model, some.images)
+    assert not attacks.depends_on_others(Honest(), some.images)
+    assert not attacks.depends_on_others(planted.random_input(Honest()), some.images)
+
+
+def test_probabilities_are_named_and_their_logarithm_attacked() -> None:
+    sharp = Honest(10.0)
+    result, logits = found(nn.Sequential(sharp, nn.Softmax(1))), found(sharp)
+    assert result.verdict == "suspicious", str(result)
+    assert result.signs().index.tolist() == ["outputs are probabilities"]
+    for attack in ("no attack", "PGD-20", "best of all"):
+        assert result.accuracies.loc[attack, "accuracy"] == logits.accuracies.loc[attack, "accuracy"]
+    logarithms = found(nn.Sequential(sharp, nn.LogSoftmax(1)))  # as good as logits
+    assert logarithms.verdict == logits.verdict == "no sign of masking", str(logarithms)
+
+
+class Undefined(Honest):
+    """A model without an answer for images that are not in the set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = (x.flatten(1)[:, None] - images().images.flatten(1)).abs().amax(2).amin(1) < 1e-3
+        return super().forward(x).masked_fill(~known[:, None], torch.nan)
+
+
+def test_outputs_that_are_no_numbers_are_counted_and_never_fooled() -> None:
+    result = found(Undefined())
+    assert result.checks.loc["outputs that are no numbers", "figure"] == 1
+    assert result.accuracies.loc["best of all", "accuracy"] == result.accuracies.loc["no attack", "accuracy"]
+    assert result.verdict != "no sign of masking"
+    attack = {"pgd": partial(attacks.pgd, eps=0.05, norm="linf", steps=3, step_size=0.02)}
+    outcomes, flags = evaluation.evaluate(Undefined(), images(), attack)
+    assert torch.equal(outcomes["pgd"], outcomes["clean"])
+    assert {re.sub(r"\d+", "N", flag) for flag in flags} == {
+        "pgd: N images end at outputs that are NaN, and count as not fooled"
+    }
+    assert sum(int(flag.split()[1]) for flag in flags) == 60
+
+
+def test_impossible_classes_are_no_fault() -> None:
+    class Masked(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), torch.full((len(x), 1), -torch.inf)], 1)
+
+    some = data.named(images(), ["low", "high", "never"])
+    result = audit.audit(Masked(), some, eps=0.05, norm="linf")
+    honest = found(Honest())
+    for attack in ("no attack", "PGD-20", "PGD-100"):
+        assert result.accuracies.loc[attack, "accuracy"] == honest.accuracies.loc[attack, "accuracy"]
 
 
 # In a study, and on a user's own model ---------------------------------------------
@@ -284,6 +384,88 @@ def test_a_users_own_model_is_read_from_its_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             external.from_file(str(tmp_path / spec), None if weights is None else tmp_path / weights)
+
+
+def test_weights_are_found_under_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "exits.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no-such'])")
+    spec = f"{tmp_path / 'mine.py'}:build"
+    ones = {name: torch.ones_like(weight) for name, weight in external.from_file(spec).state_dict().items()}
+    for prefix, holder in (("module.", "model_state_dict"), ("_orig_mod.module.", "net"), ("model.", "ema"), ("", "model")):
+        held: dict[str, Any] = {holder: {prefix + name: value for name, value in ones.items()}, "epoch": 3}
+        torch.save(held, tmp_path / "w.pt")
+        filled = external.from_file(spec, tmp_path / "w.pt")
+        assert all(bool((weight == 1).all()) for weight in filled.state_dict().values())
+        said = capsys.readouterr().out
+        assert f"the weights are those under {holder!r}" in said
+        assert prefix in said
+    torch.save({"other": torch.ones(1), **dict(list(ones.items())[1:])}, tmp_path / "w.pt")
+    first = next(iter(ones))
+    with pytest.raises(InputError, match=rf"1 missing \({re.escape(first)}\) and 1 unknown \(other\)"):
+        external.from_file(spec, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"exits.py cannot be imported \(SystemExit: 2"):
+        external.from_file(f"{tmp_path / 'exits.py'}:build")
+
+
+def test_networks_are_built_by_their_names(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    theirs = get_model("squeezenet1_1", weights=None, num_classes=3).eval()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    ours = external.from_library("torchvision:squeezenet1_1", tmp_path / "w.safetensors", 3)
+    x = torch.rand(2, 3, 64, 64)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = theirs((x - mean.view(3, 1, 1)) / deviation.view(3, 1, 1))
+    torch.testing.assert_close(ours(x), expected)
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        external.from_library("torchvision:no_such", None, 3)
+    with pytest.raises(InputError, match="needs --weights"):
+        external.from_library("torchvision:squeezenet1_1", None, 3)
+    with pytest.raises(InputError, match=r"512×3|size mismatch"):
+        external.from_library("torchvision:squeezenet1_1", tmp_path / "w.safetensors", 4)
+
+
+class Answering(nn.Module):
+    """`Honest` in double precision, which changes its input and answers with an object."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.own, self.answer = Honest().double(), answer
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        logits = self.own(pixel_values)
+        pixel_values.mul_(0)
+        return self.answer(logits)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits: (logits, "features"),
+        lambda logits: {"loss": None, "logits": logits},
+        lambda logits: types.SimpleNamespace(logits=logits),
+    ],
+    ids=["tuple", "mapping", "object"],
+)
+def test_models_of_other_habits_are_understood(answer: Callable[[Tensor], Any]) -> None:
+    some = images().images
+    before = some.clone()
+    connected = probes.Connected(Answering(answer))
+    torch.testing.assert_close(connected(some), Honest()(some))
+    assert connected(some).dtype == torch.float32
+    assert torch.equal(some, before)
+    leaf = some.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(connected(leaf)[:, 0].sum(), leaf)
+    expected = some.clone().requires_grad_(True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(Honest()(expected)[:, 0].sum(), expected)[0])
+
+
+def test_too_few_images_and_the_model_itself_tell_nothing() -> None:
+    model = Honest()
+    assert audit.audit(model, images(10), eps=0.05, norm="linf").verdict in ("not told", "suspicious", "masked")
+    with pytest.raises(InputError, match="transfer_from is the audited model itself"):
+        audit.audit(model, images(), eps=0.05, norm="linf", transfer_from=model)
 
 
 def test_the_readmes_three_lines_give_a_verdict_and_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,20 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from paperlib import data
+from paperlib import attacks, data
 from paperlib.data import cache, images, scenes, toy
 from paperlib.data.augment import crop_and_flip
 from paperlib.data.folder import load as load_folder
-from paperlib.data.folder import read_image
+from paperlib.data.folder import load_test, read_image
 from paperlib.runs.files import InputError
 
 
@@ -160,6 +162,101 @@ def test_a_size_brings_mixed_images_together(home: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"1\.png is 9×9 pixels.*8×8.*image_size=32"):
         data.load(f"folder:{tree}")
     assert data.load(f"folder:{tree}", image_size=16).train.images.shape == (10, 3, 16, 16)
+
+
+def test_folders_below_a_class_are_read_in_the_order_of_torchvision(home: Path, tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    tree = make_tree(tmp_path / "x")
+    for below in ("b", "a/c", "a-b"):
+        (tree / "test" / "cat" / below).mkdir(parents=True)
+        for name in ("2.png", "1.png"):
+            shutil.copy(tree / "train" / "dog" / name, tree / "test" / "cat" / below / f"{below[0]}{name}")
+    os.symlink(tree / "train" / "dog", tree / "test" / "dog" / "linked")
+    theirs = ImageFolder(tree / "test")
+    test = load_folder(tree)[1]
+    assert test.labels.tolist() == theirs.targets
+    assert len(test) == 3 + 6 + 3 + 5
+    for ours, (image, _) in zip(test.images, theirs, strict=True):
+        assert np.array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(image))
+    os.symlink(tree / "test" / "cat", tree / "test" / "cat" / "a" / "round")
+    with pytest.raises(InputError, match="leads back to where it is"):
+        load_folder(tree)
+
+
+def test_no_more_test_images_are_read_than_asked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(tmp_path / "x")
+    whole, read = load_test(tree), []
+    monkeypatch.setattr("paperlib.data.folder.read_image", lambda *given: (read.append(given), read_image(*given))[1])
+    found = [load_test(tree, count=count) for count in (2, 4)]
+    assert [one.labels.tolist() for one in found] == [[0, 1], [0, 0, 1, 1]]
+    assert all(any(torch.equal(image, other) for other in whole.images) for one in found for image in one.images)
+    assert len(read) == 6
+    shutil.rmtree(tree / "train")
+    assert len(load_test(tree, count=2)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_images_of_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    file = tmp_path / f"x.{suffix}"
+    Image.fromarray(values).save(file)
+    expected = np.round(values / 65535 * 255)
+    assert np.array_equal(read_image(file, None), np.stack([expected] * 3, 2).astype(np.uint8))
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "y.tiff")
+    with pytest.raises(InputError, match=r"y\.tiff: its pixels are floating-point"):
+        read_image(tmp_path / "y.tiff", None)
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "z.tiff")
+    with pytest.raises(InputError, match=r"z\.tiff: pixels from 70000 to 70000"):
+        read_image(tmp_path / "z.tiff", None)
+
+
+def test_images_that_attacks_would_leave_are_refused() -> None:
+    labels, fair = torch.tensor([0, 1]), torch.rand(2, 3, 4, 4)
+    for odd, words in (
+        (2 * fair - 1, r"should be in \[0,1\].*normalise inside the model"),
+        (255 * fair, r"should be in \[0,1\].*divide them by 255"),
+        (fair.where(fair > 0.5, torch.nan), "images from nan"),
+        ((255 * fair).int(), "images of type torch.int32"),
+    ):
+        with pytest.raises(InputError, match=words):
+            images.ImageSet(odd, labels, ("a", "b"))
+    for attack in (
+        partial(attacks.pgd, eps=0.1, norm="linf", steps=1, step_size=0.1),
+        partial(attacks.fgsm, eps=0.1, norm="linf"),
+        partial(attacks.autoattack, eps=0.1, norm="linf"),
+        partial(attacks.square, eps=0.1, norm="linf"),
+        partial(attacks.apgd, eps=0.1, norm="linf"),
+    ):
+        with pytest.raises(InputError, match=r"images from -?[\d.]+ to [\d.]+: should be in \[0,1\]"):
+            attack(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), 2 * fair - 1, labels)
+
+
+def test_labels_become_indices_or_are_refused() -> None:
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for good in (torch.tensor([0, 1], dtype=torch.int32), np.array([0, 1]), torch.tensor([0, 1], dtype=torch.uint8)):
+        found = images.ImageSet(pixels, good, ("a", "b")).labels  # type: ignore[arg-type]
+        assert found.dtype == torch.int64
+        assert found.tolist() == [0, 1]
+    for odd, words in (
+        (torch.eye(2), "labels of shape 2×2.*one-hot"),
+        (torch.tensor([0.0, 1.0]), "labels of type torch.float32"),
+        (torch.tensor([0, -1]), "label -1: should be an index of the 2 classes, from 0 to 1"),
+        (torch.tensor([0, 2]), "label 2: should be an index"),
+    ):
+        with pytest.raises(InputError, match=words):
+            images.ImageSet(pixels, odd, ("a", "b"))
+
+
+def test_a_list_of_classes_says_which_output_is_which() -> None:
+    some = images.ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("cat", "dog"))
+    found = data.named(some, ["dog", "horse", "cat", ""])
+    assert found.labels.tolist() == [2, 0]
+    assert found.classes == ("dog", "horse", "cat")
+    with pytest.raises(InputError, match="list of 2 classes has 'cat' 0 times"):
+        data.named(some, ["dog", "horse"])
+    with pytest.raises(InputError, match="list of 3 classes has 'dog' 2 times"):
+        data.named(some, ["dog", "cat", "dog"])
 
 
 def test_what_is_wrong_with_a_folder_is_named(home: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from paperlib import models
-from paperlib.attacks import evaluating
-from paperlib.attacks.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, one_pixel
+from paperlib.attacks import evaluating, lengths
+from paperlib.attacks.minimum_norm import carlini_wagner, ddn, deepfool, distances, elastic_net, l2_attacks, one_pixel
 from paperlib.data import ImageSet
 from paperlib.evaluation import evaluate
 from paperlib.evaluation.intervals import median_ratio
@@ -64,6 +64,20 @@ def test_the_distance_in_the_largest_pixel_is_found_too() -> None:
     found = distances(model, x, y, deepfool(model, x, y, norm="linf"), "linf")
     assert (found >= exact.detach() * (1 - 1e-3)).all()
     assert float((found / exact).detach().median()) < 1.1
+
+
+@pytest.mark.parametrize("name", ["deepfool", "ddn"])
+def test_of_probabilities_the_logarithm_is_attacked(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = images()
+    model = Plane(5.0)
+    labels = model(x).argmax(1)
+    attack = l2_attacks(50)[name]
+    of_logits = lengths(attack(model, x, labels) - x, "l2")
+    of_probabilities = lengths(attack(nn.Sequential(model, nn.Softmax(1)), x, labels) - x, "l2")
+    assert of_probabilities.tolist() == pytest.approx(of_logits.tolist(), rel=0.02)
+    assert caplog.messages == ["the outputs are probabilities and not logits: their logarithm is attacked"]
+    with pytest.raises(InputError, match=r"images from -1 to 1: should be in \[0,1\]"):
+        attack(model, (2 * x - 1) / (2 * x - 1).abs().max(), labels)
 
 
 class Immune(nn.Module):

@@ -79,7 +79,8 @@ def tiny(notebook: str) -> dict[str, str]:
 
 
 def test_every_study_has_its_notebook() -> None:
-    assert [path.stem for path in NOTEBOOKS] == sorted(studies.known()) == sorted(PAPERS)
+    assert [path.stem for path in NOTEBOOKS] == sorted(studies.known()) == sorted([*PAPERS, "explore"])
+    assert sorted(studies.declared("PLANS")) == sorted(PAPERS)  # what `paperlib reproduce` runs
     assert set(TINY) <= set(PAPERS)
 
 
@@ -119,7 +120,7 @@ def test_the_parameters_are_a_dozen_knobs_with_the_values_of_quick(path: Path) -
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_are_short_and_leave_the_parameters_alone(path: Path) -> None:
     _, cells = code_cells(path)
-    assert any(".loss(" in cell and "one_batch" in cell for cell in cells)
+    assert path.stem not in PAPERS or any(".loss(" in cell and "one_batch" in cell for cell in cells)
     assert any("models.summary" in cell for cell in cells)
     reserved = {"preset", "settings", *studies.known()[path.stem].model_fields}
     for cell in cells:

@@ -18,7 +18,7 @@ from paperlib.evaluation.intervals import image_interval
 from paperlib.runs import run as runs
 from paperlib.runs.files import InputError, read_json, write_json
 
-NOTEBOOKS = sorted(studies.known())
+NOTEBOOKS = sorted(studies.declared("PLANS"))
 
 
 def planned(notebook: str, preset: str = "quick", **changes: Any) -> pd.DataFrame:
@@ -248,7 +248,7 @@ def test_the_command_line_prints_it(
     assert out[-1] == power.told(planned("cifar_pag", "laptop", test_images=300))
     assert out[-1].startswith("8 of 21 claims can be decided at this preset; 4 cannot; 4 give no number; 5 not run;")
     assert call("plan", "toy") == 2
-    assert f"no notebook 'toy'; there are {', '.join(NOTEBOOKS)}" in capsys.readouterr().err
+    assert f"no notebook 'toy'; there are {', '.join(sorted(studies.known()))}" in capsys.readouterr().err
     assert call("plan", "cifar_pag", "-p", "epoch=3") == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
     assert not (home / "runs").exists()

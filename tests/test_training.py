@@ -184,7 +184,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, met
         assert process.stdout is not None
         process.stdout.readline()  # training begins
         if kills < 2:
-            time.sleep(moments.uniform(0.2, 1.0))
+            while kills and not checkpoint.exists() and process.poll() is None:  # the second leaves something to go on from
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.2) if kills else moments.uniform(0.2, 1.0))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from paperlib import evaluation, studies, training, zoo
 from paperlib.cli import app
 from paperlib.data import ImageSet, Splits, load, subset
-from paperlib.methods import Method
+from paperlib.methods import Method, jacobian
 from paperlib.methods.baselines import Standard
 from paperlib.methods.raat import RAAT
 from paperlib.report import cards
@@ -110,7 +111,7 @@ def test_a_network_is_as_accurate_as_its_card_says(name: str) -> None:
     assert abs(float(right["clean"].float().mean()) - clean) < 4 * deviation
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "/study" not in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("scenes/") and "/study" not in name])
 def test_raats_laptop_asks_for_what_the_zoo_has(name: str) -> None:
     """So a network is recalled as long as the preset and the method's constants are what it was trained with."""
     s, training_of = studies.resolve("raat_boundary", "laptop"), zoo.card(name)["method"]
@@ -124,6 +125,36 @@ def test_raats_laptop_asks_for_what_the_zoo_has(name: str) -> None:
     asked = kept.asked_of(method, Splits(some(6000), some(300), some(10)), s, seed, None)
     assert asked is not None
     assert zoo.find(asked) == name
+
+
+def test_a_network_trains_anew_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain one of quick's protocol. Another machine rounds differently, and a training makes much of that.
+
+    Six trainings, with weights that began 1e-6 apart, other threads or memory layout, ended with 87.0 to 90.5 % right
+    (filed: 89.6) and 92.4 to 94.7 % of the answers of the filed network, and their first epoch's loss was at most 0.0007
+    from its. With another seed that is 0.0071 and 88.2 %, with a learning rate of a tenth less the loss is 0.0043 away.
+    """
+    name = "scenes4/standard-seed1"
+    card, filed = zoo.card(name), zoo.load(name)
+    settings = studies.resolve("jacobian_norm", "quick", {"seeds": [1]})
+    s, plain, pgd = settings, jacobian.methods(settings)["standard"], jacobian.attacks(settings)["pgd_20"]
+    data = load(s.data, train_images=s.train_images, validation_images=s.validation_images, test_images=s.test_images)
+    for folder in ("notebooks", "zoo"):
+        (tmp_path / folder).symlink_to(REPOSITORY / folder)
+    monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path))
+    x, labels = data.test.images.float() / 255, data.test.labels
+    taken = Run("jacobian_norm", "quick", settings, tmp_path / "taken")
+    assert torch.equal(training.train_each(taken, {"plain": plain}, data, pgd)["plain"][1](x), filed(x))
+
+    anew = Run("jacobian_norm", "quick", settings.model_copy(update={"retrain": True}), tmp_path / "anew")
+    network = training.train_each(anew, {"plain": plain}, data, pgd)["plain"][1]
+    history = read_json(anew.folder / "training" / "plain-seed1" / "history.json")
+    assert "zoo" not in history
+    assert history["asked"] == card["asked"]
+    answers, wanted = network(x).argmax(1), filed(x).argmax(1)
+    assert history["epochs"][0]["total"] == pytest.approx(card["epochs"][0]["total"], abs=0.002)
+    assert float((answers == wanted).float().mean()) > 0.9
+    assert float((answers == labels).float().mean()) == pytest.approx(card["accuracies"]["clean"]["value"], abs=0.05)
 
 
 def test_the_zoo_is_small() -> None:

@@ -3,7 +3,9 @@
 from paperlib.attacks.autoattack import autoattack
 from paperlib.attacks.libraries import Part, apgd, masking_flags, square, transfer
 from paperlib.attacks.losses import (
+    Logarithm,
     Loss,
+    are_probabilities,
     attack_loss,
     difference_of_logits_ratio,
     margin,
@@ -15,6 +17,7 @@ from paperlib.attacks.projected import (
     Attack,
     Norm,
     ascent,
+    depends_on_others,
     each_image,
     evaluating,
     fgsm,

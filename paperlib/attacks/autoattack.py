@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from paperlib.attacks import libraries
 from paperlib.attacks.libraries import LOGGER, SHORT, Part, parts_of
+from paperlib.attacks.losses import are_probabilities
 from paperlib.attacks.parts import auto_pgd, fab, square
 from paperlib.attacks.projected import Norm, frozen
+from paperlib.data.images import check_pixels
 from paperlib.models.batchnorm import folded
 from paperlib.runs.files import InputError
 
@@ -41,8 +43,10 @@ def autoattack(
     Returns images that fool the model itself, or the clean image. With fewer than four classes the targeted ratio is
     undefined; untargeted APGD-CE, FAB and Square run instead. `engine` "original" calls the authors' package or its
     repackage. `masking_flags` collects warnings about masked gradients: random outputs, gradients in the forward pass,
-    probabilities instead of logits, zero gradients at the start of the targeted APGD, Square better than all else.
+    probabilities instead of logits, zero gradients at the start of the targeted APGD, Square better than all else. Raises
+    InputError for images outside [0,1].
     """
+    check_pixels(images)
     if engine == "original":
         return libraries.autoattack(model, images, labels, eps=eps, norm=norm, short=short, only=only)
     if engine != "own":
@@ -132,7 +136,7 @@ def _warn_of_masking(model: nn.Module, images: Tensor, labels: Tensor, logits: T
     spread = max(float((one - directions).norm(dim=2).max()) for one in directions)
     if spread > 1e-4 or (right != right[0]).any():
         LOGGER.warning("it seems to be a randomized defense: the model gives different outputs for one input")
-    if logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and ((logits.sum(1) - 1).abs() < 1e-5).all():
+    if are_probabilities(logits).all():
         LOGGER.warning("it seems that the output is a probability distribution instead of logits")
 
 

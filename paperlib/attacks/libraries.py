@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.projected import Attack, Norm, evaluating
+from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
 LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
@@ -30,6 +31,7 @@ def apgd(
     """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image if it fails."""
     from pyautoattack.autopgd_base import APGDAttack
 
+    check_pixels(images)
     seed = int(torch.randint(2**31, ()))  # from the caller's generator, since the library sets the global seed
     with torch.random.fork_rng():
         attack = APGDAttack(
@@ -47,6 +49,7 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm
     """
     from pyautoattack.square import SquareAttack
 
+    check_pixels(images)
     seed = int(torch.randint(2**31, ()))
     with torch.random.fork_rng():
         attack = SquareAttack(

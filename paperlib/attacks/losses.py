@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperlib.runs.files import InputError
 
@@ -65,3 +65,22 @@ def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None
         assert clean is not None
         return F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
     return margin(logits, labels).clamp_max(kappa) if loss == "margin" else difference_of_logits_ratio(logits, labels)
+
+
+def are_probabilities(outputs: Tensor) -> Tensor:
+    """Which rows of N×C are distributions, from 0 to 1 with a sum of 1, and so hardly logits: bool N."""
+    inside = (outputs >= -1e-5).all(1) & (outputs <= 1 + 1e-5).all(1)
+    return inside & ((outputs.sum(1) - 1).abs() < 1e-3)
+
+
+class Logarithm(nn.Module):
+    """The logarithm of a model's probabilities, N×C: logits with the same answers and a usual gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities: Tensor = self.model(x)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

@@ -1,7 +1,8 @@
 """Minimum-norm attacks, and the attack on single pixels: thin wrappers of foolbox and SciPy.
 
 The signature is that of `attacks`. `eps` is infinite by default; a perturbation beyond it counts as a failure. A failed
-attack returns the clean image. Every result of foolbox is checked again: some of its attacks return a black image on
+attack returns the clean image. Where the outputs are probabilities, their logarithm is attacked, with a warning. Images
+outside [0,1] raise InputError. Every result of foolbox is checked again: some of its attacks return a black image on
 failure, and foolbox counts it as a success if black is misclassified.
 """
 
@@ -16,7 +17,9 @@ import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Norm, each_image, frozen, lengths, margin
+from paperlib.attacks import Attack, Logarithm, Norm, are_probabilities, each_image, frozen, lengths, margin
+from paperlib.attacks.libraries import LOGGER
+from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
@@ -45,10 +48,21 @@ def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps:
         found = attack(wrapped, images, labels, epsilons=None)[1].detach()
     found = found.nan_to_num(0).clamp(0, 1)
     with torch.no_grad():
-        fooled = model(found).argmax(1) != labels
+        outputs = model(found)
+        fooled = (outputs.argmax(1) != labels) & ~outputs.isnan().any(1)
     black = found.flatten(1).abs().amax(1) == 0  # the library's result on failure
     good = fooled & ~black & (lengths(found - images, norm) <= eps)
     return torch.where(each_image(good, images), found, images)
+
+
+def _logits(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model, or the logarithm of its probabilities: DeepFool and DDN search much too far on these as they are."""
+    check_pixels(images)
+    with torch.no_grad():
+        if not are_probabilities(model(images)).all():
+            return model
+    LOGGER.warning("the outputs are probabilities and not logits: their logarithm is attacked")
+    return Logarithm(model)
 
 
 class _Scaled(nn.Module):
@@ -79,7 +93,7 @@ def deepfool(
     from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
 
     kind = {"linf": LinfDeepFoolAttack, "l2": L2DeepFoolAttack}[norm]
-    return _nearest(kind(steps=steps, overshoot=0.02), model, images, labels, eps, norm)
+    return _nearest(kind(steps=steps, overshoot=0.02), _logits(model, images), images, labels, eps, norm)
 
 
 def carlini_wagner(
@@ -96,7 +110,7 @@ def carlini_wagner(
     attack = L2CarliniWagnerAttack(
         binary_search_steps=searches, steps=steps, stepsize=0.01, initial_const=1.0, abort_early=False
     )
-    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+    return _nearest(attack, _Scaled(_logits(model, images), images, labels), images, labels, eps, norm)
 
 
 def elastic_net(
@@ -114,7 +128,7 @@ def elastic_net(
         binary_search_steps=searches, steps=steps, initial_stepsize=0.01, initial_const=1.0,
         regularization=regularization, decision_rule="EN", abort_early=False,
     )  # fmt: skip
-    return _nearest(attack, _Scaled(model, images, labels), images, labels, eps, norm)
+    return _nearest(attack, _Scaled(_logits(model, images), images, labels), images, labels, eps, norm)
 
 
 def ddn(
@@ -129,7 +143,9 @@ def ddn(
     from foolbox.attacks import DDNAttack
 
     _only_l2("ddn", norm)
-    return _nearest(DDNAttack(steps=steps), _Scaled(model, images, labels, SHARPNESS), images, labels, eps, norm)
+    return _nearest(
+        DDNAttack(steps=steps), _Scaled(_logits(model, images), images, labels, SHARPNESS), images, labels, eps, norm
+    )
 
 
 def l2_attacks(steps: int) -> dict[str, Attack]:

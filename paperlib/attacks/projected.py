@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.losses import Loss, attack_loss
+from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
 Norm = Literal["linf", "l2"]
 Attack = partial[Tensor]  # of an attack function, with all settings but model, images and labels fixed
 BOX = (0.0, 1.0)  # the range of pixel values
+OTHERS = 0.01  # of the logits' deviation, by which an answer may change with the other images; rounding is below
 
 
 @contextmanager
@@ -30,6 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
+        model.train(modes[model])  # for models whose own `train` does more than set the mode
         for module, training in modes.items():
             module.training = training
 
@@ -45,6 +48,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(True)
+
+
+@torch.no_grad()
+def depends_on_others(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model answers the first image otherwise where it is alone, and the same when asked again."""
+    if len(images) < 2:
+        return False
+    try:
+        among, alone, again = model(images)[:1], model(images[:1]), model(images[:1])
+    except ValueError:  # batch norm in training mode has no answer to one image
+        return True
+    size = among.std().nan_to_num(0) + alone.std().nan_to_num(0)
+    return torch.equal(alone, again) and bool((among - alone).abs().max() > OTHERS * size)
 
 
 # Geometry of the two balls -------------------------------------------------------------------------------------------
@@ -123,10 +139,10 @@ def pgd(
     - `restarts`: for each image, the strongest result is kept.
     - `kappa`: κ of the margin loss.
     - `best`: an image leaves the batch with the first iterate that fools the model. This is several times as fast and never
-      weaker than the last iterate, but not paper-exact.
+      weaker than the last iterate, but not paper-exact. Where answers depend on the other images, none leaves.
     - `box` None: pixel values are unbounded.
 
-    Raises InputError for settings that contradict each other.
+    Raises InputError for settings that contradict each other, and for images outside the box.
     """
     if loss == "kl" and targets is not None:
         raise InputError("loss 'kl' has no target class; use ce, margin or dlr with targets")
@@ -134,14 +150,18 @@ def pgd(
         raise InputError(f"kappa = {kappa:g} bounds how far a wrong class leads; leave it out with targets")
     if start_in_box and box is None:
         raise InputError("start_in_box needs a box, such as (0, 1); box is None")
+    if box == BOX and not images.is_cuda:  # a GPU would have to wait here; what an ImageSet holds was checked there
+        check_pixels(images)
     with torch.no_grad():
         clean = model(images).detach() if loss == "kl" else None
+    best = best and not depends_on_others(model, images)
     aims = labels if targets is None else targets
     sign = 1.0 if targets is None else -1.0
 
     def fooled(logits: Tensor, members: Tensor) -> Tensor:
-        predictions = logits.argmax(1)
-        return predictions != labels[members] if targets is None else predictions == aims[members]
+        predictions = logits.argmax(1).masked_fill(logits.isnan().any(1), -1)  # no answer, and so not fooled
+        missed = predictions != labels[members] if targets is None else predictions == aims[members]
+        return missed & (predictions >= 0)
 
     def run() -> Tensor:
         adversarial = images.clone()

@@ -7,7 +7,8 @@ docs/results/audit.md). No sign is no proof: an attack made for the defence (Tra
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import Norm, evaluating, masking_flags, pgd
+from paperlib.attacks import Logarithm, Norm, evaluating, masking_flags, pgd
 from paperlib.audit import probes
 from paperlib.audit.probes import Found
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
-from paperlib.evaluation import at_chance, correct
-from paperlib.evaluation.intervals import binomial_interval
+from paperlib.evaluation import at_chance, fooled
+from paperlib.evaluation.intervals import FEWEST, binomial_interval
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs import distributed
 from paperlib.runs.files import InputError, digest, read_json, write_json
@@ -36,8 +37,8 @@ MEANINGS: dict[Verdict, str] = {
     "may be too high. But no attack here surely found images that such attacks miss.",
     "masked": "Attacks that follow the gradient fail where adversarial images exist: accuracy under them is no measure of "
     "this model's robustness.",
-    "not told": "Without attack the model's accuracy is close to chance, so its robustness tells nothing. Perhaps it "
-    "should normalise its images itself, or has the classes in another order than the data.",
+    "not told": f"Without attack the model's accuracy is close to chance, so its robustness tells nothing; or there are "
+    f"fewer than {FEWEST} images. Perhaps it should normalise its images itself, or has the classes in another order.",
 }
 CHUNK = 50  # images at a time, which devices share: enough to keep a small network busy; AutoAttack's are one device's
 SOME, FEW = 100, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
@@ -46,8 +47,8 @@ FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
 
 # Figures that are means and not shares of images.
 MEANS = {
-    "answers differ between calls", "gradient not of the function", "gradient turns within the ball",
-    "gradient turns along the path", "loss still rises at the end", "AutoAttack's flags",
+    "answers differ between calls", "answers depend on the other images", "gradient not of the function",
+    "gradient turns within the ball", "gradient turns along the path", "loss still rises at the end", "AutoAttack's flags",
 }  # fmt: skip
 
 
@@ -65,6 +66,20 @@ CHECKS = {
     "answers differ between calls": Check(
         1e-4, False, "the model answers at random: a gradient is of one answer only", "Athalye et al. 2018",
         "average each gradient over many calls (expectation over transformation)",
+    ),
+    "answers depend on the other images": Check(
+        0.01, False, "an image's answer changes with the images beside it: no image has an accuracy of its own",
+        "Ioffe & Szegedy 2015",
+        "put batch norm into evaluation mode; trace or export the network in that mode",
+    ),
+    "outputs are probabilities": Check(
+        0.5, False, "attacks take outputs as logits, and find little on probabilities; here their logarithm was attacked",
+        "Carlini & Wagner 2017",
+        "return logits, and evaluate anew",
+    ),
+    "outputs that are no numbers": Check(
+        0.0, False, "attacked images end at outputs that are NaN, and count as not fooled", "Carlini et al. 2019",
+        "find the division or the logarithm that fails there",
     ),
     "images without gradient": Check(
         0.0, False, "gradient attacks are blind where the gradient is zero or no number", "Athalye et al. 2018",
@@ -186,6 +201,8 @@ def audit(
     InputError where the model does not answer as a classifier of these images, or eps is not positive.
     """
     check_radius(eps, norm)
+    if transfer_from is model:
+        raise InputError("transfer_from is the audited model itself; it should be another one, or None")
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
     accuracies = _accuracies(found)
     if "white" not in found:  # not attacked
@@ -218,11 +235,19 @@ def _measure(
     if transfer_from is not None:  # what does not fit is refused before anything takes long
         with evaluating(transfer_from.to(device)), torch.random.fork_rng():
             by_chunk(data[:1], partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
-    with evaluating(model), torch.random.fork_rng(), masking_flags() as flags, Bar(6, "audit", "part") as progress:
+    with (
+        _as_it_came(model),
+        evaluating(model),
+        torch.random.fork_rng(),
+        masking_flags() as flags,
+        Bar(6, "audit", "part") as progress,
+    ):
         found = by_chunk(data, partial(probes.answers, model, classes=len(data.classes)))
         clean = _accuracies(found).loc["no attack"].to_dict()
         if at_chance(clean, len(data.classes)):
             return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
+        if share(found["probabilities"]) > CHECKS["outputs are probabilities"].threshold:
+            model = Logarithm(model)
         found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
         progress.update()
         found |= by_chunk(data, partial(probes.attacks, model, eps=eps, norm=norm))
@@ -241,6 +266,18 @@ def _measure(
         found |= by_chunk(data[:FEW], partial(probes.standard, model, eps=eps, norm=norm))
         progress.update()
     return found, curve, tuple(flag.partition(". ")[0] for flag in distributed.united(flags))
+
+
+@contextmanager
+def _as_it_came(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers afterwards: some networks change their running statistics in evaluation mode, too."""
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
 
 
 def _by_chunk(data: ImageSet, probe: Callable[..., Found], *more: Tensor, device: torch.device, seed: int) -> Found:
@@ -262,7 +299,7 @@ def _sweep(model: nn.Module, data: ImageSet, by_chunk: Callable[..., Found], eps
 
     def attacked(images: Tensor, labels: Tensor, radius: float) -> Found:
         adversarial = pgd(model, images, labels, eps=radius, norm=norm, steps=20, step_size=radius / 8, best=True)
-        return {"right": correct(model, adversarial, labels)}
+        return {"right": ~fooled(model, adversarial, labels)[0]}
 
     radii = [0.0, *(factor * eps for factor in FACTORS)]
     found = [share(by_chunk(data, partial(attacked, radius=radius))["right"]) for radius in radii]
@@ -292,6 +329,9 @@ def figures(found: Found, curve: pd.DataFrame, flags: Sequence[str], classes: in
     rise = (found["loss"] - found["loss, 10 steps before"]).mean() / found["loss"].mean().clamp_min(1e-12)
     return {
         "answers differ between calls": (float(found["difference"].max()), count),
+        "answers depend on the other images": (float(found["others"].mean()), count),
+        "outputs are probabilities": (share(found["probabilities"]), count),
+        "outputs that are no numbers": (share(found["undefined"]), count),
         "images without gradient": (share(found["flat"]), count),
         "saturated outputs": (share(found["saturated"]), count),
         "gradient not of the function": (float(found["wrong slope"].median()), count),
@@ -324,9 +364,15 @@ def signs_of(figures: Mapping[str, tuple[float, int]]) -> pd.DataFrame:
 
 
 def verdict_of(checks: pd.DataFrame) -> Verdict:
-    """What the signs come to, of a model that is not at chance."""
+    """What the signs come to, of a model that is not at chance.
+
+    Fewer than FEWEST images without a sign tell nothing. Where answers depend on the other images it is "suspicious": an
+    image that an attack fools is right in another batch, which looks like masking.
+    """
     if not checks["sign"].any():
-        return "no sign of masking"
+        return "no sign of masking" if checks["n"].max() >= FEWEST else "not told"
+    if checks["sign"].get("answers depend on the other images", False):
+        return "suspicious"
     return "masked" if checks.loc[checks["sign"], "evidence"].any() else "suspicious"
 
 

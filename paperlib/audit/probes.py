@@ -4,16 +4,30 @@ Each probe takes a classifier in evaluation mode, images N×C×H×W in [0,1] and
 image, by name. "Fooled" includes images that the model has wrong anyway. Random numbers are the global generator's.
 """
 
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import models
-from paperlib.attacks import Norm, ascent, autoattack, each_image, evaluating, fgsm, pgd, project, square
+from paperlib.attacks import (
+    Norm,
+    are_probabilities,
+    ascent,
+    autoattack,
+    each_image,
+    evaluating,
+    fgsm,
+    pgd,
+    project,
+    square,
+)  # fmt: skip
 from paperlib.data import ImageSet, as_float
-from paperlib.evaluation import correct
+from paperlib.evaluation import fooled
 from paperlib.geometry import cosine
 from paperlib.runs.files import InputError
 
@@ -25,22 +39,35 @@ ANYTHING = 0.5  # ε (linf) within which every image can become mid-grey, and so
 
 
 class Connected(nn.Module):
-    """A model whose logits always hang on its input: where the graph is cut, gradients are zero and not an error.
+    """A user's model as the attacks need it: from images to logits N×classes of the images' type, which hang on them.
 
-    Raises InputError for answers that are not N×classes.
+    Where the graph is cut, gradients are zero and not an error. The model gets a copy, which it may change, in the type of
+    its weights. Of a tuple it answers with the first member counts, of a mapping or object "logits". Raises InputError for
+    answers that are not N×classes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        types = {one.dtype for one in model.parameters() if one.is_floating_point()}
+        self.weights = types.pop() if len(types) == 1 else None  # of mixed ones the model itself must know
+        self.name = "pixel_values" if "pixel_values" in inspect.signature(model.forward).parameters else None
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
+        given = x.to(self.weights, copy=True) if self.weights else x.clone()
+        answer = self.model(**{self.name: given}) if self.name else self.model(given)
+        logits = _logits(answer)
         if not isinstance(logits, Tensor):
-            raise InputError(f"the model answers with {type(logits).__name__}; it should be a tensor of N×classes logits")
+            raise InputError(f"the model answers with {type(answer).__name__}; it should be a tensor of N×classes logits")
         if logits.ndim != 2 or len(logits) != len(x):
             raise InputError(f"the model answers {len(x)} images with {tuple(logits.shape)}; it should be N×classes")
-        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits.to(x.dtype) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def _logits(answer: Any) -> Any:
+    if isinstance(answer, tuple | list) and not hasattr(answer, "logits") and answer:
+        return answer[0]
+    return answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", answer)
 
 
 class Averaged(nn.Module):
@@ -62,25 +89,42 @@ class Averaged(nn.Module):
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -> Found:
-    """ "no attack": whether the image is wrong; "difference" of two calls, in deviations of the logits; "saturated".
+    """ "no attack": whether the image is wrong; "difference" of two calls, in deviations of the logits; "saturated"; …
 
-    Saturated: the cross-entropy to the model's own answer is zero in single precision. Raises InputError where the answers
-    are not those of a classifier of `classes` or more.
+    Saturated: the cross-entropy to the model's own answer is zero in single precision. "others": how much the answer
+    changes, in deviations, when half of the images are left out, where calls do not differ; zero for an image
+    alone. "probabilities": the outputs are such. Raises InputError where the answers are not those of a classifier of
+    `classes`.
     """
     try:
         logits, again = model(images), model(images)
+        halves = torch.cat([model(half) for half in images.tensor_split(2) if len(half)])
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # mostly of shapes, of many libraries' kinds
         if isinstance(error, InputError):
             raise
         shape = "×".join(map(str, images.shape[1:]))
         raise InputError(f"the model cannot answer images of {shape}: {' '.join(str(error).split())[:200]}") from error
-    if logits.shape[1] < max(classes, 2):
-        raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
-    if not logits.isfinite().all():
-        raise InputError("the model's outputs for clean images in [0,1] are not all finite")
+    if logits.shape[1] != max(classes, 2):
+        raise InputError(
+            f"the model has {logits.shape[1]} outputs; the data have {classes} classes. If the model knows others, name "
+            "its outputs in their order: --classes FILE, or data.named"
+        )
+    if logits.isnan().any():
+        odd = int(logits.isnan().any(1).sum())
+        raise InputError(f"the model's outputs for {odd} of {len(images)} clean images in [0,1] are no numbers (NaN)")
+
+    def apart(other: Tensor) -> Tensor:
+        """From the first answers, N, in deviations; −∞, of classes that are impossible, are no difference."""
+        spread = logits.nan_to_num(0, 0, 0).std(1).clamp_min(1e-12)
+        relative: Tensor = (logits - other).nan_to_num(0, 0, 0).abs().amax(1) / spread
+        return relative
+
+    difference = apart(again)
     return {
         "no attack": logits.argmax(1) != labels,
-        "difference": (logits - again).abs().amax(1) / logits.std(1).clamp_min(1e-12),
+        "difference": difference,
+        "others": torch.where(difference > 0, 0.0, apart(halves)) if len(images) > 1 else torch.zeros_like(difference),
+        "probabilities": are_probabilities(logits),
         "saturated": F.cross_entropy(logits, logits.argmax(1), reduction="none") == 0,
     }
 
@@ -143,7 +187,7 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
     "PGD-100": fooled at any step so far; "lost": fooled on the way, not at the end; "loss, 10 steps before" and "loss".
     """
     point, before = images, torch.zeros_like(images)
-    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    fallen = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     agreement, found, losses = torch.zeros(len(images), device=images.device), {}, []
     for step in range(PATH + 1):
         leaf = point.detach().requires_grad_(True)
@@ -154,13 +198,13 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
         gradient = gradient / each_image(size, gradient)  # squares of a small one would vanish, and its norm with them
         if 0 < step <= 20:  # later it circles where it cannot climb further
             agreement += cosine(before, gradient) / 20
-        now = logits.detach().argmax(1) != labels
-        fooled = fooled | now
-        losses.append(loss.detach())
-        found["PGD-50" if step <= PATH // 2 else "PGD-100"] = fooled
+        now = (logits.detach().argmax(1) != labels) & ~logits.isnan().any(1)
+        fallen = fallen | now
+        losses.append(_finite(loss.detach()))
+        found["PGD-50" if step <= PATH // 2 else "PGD-100"] = fallen
         before = gradient
         point = (images + project(point + eps / 10 * ascent(gradient, norm) - images, eps, norm)).clamp(0, 1)
-    end = {"lost": fooled & ~now, "loss, 10 steps before": losses[-11], "loss": losses[-1]}
+    end = {"lost": fallen & ~now, "loss, 10 steps before": losses[-11], "loss": losses[-1]}
     return {"roughness": 1 - agreement, **found, **end}
 
 
@@ -168,50 +212,57 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
 
 
 def attacks(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Found:
-    """Who is fooled by "noise", "FGSM", "PGD-20" on cross-entropy, and "margin": by that or by PGD-20 on the margin."""
+    """Who is fooled by "noise", "FGSM", "PGD-20" on cross-entropy, and "margin": by that or by PGD-20 on the margin.
+
+    "undefined": one of the first three ends at outputs that are NaN, and does not count as fooled.
+    """
     attack = partial(pgd, model, eps=eps, norm=norm, steps=20, step_size=eps / 8, best=True)
-    noise = pgd(model, images, labels, eps=eps, norm=norm, steps=0, step_size=0.0)
-    fooled = ~correct(model, attack(images, labels), labels)
+    ends = {
+        "noise": pgd(model, images, labels, eps=eps, norm=norm, steps=0, step_size=0.0),
+        "FGSM": fgsm(model, images, labels, eps=eps, norm=norm),
+        "PGD-20": attack(images, labels),
+    }
+    outcomes = {name: fooled(model, end, labels) for name, end in ends.items()}
+    found = {name: fallen for name, (fallen, _) in outcomes.items()}
     return {
-        "noise": ~correct(model, noise, labels),
-        "FGSM": ~correct(model, fgsm(model, images, labels, eps=eps, norm=norm), labels),
-        "PGD-20": fooled,
-        "margin": _besides(fooled, model, images, labels, partial(attack, loss="margin")),
+        **found,
+        "undefined": torch.stack([undefined for _, undefined in outcomes.values()]).any(0),
+        "margin": _besides(found["PGD-20"], model, images, labels, partial(attack, loss="margin")),
     }
 
 
 def without_gradient(
-    model: nn.Module, images: Tensor, labels: Tensor, fooled: Tensor, source: nn.Module, *, eps: float, norm: Norm
+    model: nn.Module, images: Tensor, labels: Tensor, fallen: Tensor, source: nn.Module, *, eps: float, norm: Norm
 ) -> Found:
-    """Who falls to "transfer" from `source`; `fooled` and those of "Square", or gradients "averaged" over noise: bool N."""
+    """Who falls to "transfer" from `source`; `fallen` and those of "Square", or gradients "averaged" over noise: bool N."""
     with evaluating(source):
         moved = pgd(source, images, labels, eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     averaged = partial(pgd, Averaged(model, eps / 2, norm), eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     queries = partial(square, model, eps=eps, norm=norm, queries=QUERIES)
     return {
-        "transfer": ~correct(model, moved, labels),
-        "Square": _besides(fooled, model, images, labels, queries),
-        "averaged": _besides(fooled, model, images, labels, averaged),
+        "transfer": fooled(model, moved, labels)[0],
+        "Square": _besides(fallen, model, images, labels, queries),
+        "averaged": _besides(fallen, model, images, labels, averaged),
     }
 
 
-def _besides(fooled: Tensor, model: nn.Module, images: Tensor, labels: Tensor, attack: partial[Tensor]) -> Tensor:
-    """`fooled`, and whom `attack` fools of the others."""
-    found, others = fooled.clone(), ~fooled
+def _besides(fallen: Tensor, model: nn.Module, images: Tensor, labels: Tensor, attack: partial[Tensor]) -> Tensor:
+    """`fallen`, and whom `attack` fools of the others."""
+    found, others = fallen.clone(), ~fallen
     if others.any():
-        found[others] = ~correct(model, attack(images[others], labels[others]), labels[others])
+        found[others] = fooled(model, attack(images[others], labels[others]), labels[others])[0]
     return found
 
 
 def standard(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Found:
     """Who falls to "AutoAttack", shortened."""
-    return {"AutoAttack": ~correct(model, autoattack(model, images, labels, eps=eps, norm=norm, short=True), labels)}
+    return {"AutoAttack": fooled(model, autoattack(model, images, labels, eps=eps, norm=norm, short=True), labels)[0]}
 
 
 def anything(model: nn.Module, images: Tensor, labels: Tensor) -> Found:
     """Who is "right" still after PGD-100 on cross-entropy within ANYTHING."""
     found = pgd(model, images, labels, eps=ANYTHING, norm="linf", steps=100, step_size=ANYTHING / 25, best=True)
-    return {"right": correct(model, found, labels)}
+    return {"right": ~fooled(model, found, labels)[0]}
 
 
 def substitute(model: nn.Module, data: ImageSet, device: torch.device, seed: int) -> nn.Module:

@@ -1,12 +1,23 @@
 """Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
 
 from paperlib.data import folder, imagenet100, scenes, tiny_imagenet, toy, vision
-from paperlib.data.images import ImageSet, Splits, as_float, balanced, chunk_size, hold_out, joined, shareable, subset
+from paperlib.data.images import (
+    ImageSet,
+    Splits,
+    as_float,
+    balanced,
+    chunk_size,
+    hold_out,
+    joined,
+    named,
+    shareable,
+    subset,
+)  # fmt: skip
 from paperlib.runs.files import InputError
 
 __all__ = [
     "DESCRIPTIONS", "EXTENTS", "ImageSet", "Splits", "as_float", "balanced", "check_name", "chunk_size", "joined", "load",
-    "shareable", "subset",
+    "load_test", "named", "shareable", "subset",
 ]  # fmt: skip
 
 DESCRIPTIONS = {
@@ -86,3 +97,14 @@ def load(
             raise InputError(f"{what} = {count}, but {name} has {available}")
     splits = hold_out(train, subset(test, test_images or len(test), seed), validation_images, seed)
     return Splits(subset(splits.train, train_images or len(splits.train), seed), splits.validation, splits.test)
+
+
+def load_test(name: str, count: int, image_size: int | None = None) -> ImageSet:
+    """At most `count` test images of the data set `name`, of each class equally many; of a folder no others are read.
+
+    Raises InputError where `load` does.
+    """
+    if name.startswith("folder:"):
+        return folder.load_test(folder.located(name.removeprefix("folder:")), image_size, count)
+    few = {"train_images": 10, "test_images": count} if name in scenes.SETS else {}
+    return subset(load(name, image_size=image_size, **few).test, count, 0)

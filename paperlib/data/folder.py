@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paperlib.data.cache import Built, cached
-from paperlib.data.images import ImageSet
+from paperlib.data.images import ImageSet, places
 from paperlib.runs.files import InputError, root
 from paperlib.runs.progress import Bar
 
@@ -54,12 +54,19 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def load_test(folder: Path, size: int | None = None) -> ImageSet:
-    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`."""
+def load_test(folder: Path, size: int | None = None, count: int | None = None) -> ImageSet:
+    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`.
+
+    With `count`, so many of them at most, equally many of each class to within one; no others are read.
+    """
     split = _test_split(folder, "test/<class>/*")
     if not (classes := subfolders(folder / split)):
         raise InputError(f"data folder {folder}: there are no class folders in {split}; it should hold {split}/<class>/*")
-    (test,) = decoded(folder, {split: _files(folder, split, classes)}, classes, size)
+    listing = _files(folder, split, classes)
+    if count is not None and count < len(listing):
+        labels = torch.tensor([label for label, *_ in listing])
+        listing = [listing[place] for place in places(ImageSet(labels, labels, classes), count, 0)]
+    (test,) = decoded(folder, {split: listing}, classes, size)
     return test
 
 
@@ -89,18 +96,42 @@ def subfolders(folder: Path) -> tuple[str, ...]:
 
 
 def listed(folder: Path, place: Path, label: int) -> Listing:
-    """The files of one class in `place`, sorted by name. Raises InputError when there are none."""
+    """The files of one class in `place` and in folders below it, in the order of torchvision's ImageFolder.
+
+    Hidden ones do not count. Raises InputError when there are none, or where links go round.
+    """
+    members: Listing = []
     try:
-        found = [entry for entry in os.scandir(place) if entry.name[0] != "." and not entry.is_dir()]
-        if odd := [entry.name for entry in found if not entry.is_file()]:
-            raise InputError(f"{place / min(odd)}: neither a file nor a link to one; repair or remove it")
+        # sorted() would walk to the end first, and links may have none
+        for where, names, files in os.walk(place, onerror=_raised, followlinks=True):
+            names[:] = [name for name in names if name[0] != "."]
+            if any(
+                os.path.samefile(os.path.join(where, name), parent) for name in names for parent in _up_to(place, where)
+            ):
+                raise InputError(f"class folder {where}: a link in it leads back to where it is; remove it")
+            for name in files:
+                if name[0] == ".":
+                    continue
+                file = Path(where, name)
+                if not file.is_file():
+                    raise InputError(f"{file}: neither a file nor a link to one; repair or remove it")
+                about = file.stat()
+                members.append((label, file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns))
     except OSError as error:  # links that go round
         raise InputError(f"class folder {place}: {error}; remove it") from error
-    members = sorted(found, key=lambda entry: entry.name)
     if not members:
         raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
-    within = place.relative_to(folder).as_posix()
-    return [(label, f"{within}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns) for entry in members]
+    return sorted(members, key=lambda member: (os.path.dirname(member[1]), os.path.basename(member[1])))
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _up_to(place: Path, where: str) -> list[Path]:
+    """The folder `where` and those above it, up to `place`."""
+    below = Path(where)
+    return [below, *(above for above in below.parents if above == place or place in above.parents)]
 
 
 def read_lines(file: Path) -> list[str]:
@@ -145,6 +176,18 @@ def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing]
     return tensors, {"classes": list(classes)}
 
 
+def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """An image of 16 bits scaled to 8, where Pillow would cut off what is above 255; others as they are."""
+    if image.mode == "F":
+        raise InputError(f"{file}: its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{file}: pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 · 255
+
+
 def read_image(file: Path, size: int | None) -> np.ndarray:
     """An image file as uint8 H×W×3; with `size` its middle square, scaled.
 
@@ -160,7 +203,7 @@ def read_image(file: Path, size: int | None) -> np.ndarray:
             width, height = image.size  # as the header has it: nothing is decoded yet
             if width * height > PIXELS:
                 raise InputError(f"{file}: {width}×{height} pixels; an image may have {PIXELS:,} pixels in all")
-            rgb = image.convert("RGB")
+            rgb = _eight_bits(image, file).convert("RGB")
     except InputError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, at twice what it warns of

@@ -1,18 +1,24 @@
 """What an image set is, and how a validation part is held out."""
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paperlib.runs.files import InputError
 
+SLACK = 1e-4  # beyond [0,1], for images that were resized or are of half precision
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images. The toy's points stand in `images` as float32 N×2; real images are uint8 N×C×H×W.
+    """Labelled images: uint8 N×C×H×W, or floating point in [0,1]. The toy's points are float32 N×2, of any size.
 
-    Sets that do not fit in memory have a `streamed.Streamed` there, which reads like such a tensor.
+    Sets that do not fit in memory have a `streamed.Streamed` in `images`, which reads like such a tensor. Labels of other
+    integer types and arrays become int64. Raises InputError for other images and labels.
     """
 
     images: Tensor
@@ -24,16 +30,49 @@ class ImageSet:
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise InputError(f"{len(self.images)} images but {len(self.labels)} labels")
+        object.__setattr__(self, "labels", _indices(self.labels, len(self.classes)))
+        if isinstance(self.images, Tensor) and self.images.ndim == 4 and self.images.dtype != torch.uint8:
+            check_pixels(self.images)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> "ImageSet":
-        """The images at `index`, still as a set."""
-        depth = None if self.depth is None else self.depth[index]
-        mask = None if self.mask is None else self.mask[index]
+        """The images at `index`, still as a set; what was checked is not checked again."""
+        part = copy(self)
         images = self.images[index] if isinstance(self.images, Tensor) else self.images.part(index)  # still in its files
-        return replace(self, images=images, labels=self.labels[index], depth=depth, mask=mask)
+        for name in ("labels", "depth", "mask"):
+            own = getattr(self, name)
+            object.__setattr__(part, name, None if own is None else own[index])
+        object.__setattr__(part, "images", images)
+        return part
+
+
+def check_pixels(images: Tensor) -> None:
+    """Raise InputError where pixels are not floating point in [0,1], the range that attacks keep to."""
+    if not images.is_floating_point():
+        raise InputError(f"images of type {images.dtype}: should be uint8, or floating point in [0,1]")
+    low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 1.0)
+    if not (low >= -SLACK and high <= 1 + SLACK):  # so that NaN is refused
+        how = "divide them by 255" if low >= 0 and 1.5 < high <= 255 else "bring them there, and normalise inside the model"
+        raise InputError(f"images from {low:.4g} to {high:.4g}: should be in [0,1], where attacks search; {how}")
+
+
+def _indices(given: Any, classes: int) -> Tensor:
+    """The labels as int64 N. Raises InputError where they are no indices of `classes` classes."""
+    labels: Tensor = torch.as_tensor(given)
+    if labels.ndim != 1:
+        shape = "×".join(map(str, labels.shape))
+        raise InputError(
+            f"labels of shape {shape}: should be one class index an image; of one-hot labels, labels.argmax(1)"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"labels of type {labels.dtype}: should be whole numbers, the indices of the classes")
+    labels = labels.long()
+    for odd in (labels.min(), labels.max()) if len(labels) else ():
+        if not 0 <= odd < classes:
+            raise InputError(f"label {odd}: should be an index of the {classes} classes, from 0 to {classes - 1}")
+    return labels
 
 
 @dataclass(frozen=True)
@@ -96,6 +135,18 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
     images, labels = torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
     return ImageSet(images, labels, first.classes, both("depth"), both("mask"))
+
+
+def named(data: ImageSet, names: Sequence[str]) -> ImageSet:
+    """The set with its classes in the order of `names`, which may be more. Raises InputError where one is not there."""
+    names = [name.strip() for name in names if name.strip()]
+    for name in (*data.classes, *names):
+        if (times := names.count(name)) != 1:
+            raise InputError(
+                f"the list of {len(names)} classes has {name!r} {times} times; it should name each output of the model once"
+            )
+    order = torch.tensor([names.index(name) for name in data.classes])
+    return replace(data, labels=order[data.labels], classes=tuple(names))
 
 
 def balanced(data: ImageSet, seed: int) -> Tensor:

@@ -12,7 +12,6 @@ import zlib
 from pathlib import Path
 
 from filelock import FileLock
-from torchvision.datasets.utils import download_and_extract_archive
 
 from paperlib.data.folder import LONGEST, Listing, decoded, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
@@ -39,6 +38,8 @@ def load() -> tuple[ImageSet, ImageSet]:
             if not (place / NAME / "train").is_dir():
                 half = place / ".extracting"  # so that a tree that is there is whole
                 shutil.rmtree(half, ignore_errors=True)
+                from torchvision.datasets.utils import download_and_extract_archive  # slow to import
+
                 download_and_extract_archive(URL, str(place), str(half), md5=MD5)
                 os.replace(half / NAME, place / NAME)
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -10,19 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from torchvision import datasets
 
 from paperlib.data.images import ImageSet
 from paperlib.runs.files import InputError, root
 
 NAMES = ("cifar10", "cifar100", "stl10", "fashion_mnist")
-# What each set is downloaded from and as, for the message where the network is not there.
-SOURCES = {
-    "cifar10": (datasets.CIFAR10.url, datasets.CIFAR10.filename),
-    "cifar100": (datasets.CIFAR100.url, datasets.CIFAR100.filename),
-    "stl10": (datasets.STL10.url, datasets.STL10.filename),
-    "fashion_mnist": (datasets.FashionMNIST.mirrors[0], "FashionMNIST/raw/*.gz"),
-}
 
 
 def load(name: str) -> tuple[ImageSet, ImageSet]:
@@ -37,7 +29,7 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
             train, test = (_read(name, folder, training) for training in (True, False))
     # urllib's errors are OSErrors; torchvision raises RuntimeError, and anything where a file is half there.
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
-        address, file = SOURCES[name]
+        address, file = _source(name)
         raise InputError(
             f"data {name!r} is not in {folder}, or damaged there, and cannot be downloaded ({error}). Put {file} there "
             f"and remove what was unpacked of it; it comes from {address}. Or use images of your own: data=folder:PATH"
@@ -45,7 +37,19 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
+def _source(name: str) -> tuple[str, str]:
+    """What a set is downloaded from, and the file's name."""
+    from torchvision import datasets
+
+    if name == "fashion_mnist":
+        return datasets.FashionMNIST.mirrors[0], "FashionMNIST/raw/*.gz"
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+    return kind.url, kind.filename
+
+
 def _read(name: str, folder: Path, training: bool) -> ImageSet:
+    from torchvision import datasets  # when it is needed: importing it takes as long as the rest of paperlib
+
     if name == "stl10":
         stl = datasets.STL10(folder, "train" if training else "test", download=True)
         return ImageSet(torch.from_numpy(stl.data), torch.from_numpy(stl.labels).long(), tuple(stl.classes))

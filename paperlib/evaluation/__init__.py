@@ -10,6 +10,7 @@ from paperlib.evaluation.accuracy import (
     evaluate,
     evaluate_each,
     flags,
+    fooled,
     measuring,
     same_images,
     sweep,

@@ -69,7 +69,10 @@ def evaluate(
             with masking_flags() as warnings:
                 adversarial = attack(model, images, labels).detach()
             flags.extend(f"{name}: {warning}" for warning in warnings)
-            found[name] = correct(model, adversarial, labels)
+            fallen, undefined = fooled(model, adversarial, labels)
+            found[name] = ~fallen & (found["clean"] | ~undefined)
+            if undefined.any():
+                flags.append(f"{name}: {int(undefined.sum())} images end at outputs that are NaN, and count as not fooled")
             _assert_allowed(name, attack, images, adversarial, found, box)
         return found
 
@@ -225,10 +228,17 @@ def flags(*tables: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Which images the model has right: bool N, of the model in the mode it is in."""
+    """Which images the model has right: bool N, of the model in the mode it is in; not those whose outputs are NaN."""
+    wrong, undefined = fooled(model, images, labels)
+    return ~wrong & ~undefined
+
+
+@torch.no_grad()
+def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images the model has wrong, and for which it has no answer, since an output is NaN: bool N each, never both."""
     logits: Tensor = model(images)
-    # Outputs that are not numbers are no correct prediction, whatever argmax makes of them.
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    undefined = logits.isnan().any(1)  # whatever argmax makes of it
+    return (logits.argmax(1) != labels) & ~undefined, undefined
 
 
 def _assert_allowed(

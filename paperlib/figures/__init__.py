@@ -1,5 +1,6 @@
 """Figures and tables in a venue's style, one colour and one name for each method."""
 
+from paperlib.figures.closeup import close_up
 from paperlib.figures.papers import (
     against,
     changes,

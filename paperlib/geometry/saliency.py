@@ -47,6 +47,45 @@ def attended(
     return logits, _on_patches(model, weights)
 
 
+def saliency(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[str, Tensor] | None:
+    """Where any network looks: "attention" or "Grad-CAM", and N×h×w of at least 0. None where there is no `last_map`.
+
+    A transformer's attention, or Grad-CAM of the classes int64 N at `last_map`. The model's mode is not changed.
+    """
+    try:
+        with torch.no_grad():
+            return "attention", attended(model, images)[1]
+    except InputError:  # no transformer, or none with a class token
+        layer = last_map(model, images)
+        return None if layer is None else ("Grad-CAM", grad_cam(model, images, classes, layer))
+
+
+def last_map(model: nn.Module, images: Tensor) -> str | None:
+    """The last layer, no earlier than the first convolution, that puts out N×C×h×w of several places; None without one.
+
+    Layers that consist of others do not count.
+    """
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            begun = bool(found) or isinstance(module, nn.Conv2d)
+            if begun and isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                found.append(name)
+
+        return hook
+
+    leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
+    handles = [module.register_forward_hook(look(name)) for name, module in leaves.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[-1] if found else None
+
+
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
     """A vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
 

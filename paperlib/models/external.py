@@ -19,12 +19,15 @@ from paperlib.data import ImageSet
 from paperlib.models import CIFAR10_STATISTICS, NORMALISATIONS, Bottleneck, Normalise, resnet, resnet18
 from paperlib.runs.files import InputError
 
+HOLDERS = ("state_dict", "model_state_dict", "model", "net", "ema")  # names under which checkpoints hold weights
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of names: DataParallel's, torch.compile's, and wrappers'
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name, from safetensors or from a checkpoint that PyTorch saved.
 
-    The latter is a pickle: it is read with `weights_only=True`, so nothing in it can run. Where it holds them under "model"
-    or "state_dict", those are meant. Raises InputError when the file is not there, or not such a file.
+    The latter is a pickle: it is read with `weights_only=True`, so nothing in it can run. Where it holds them under one of
+    HOLDERS, those are meant, and it is said which. Raises InputError when the file is not there, or not such a file.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; it should hold weights, as safetensors or as PyTorch saves them")
@@ -40,11 +43,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: cannot be read as weights alone ({reason}); it should be whole, and hold tensors by name"
         ) from error
-    for name in ("model", "state_dict"):
-        content = content.get(name, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    while isinstance(content, dict) and (holders := [name for name in HOLDERS if isinstance(content.get(name), dict)]):
+        others = f"; there are also {', '.join(holders[1:])}" if holders[1:] else ""
+        print(f"{path}: the weights are those under {holders[0]!r}{others}", flush=True)
+        content = content[holders[0]]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path}: holds no weights by name; save the model's state_dict()")
-    return content
+    return {name: value for name, value in content.items() if isinstance(value, Tensor) or name.endswith("_extra_state")}
 
 
 def from_file(spec: str, weights: Path | None = None) -> nn.Module:
@@ -65,7 +70,7 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     with _beside(path):
         try:
             module_spec.loader.exec_module(module)
-        except Exception as error:  # whatever the user's file raises
+        except (Exception, SystemExit) as error:  # whatever the user's file raises; argparse exits
             raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error, path)})") from error
         if not callable(build_it := getattr(module, name, None)):
             raise InputError(f"{spec}: {path.name} has no function {name!r}")
@@ -75,19 +80,65 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
             raise InputError(f"{spec}: {name} should need no arguments ({error})") from error
         try:
             model = build_it()
-        except Exception as error:  # likewise
+        except (Exception, SystemExit) as error:  # likewise
             raise InputError(f"{spec}: {name} failed ({_told(error, path)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: {name} returned {type(model).__name__}; it should be a torch.nn.Module")
     if weights is not None:
-        try:
-            model.load_state_dict(read_weights(weights))
-        except RuntimeError as error:  # names what is missing, unexpected or of another shape
-            raise InputError(f"{weights}: not the weights of {spec}: {' '.join(str(error).split())[:300]}") from error
+        _fill(model, weights, spec)
     return model.eval()
 
 
-def _told(error: Exception, path: Path) -> str:
+def from_library(spec: str, weights: Path | None, classes: int) -> nn.Module:
+    """A network by its name in timm or torchvision, say "timm:resnet18", with ImageNet's normalisation before it.
+
+    Weights come from a file, and nothing is downloaded. Raises InputError where there is no such library or name, or the
+    weights are not those of the model.
+    """
+    library, _, name = spec.partition(":")
+    try:
+        if library == "timm":
+            import timm
+
+            body = timm.create_model(name, pretrained=False, num_classes=classes)
+        else:
+            from torchvision.models import get_model
+
+            body = get_model(name, weights=None, num_classes=classes)
+    except Exception as error:  # of many kinds: an unknown name, a network without `num_classes`
+        raise InputError(f"{spec}: {library} has no such network ({' '.join(str(error).split())[:200]})") from error
+    if weights is None:
+        raise InputError(f"{spec}: needs --weights, since networks by name are built untrained")
+    _fill(body, weights, spec)
+    return nn.Sequential(OrderedDict(normalise=Normalise(NORMALISATIONS["imagenet"]), body=body)).eval()
+
+
+def _fill(model: nn.Module, path: Path, spec: str) -> None:
+    """Read the weights in `path` into the model; prefixes that all names share are taken off, and it is said."""
+    stored, wanted = read_weights(path), set(model.state_dict())
+    taken = ""
+    while not wanted & set(stored) and (
+        prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in stored)), None)
+    ):
+        stored = {name.removeprefix(prefix): value for name, value in stored.items()}
+        taken += prefix
+    if taken:
+        print(f"{path}: the names of the weights are read without {taken!r}", flush=True)
+    missing, unknown = sorted(wanted - set(stored)), sorted(set(stored) - wanted)
+    if missing or unknown:
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if names[3:] else ''})"
+            for names, what in ((missing, "missing"), (unknown, "unknown"))
+            if names
+        ]
+        raise InputError(f"{path}: not the weights of {spec}: of {len(wanted)} names {' and '.join(parts)}")
+    try:
+        model.load_state_dict(stored)
+    except RuntimeError as error:  # names what is of another shape
+        raise InputError(f"{path}: not the weights of {spec}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _told(error: BaseException, path: Path) -> str:
     """What a user's file raised, and where in it."""
     own = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
     return f"{type(error).__name__}: {error}" + (f"; {path.name}, line {own[-1]}" if own else "")
