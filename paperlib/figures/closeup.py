@@ -26,7 +26,7 @@ SMALL = 7  # points, of all words
 
 def close_up(run: Run, seen: CloseUp, label: int, classes: Sequence[str]) -> Figure:
     """An image and its adversarial, the perturbation, the input gradient, where the network looks, margin and loss."""
-    figure, axes = new(run, *GRID, height=WIDTHS[run.settings.venue][0] * HEIGHT)
+    figure, axes = new(run, *GRID, height=WIDTHS[run.settings.venue] * HEIGHT)
     Sheet(axes).show(seen, label, classes, run.settings.norm)
     return save(run, figure, "close_up", pd.DataFrame({"share": seen.shares.cpu(), "margin": seen.margins.cpu()}))
 
