@@ -196,7 +196,7 @@ def audit(
     from paperlib.data import folder, load_test, named
     from paperlib.models import external
     from paperlib.runs.files import digest
-    from paperlib.runs.settings import read_value
+    from paperlib.runs.values import read_value
 
     radius = read_value(eps)
     if not isinstance(radius, float | int):

@@ -45,6 +45,17 @@ def test_a_group_is_a_job_for_every_combination_after_those_it_waits_for(home: P
     ("content", "message"),
     [
         ("a: [", "not YAML"),
+        ("a: [" + "[" * 5000, "not YAML"),
+        ("a: &x {notebook: toy_pag}\nb: *x", "aliases .* are not read"),
+        (
+            {
+                "a": {
+                    "notebook": "toy_pag",
+                    "over": {name: list(range(1, 101)) for name in ("epochs", "batch_size", "weight")},
+                }
+            },
+            "a: 1,000,000 combinations; at most 100,000",
+        ),
         ("", "the file: Input should be a valid dictionary"),
         ("- 1", "the file: Input should be a valid dictionary"),
         ({"a": 1}, "a: Input should be a valid dictionary or instance of Group"),

@@ -13,7 +13,7 @@ from paperlib import studies
 from paperlib.runs import files, progress
 from paperlib.runs import run as runs
 from paperlib.runs.files import InputError, read_json, write_json
-from paperlib.runs.settings import read_value
+from paperlib.runs.values import read_value
 
 # Settings ------------------------------------------------------------------------
 
@@ -36,6 +36,15 @@ from paperlib.runs.settings import read_value
         ("2001-13-45", "2001-13-45"),  # no date
         ("{a: 1/4, b: [1e-2]}", {"a": 0.25, "b": [0.01]}),
         (7, 7),
+        ("[010, 0o10, 0x10]", [10, 8, 16]),  # by YAML 1.2; PyYAML's 1.1 reads 8
+        ("1:30", "1:30"),  # not 90
+        ("1_000", "1_000"),
+        ("yes", "yes"),
+        ("2001-01-01", "2001-01-01"),
+        ("-.5e-1", -0.05),
+        ("", ""),
+        ("[1, &a 2, *a]", "[1, &a 2, *a]"),  # no aliases
+        ("[" * 5000, "[" * 5000),
     ],
 )
 def test_values_are_read_as_meant(text: Any, value: Any) -> None:
@@ -64,6 +73,16 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"optimizer": "lion"}, "optimizer = 'lion': Input should be 'sgd', 'adam' or 'adamw'"),
         ({"data": "cifar"}, "'cifar' is not a data set; choose one of toy, scenes"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [2**63 - 1]}, "seeds.0 = 9223372036854775807: Input should be less than 4294967296"),
+        ({"seeds": ""}, "seeds has an empty value; null is none"),
+        ({"epochs": "1:30"}, "epochs = '1:30': Input should be a valid integer"),
+        ({"flip": "yes"}, "flip = 'yes'"),
+        ({"seeds": "[" + "0," * 60_000 + "0]"}, "a text of 120,003 characters; at most 100,000"),
+        ({"train_images": 10**12}, "train_images = 1000000000000: Input should be less than or equal to"),
+        ({"eps_l2": 1e300}, "eps_l2 = 1e[+]300: Input should be less than or equal to"),
+        ({"data": "toy"}, "data = 'toy': points and no images"),
+        ({"image_size": 33}, "image_size = 33: scenes are rendered at 32 or 64 px"),
+        ({"model": "vit", "width": 7, "stem_stride": 1}, "width = 7: vit has heads of 32"),
         ({"eps_linf": 0.0}, "eps_linf = 0.0: Input should be greater than 0"),
         ({"eps_linf": 8}, "eps_linf = 8: Input should be less than or equal to 1"),
         ({"seeds": [0, "x"]}, r"seeds.1 = 'x'"),

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from paperlib.runs.files import InputError, read_about, read_json, read_tensors, write_json
-from paperlib.runs.settings import read_value
+from paperlib.runs.values import read_value
 
 KEPT = Path(__file__).resolve().parents[2] / "docs/results/campaign"
 STATE = "state.json"

@@ -23,6 +23,7 @@ class NetworkSettings(TrainingSettings):
     @model_validator(mode="after")
     def _stem_to_stride(self) -> Self:
         models.check_stem(self.model, self.stem_stride)
+        models.check_width(self.model, self.width)
         return self
 
 
@@ -39,6 +40,16 @@ class ImageSettings(NetworkSettings):
     autoattack_images: Images
     sweep_images: Count  # of the sweep over eps
     audit_images: Count
+
+    @model_validator(mode="after")
+    def _images_there_are(self) -> Self:
+        if self.data == "toy":
+            raise ValueError("data = 'toy': points and no images; the notebook toy_pag is made for them")
+        if self.data in scenes.SETS and self.image_size not in (None, *scenes.SIZES):
+            raise ValueError(
+                f"image_size = {self.image_size}: scenes are rendered at {' or '.join(map(str, scenes.SIZES))} px"
+            )
+        return self
 
 
 class Plan(NamedTuple):

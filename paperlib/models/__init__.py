@@ -17,6 +17,7 @@ from paperlib.models.architectures import (
     build,
     check_channels,
     check_stem,
+    check_width,
     cnn,
     load_weights,
     mlp,

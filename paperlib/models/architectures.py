@@ -162,6 +162,13 @@ def check_stem(name: str, stem_stride: int) -> None:
         raise InputError(f"stem_stride = {stem_stride}: {name} has no first convolution to stride; use 1")
 
 
+def check_width(name: str, width: int) -> None:
+    """Raise InputError where the width of a transformer is no multiple of that of its heads."""
+    head = getattr(ARCHITECTURES[name], "keywords", {}).get("head", 32)
+    if name in TRANSFORMERS and width % head:
+        raise InputError(f"width = {width}: {name} has heads of {head}, so the width must be a multiple")
+
+
 class Projection(nn.Conv2d):
     """A strided 1×1 convolution: what it skips is cut away first, and the rest convolved without stride.
 

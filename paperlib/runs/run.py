@@ -30,7 +30,8 @@ from filelock import FileLock, Timeout
 from paperlib import __version__
 from paperlib.runs import distributed, progress
 from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
-from paperlib.runs.settings import ANY_RUN, Settings, check, read_value
+from paperlib.runs.settings import ANY_RUN, Settings, check
+from paperlib.runs.values import read_value
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"

@@ -2,21 +2,21 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from paperlib.runs.files import InputError
+from paperlib.runs.values import read_value
 
-Count = Annotated[int, Field(ge=1)]
-Images = Annotated[int, Field(ge=0)]  # that an attack is run on; 0: it is left out
+MOST = 10**8  # of whatever is counted: more is a slip of the hand
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Images = Annotated[int, Field(ge=0, le=MOST)]  # that an attack is run on; 0: it is left out
 Share = Annotated[float, Field(ge=0, le=1)]
-Radius = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Radius = Annotated[float, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=1000)]
 
 
 def _in_order(shares: list[float]) -> list[float]:
@@ -30,27 +30,6 @@ Ramp = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(
 # A layer's name is text, also one that is a number alone; None where there is none.
 Layer = Annotated[str | None, BeforeValidator(lambda layer: str(layer) if isinstance(layer, int) else layer)]
 Venue = Literal["neurips", "iclr", "icml", "icml-column", "cvpr", "cvpr-column", "aaai", "aaai-column", "wide"]
-
-FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECASE)
-
-
-def read_value(value: Any) -> Any:
-    """Convert a string from YAML or papermill to its value: fractions such as "8/255", numbers such as "1e-3", lists."""
-    if isinstance(value, list):
-        return [read_value(member) for member in value]
-    if isinstance(value, dict):
-        return {name: read_value(member) for name, member in value.items()}
-    if not isinstance(value, str):
-        return value
-    try:
-        if match := FRACTION.fullmatch(value):
-            return float(match[1]) / float(match[2])
-        if re.fullmatch(r"-?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
-            return float(value)
-        read = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, ZeroDivisionError):  # values: 1.2.3/4, and YAML's own dates and numbers
-        return value
-    return read if isinstance(read, str) else read_value(read)
 
 
 def as_options(given: Mapping[str, Any]) -> list[str]:
@@ -73,6 +52,9 @@ class Settings(BaseModel):
     @classmethod
     def _read_strings(cls, values: dict[str, Any]) -> dict[str, Any]:
         texts = {name for name, field in cls.model_fields.items() if field.annotation is str}
+        for name, value in values.items():
+            if name not in texts and isinstance(value, str) and not value.strip():
+                raise ValueError(f"{name} has an empty value; null is none")
         return {name: value if name in texts else read_value(value) for name, value in values.items()}
 
 

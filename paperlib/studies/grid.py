@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from paperlib import studies
 from paperlib.runs import run as runs
 from paperlib.runs.files import InputError, root, write_json
 from paperlib.runs.settings import Settings, as_options
+from paperlib.runs.values import load
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+MOST = 100_000  # jobs of a group
 DONE = "grid.done"  # in a run's folder: its job has finished
 
 
@@ -73,7 +76,7 @@ def read(file: Path) -> dict[str, Job]:
     could not run.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = load(file.read_text(encoding="utf-8"))
         groups = TypeAdapter(dict[Word, Group]).validate_python(content)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); it should be a grid, as in grids/") from None
@@ -100,6 +103,8 @@ def read(file: Path) -> dict[str, Job]:
 
 def _jobs(file: Path, name: str, group: Group, after: tuple[str, ...]) -> dict[str, Job]:
     """The jobs of a group, numbered where there are several."""
+    if (count := math.prod(map(len, group.over.values()))) > MOST:
+        raise InputError(f"{file}: {name}: {count:,} combinations; at most {MOST:,}")
     combinations = list(itertools.product(*group.over.values()))
     digits, found = len(str(len(combinations) - 1)), {}
     for number, values in enumerate(combinations):
