@@ -192,6 +192,8 @@ main = summary[summary["method"].isin(networks) & (summary["measure"] != "defect
 display(tables.save(run, claims.beside("raat", reported, main), "table1", "Accuracy (%) beside the paper's."))
 display(tables.save(run, claims.error_bars("raat", reported, main), "spread", "Mean and ± over seeds (%), beside the paper's."))
 display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported)))
+
+# %%
 cost = study.costs(training.histories(run), main, list(networks))
 figures.panels(run, study.time_points(cost, main), "time", x="training (minutes)", label="")
 
