@@ -468,9 +468,9 @@ def test_too_few_images_and_the_model_itself_tell_nothing() -> None:
         audit.audit(model, images(), eps=0.05, norm="linf", transfer_from=model)
 
 
-def test_the_readmes_three_lines_give_a_verdict_and_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_three_lines_of_the_how_to_give_a_verdict_and_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "docs" / "how-to.md").read_text()
     (lines,) = re.findall(r"`from paperlib import audit, data, report`:\n\n((?:    .*\n)+)", readme)
     given = {"audit": audit, "data": data, "report": report, "model": Honest(), "pixels": images(20).images,
              "labels": images(20).labels, "classes": ("dark", "light")}  # fmt: skip

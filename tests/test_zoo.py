@@ -1,5 +1,6 @@
 """The zoo: its networks are what their cards say, and a training that asks for one gets it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ def started(**changes: Any) -> Run:
 def scenes(run: Run) -> Splits:
     s = run.settings
     return load(s.data, train_images=s.train_images, validation_images=s.validation_images, test_images=s.test_images)
+
+
+def test_the_readmes_ten_lines_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "zoo").symlink_to(REPOSITORY / "zoo")
+    (lines,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert len(lines.splitlines()) <= 11
+    assert '"scenes", 200' in lines
+    exec(lines.replace('"scenes", 200', '"scenes", 40'), {})
+    said = capsys.readouterr().out
+    clean, attacked = (float(re.search(rf"{name} (\S+)", said)[1]) for name in ("clean", "PGD-20"))  # type: ignore[index]
+    assert clean > 0.7 > attacked > 0.3
+    assert "no sign of masking" in said
 
 
 def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
