@@ -44,7 +44,7 @@ train_steps: int = 3  # of the attack in training
 epochs: int = 10  # of each training
 train_images: int = 1200  # "null": all
 eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
-autoattack_images: int = 40  # test images for AutoAttack
+autoattack_images: int = 25  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%

@@ -38,9 +38,9 @@ classes_per_step: int = 1  # K of the C classes a step; "null": all
 model: str = "small_cnn"  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
 epochs: int = 10  # of each training
 train_images: int = 1200  # "null": all
-test_images: int = 400  # "null": all
+test_images: int = 300  # "null": all
 eps_l2: float = 0.5  # ε of the L2 attacks, images in [0,1]
-autoattack_images: int = 50  # test images for AutoAttack
+autoattack_images: int = 30  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%

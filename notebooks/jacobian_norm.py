@@ -33,9 +33,9 @@ penalty: float = 1.0  # λ of the gradient penalty, for comparison
 model: str = "small_cnn"  # small_cnn · cnn · resnet18 · vit · vit_conv · …
 epochs: int = 10  # of each training
 train_images: int = 1200  # "null": all
-test_images: int = 400  # "null": all
+test_images: int = 300  # "null": all
 eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
-autoattack_images: int = 50  # test images for AutoAttack
+autoattack_images: int = 30  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
 # %%
