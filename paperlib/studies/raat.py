@@ -334,8 +334,8 @@ PLANS = {"raat_boundary": plan}
 def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.DataFrame:
     """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
 
-    Panels: boundary samples, other samples, threshold. The baseline stands in each of them; the boundary samples' training
-    at scale η is also that of the threshold η.
+    Panels: boundary samples, other samples, threshold. The baseline stands in each that has something to
+    compare with it; the boundary samples' training at scale η is also that of the threshold η.
     """
     panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
     panels["random"] = panels["boundary"]
@@ -355,6 +355,8 @@ def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.D
                 for place in places:
                     rows.append((place[0], measure.replace("_", " "), place[1], epoch["epoch"], 100 * epoch[measure]))
     frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
+    compared = frame.groupby("panel")["line"].transform("nunique") > 1
+    frame = frame[compared] if compared.any() else frame
     return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
 
 
@@ -439,7 +441,7 @@ def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     apart = ("wa", "raat_sharp")
-    others = "the others" if defects["method"].isin(apart).any() else ""
+    others = "the other networks" if defects["method"].isin(apart).any() else ""
     for (method, layer), part in defects.groupby(["method", "layer"], sort=False):
         each = np.mean(list(part["each"]), axis=0)
         panel = "RAAT# and WA" if method in apart else others
