@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,17 @@ def test_tensors_and_description_come_back(tmp_path: Path) -> None:
     back, about = read_tensors(tmp_path / "x.safetensors")
     assert about == {"seed": 3}
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
+
+
+def test_weights_have_the_mode_of_other_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+        (tmp_path / "y").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "y").stat().st_mode
+    assert (tmp_path / "y").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -736,7 +736,10 @@ def test_figure_2_is_read_from_the_histories() -> None:
         "study_threshold_0.3-seed0": history(0.6), "raat-seed0": history(0.1),
     }  # fmt: skip
     curves = study.study_curves(histories, 0.1)
-    assert set(curves["panel"]) == {"boundary samples", "threshold of the partition"}  # of other samples nothing was trained
+    assert set(curves["panel"]) == {
+        "boundary samples",
+        "threshold of the partition",
+    }  # of other samples nothing was trained
     table = study.study_summary(curves)
     assert table.loc["baseline", ("boundary samples", "clean accuracy")] == pytest.approx(80)
     assert table.loc["× 0.1", ("boundary samples", "robust accuracy")] == pytest.approx(35)

@@ -45,6 +45,12 @@ def test_only_what_no_run_goes_on_with_is_found(home: Path) -> None:
     (finished.folder / ".new.0123abcd.tmp").write_text("")  # somebody may be writing it
 
     assert tidy.removable() == {half: "half-written"}
+    others = [
+        aged(finished.folder / name) for name in (".tmpa1B2c3", ".toy_pag.1234.ipynb")
+    ]  # of safetensors, of papermill
+    assert tidy.removable() == dict.fromkeys([half, *others], "half-written")
+    for other in others:
+        other.unlink()
     assert set(tidy.removable(unfinished=True)) == {half, ended.folder}
     assert set(tidy.removable(old=True)) == {half, old.folder}
     more = tidy.removable(unfinished=True, old=True, data=True)

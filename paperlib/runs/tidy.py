@@ -14,7 +14,8 @@ from paperlib.runs.files import InputError, read_json, root
 from paperlib.runs.run import hold, release, status
 
 HOUR = 3600.0  # an older temporary file is left over, since writing one takes seconds
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files.write_atomically, and of `remove`
+# Of files.write_atomically and `remove`; of safetensors, killed while it writes; of a notebook that is being executed.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp\w{6}|\..+\.\d+\.ipynb")
 MADE = ("scenes", "oracles", "cache")  # under data/
 
 
