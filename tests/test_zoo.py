@@ -149,7 +149,8 @@ def test_a_network_trains_anew_to_the_same(tmp_path: Path, monkeypatch: pytest.M
     """
     name = "scenes4/standard-seed1"
     card, filed = zoo.card(name), zoo.load(name)
-    settings = studies.resolve("jacobian_norm", "quick", {"seeds": [1]})
+    same = {one: card["asked"]["training"][one] for one in ("epochs", "batch_size", "learning_rate")}
+    settings = studies.resolve("jacobian_norm", "quick", {**same, "seeds": [1], "test_images": 800})
     s, plain, pgd = settings, jacobian.methods(settings)["standard"], jacobian.attacks(settings)["pgd_20"]
     data = load(s.data, train_images=s.train_images, validation_images=s.validation_images, test_images=s.test_images)
     for folder in ("notebooks", "zoo"):

@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from paperlib.runs.files import InputError
 from paperlib.runs.values import read_value
 
-MOST = 10**8  # of whatever is counted: more is a slip of the hand
+MOST, LARGEST = 10**8, 1e30  # of whatever is counted or measured: more is a slip of the hand
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Images = Annotated[int, Field(ge=0, le=MOST)]  # that an attack is run on; 0: it is left out
 Share = Annotated[float, Field(ge=0, le=1)]
-Radius = Annotated[float, Field(ge=0, le=MOST)]
-Positive = Annotated[float, Field(gt=0, le=MOST)]
+Radius = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=1000)]
 
 
