@@ -9,6 +9,7 @@ from paperlib.attacks.losses import (
     attack_loss,
     difference_of_logits_ratio,
     margin,
+    misclassified,
     squared_error,
     targeted_ratio,
 )

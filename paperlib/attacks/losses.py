@@ -67,6 +67,11 @@ def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None
     return margin(logits, labels).clamp_max(kappa) if loss == "margin" else difference_of_logits_ratio(logits, labels)
 
 
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows of N×C have another class on top than their label: bool N. NaN is no answer, and so no other class."""
+    return (logits.argmax(1) != labels) & ~logits.isnan().any(1)
+
+
 def are_probabilities(outputs: Tensor) -> Tensor:
     """Which rows of N×C are distributions, from 0 to 1 with a sum of 1, and so hardly logits: bool N."""
     inside = (outputs >= -1e-5).all(1) & (outputs <= 1 + 1e-5).all(1)

@@ -1,9 +1,9 @@
 """Minimum-norm attacks, and the attack on single pixels: thin wrappers of foolbox and SciPy.
 
 The signature is that of `attacks`. `eps` is infinite by default; a perturbation beyond it counts as a failure. A failed
-attack returns the clean image. Where the outputs are probabilities, their logarithm is attacked, with a warning. Images
-outside [0,1] raise InputError. Every result of foolbox is checked again: some of its attacks return a black image on
-failure, and foolbox counts it as a success if black is misclassified.
+attack returns the clean image. Of foolbox's, every result is checked again: some of its attacks return a black image on
+failure, and foolbox counts it as a success if black is misclassified. They attack the logarithm of outputs that are
+probabilities, with a warning, and raise InputError for images outside [0,1].
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from paperlib.attacks import Attack, Logarithm, Norm, are_probabilities, each_image, frozen, lengths, margin
+from paperlib.attacks import Attack, Logarithm, Norm, are_probabilities, each_image, frozen, lengths, margin, misclassified
 from paperlib.attacks.libraries import LOGGER
 from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
@@ -39,17 +39,25 @@ def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Ten
 # Foolbox -------------------------------------------------------------------------------------------------------------
 
 
-def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The result of a foolbox attack, or the clean image. Success is checked here, since foolbox's report is unreliable."""
+def _nearest(
+    attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm, sharpness: float | None = None
+) -> Tensor:
+    """The result of a foolbox attack, or the clean image. Success is checked here, since foolbox's report is unreliable.
+
+    With `sharpness` the outputs are rescaled: see `_Scaled`.
+    """
     import foolbox
 
+    check_pixels(images)
+    model = _logits(model, images)
+    if sharpness is not None:
+        model = _Scaled(model, images, labels, sharpness)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
     with torch.enable_grad(), frozen(model):
         found = attack(wrapped, images, labels, epsilons=None)[1].detach()
     found = found.nan_to_num(0).clamp(0, 1)
     with torch.no_grad():
-        outputs = model(found)
-        fooled = (outputs.argmax(1) != labels) & ~outputs.isnan().any(1)
+        fooled = misclassified(model(found), labels)
     black = found.flatten(1).abs().amax(1) == 0  # the library's result on failure
     good = fooled & ~black & (lengths(found - images, norm) <= eps)
     return torch.where(each_image(good, images), found, images)
@@ -57,7 +65,6 @@ def _nearest(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps:
 
 def _logits(model: nn.Module, images: Tensor) -> nn.Module:
     """The model, or the logarithm of its probabilities: DeepFool and DDN search much too far on these as they are."""
-    check_pixels(images)
     with torch.no_grad():
         if not are_probabilities(model(images)).all():
             return model
@@ -68,7 +75,7 @@ def _logits(model: nn.Module, images: Tensor) -> nn.Module:
 class _Scaled(nn.Module):
     """A model rescaled so that the margin's gradient has norm `length` at the median image, as the attacks assume."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, length: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, length: float) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
@@ -93,7 +100,7 @@ def deepfool(
     from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
 
     kind = {"linf": LinfDeepFoolAttack, "l2": L2DeepFoolAttack}[norm]
-    return _nearest(kind(steps=steps, overshoot=0.02), _logits(model, images), images, labels, eps, norm)
+    return _nearest(kind(steps=steps, overshoot=0.02), model, images, labels, eps, norm)
 
 
 def carlini_wagner(
@@ -110,7 +117,7 @@ def carlini_wagner(
     attack = L2CarliniWagnerAttack(
         binary_search_steps=searches, steps=steps, stepsize=0.01, initial_const=1.0, abort_early=False
     )
-    return _nearest(attack, _Scaled(_logits(model, images), images, labels), images, labels, eps, norm)
+    return _nearest(attack, model, images, labels, eps, norm, sharpness=1.0)
 
 
 def elastic_net(
@@ -128,7 +135,7 @@ def elastic_net(
         binary_search_steps=searches, steps=steps, initial_stepsize=0.01, initial_const=1.0,
         regularization=regularization, decision_rule="EN", abort_early=False,
     )  # fmt: skip
-    return _nearest(attack, _Scaled(_logits(model, images), images, labels), images, labels, eps, norm)
+    return _nearest(attack, model, images, labels, eps, norm, sharpness=1.0)
 
 
 def ddn(
@@ -143,9 +150,7 @@ def ddn(
     from foolbox.attacks import DDNAttack
 
     _only_l2("ddn", norm)
-    return _nearest(
-        DDNAttack(steps=steps), _Scaled(_logits(model, images), images, labels, SHARPNESS), images, labels, eps, norm
-    )
+    return _nearest(DDNAttack(steps=steps), model, images, labels, eps, norm, SHARPNESS)
 
 
 def l2_attacks(steps: int) -> dict[str, Attack]:

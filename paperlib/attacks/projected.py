@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.losses import Loss, attack_loss
+from paperlib.attacks.losses import Loss, attack_loss, misclassified
 from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
@@ -159,9 +159,9 @@ def pgd(
     sign = 1.0 if targets is None else -1.0
 
     def fooled(logits: Tensor, members: Tensor) -> Tensor:
-        predictions = logits.argmax(1).masked_fill(logits.isnan().any(1), -1)  # no answer, and so not fooled
-        missed = predictions != labels[members] if targets is None else predictions == aims[members]
-        return missed & (predictions >= 0)
+        if targets is None:
+            return misclassified(logits, labels[members])
+        return (logits.argmax(1) == aims[members]) & ~logits.isnan().any(1)
 
     def run() -> Tensor:
         adversarial = images.clone()

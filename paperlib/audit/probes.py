@@ -22,6 +22,7 @@ from paperlib.attacks import (
     each_image,
     evaluating,
     fgsm,
+    misclassified,
     pgd,
     project,
     square,
@@ -198,7 +199,7 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
         gradient = gradient / each_image(size, gradient)  # squares of a small one would vanish, and its norm with them
         if 0 < step <= 20:  # later it circles where it cannot climb further
             agreement += cosine(before, gradient) / 20
-        now = (logits.detach().argmax(1) != labels) & ~logits.isnan().any(1)
+        now = misclassified(logits.detach(), labels)
         fallen = fallen | now
         losses.append(_finite(loss.detach()))
         found["PGD-50" if step <= PATH // 2 else "PGD-100"] = fallen

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags
+from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags, misclassified
 from paperlib.attacks.minimum_norm import distances
 from paperlib.data import ImageSet, as_float, shareable
 from paperlib.data.images import places
@@ -237,8 +237,7 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Which images the model has wrong, and for which it has no answer, since an output is NaN: bool N each, never both."""
     logits: Tensor = model(images)
-    undefined = logits.isnan().any(1)  # whatever argmax makes of it
-    return (logits.argmax(1) != labels) & ~undefined, undefined
+    return misclassified(logits, labels), logits.isnan().any(1)
 
 
 def _assert_allowed(

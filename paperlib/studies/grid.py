@@ -83,7 +83,7 @@ def read(file: Path) -> dict[str, Job]:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors())
         raise InputError(f"{file}: {'; '.join(faults)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
     jobs: dict[str, Job] = {}
     members: dict[str, tuple[str, ...]] = {}
