@@ -6,7 +6,7 @@ BIN = .venv/bin
 PRESET ?= quick
 JOBS ?= 2
 
-.PHONY: reproduce test torture lint lab sync bench lock clean
+.PHONY: reproduce test torture lint lab docs sync bench lock clean
 
 reproduce: .venv/installed$(if $(LOCKED),-locked)
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
@@ -27,6 +27,11 @@ lint: .venv/installed-dev
 
 lab: .venv/installed-lab
 	$(BIN)/jupyter lab notebooks
+
+# The site, in build/site; its notebooks are as their newest runs left them. Search needs a server, the rest none.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'build/site/index.html, or: $(BIN)/mkdocs serve'
 
 # Bring each notebook and its paired script together, whichever was changed last.
 sync: .venv/installed
@@ -64,6 +69,10 @@ clean:
 .venv/installed-dev-locked: .venv/bin/pip pyproject.toml requirements-all.lock
 	$(BIN)/pip install --quiet --require-hashes --requirement requirements-all.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 .venv/installed-lab: .venv/installed
