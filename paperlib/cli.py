@@ -140,6 +140,15 @@ def reproduce(
 
 
 @app.command()
+def doctor() -> None:
+    """This machine: processor, GPU, disk, data, speed, and how long the presets take here."""
+    from paperlib.studies import doctor
+
+    for line in doctor.lines():
+        print(line, flush=True)
+
+
+@app.command()
 def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) -> None:
     """Which claims a run's images and seeds could decide, before anything is trained."""
     from paperlib import studies

@@ -1,5 +1,6 @@
 """Is the robustness real? Checks for masked gradients, and what they come to."""
 
+from paperlib.audit.benchmark import Benchmark, benchmark
 from paperlib.audit.checks import (
     CHECKS,
     CHUNK,
