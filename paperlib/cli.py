@@ -1,4 +1,8 @@
-"""The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
+"""The command line.
+
+Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 75 the time of --within is over and the same
+command goes on, 130 interrupted.
+"""
 
 import errno
 import os
@@ -30,6 +34,9 @@ Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help=
 CellTimeout = Annotated[int | None, typer.Option(min=1, help="seconds after which a cell counts as hanging")]
 VenueOption = Annotated[
     str | None, typer.Option(help="whose width the figures have: neurips, iclr, icml, cvpr, aaai, wide")
+]
+Within = Annotated[
+    str | None, typer.Option(help="end at a checkpoint before that time is over, say 9m or 1h30m; the same command goes on")
 ]
 WidthOption = Annotated[
     Literal["text", "column"], typer.Option(help="width of the text, or of one of the venue's two columns")
@@ -89,13 +96,16 @@ def run(
     venue: VenueOption = None,
     width: WidthOption = "text",
     cell_timeout: CellTimeout = None,
+    within: Within = None,
     site: Annotated[bool, typer.Option("--report/--no-report", help="build the site over all runs afterwards")] = True,
 ) -> None:
     """Run one notebook headless, into runs/, with its page beside it."""
     from paperlib import report
+    from paperlib.runs import deadline
 
+    deadline.begin(within)
     code = _execute(notebook, preset, _parse(parameter or [], venue, width), cell_timeout)
-    if site:
+    if site and code != deadline.CODE:
         print(f"report: {_relative(report.build())}")
     raise typer.Exit(code)
 
@@ -107,14 +117,19 @@ def reproduce(
     venue: VenueOption = None,
     width: WidthOption = "text",
     cell_timeout: CellTimeout = None,
+    within: Within = None,
 ) -> None:
     """Run every notebook that has claims at a preset and end with a table of what held."""
     from paperlib import report
+    from paperlib.runs import deadline
     from paperlib.runs import run as runs
 
     given = _parse([], venue, width)
     chosen = sorted(studies.declared("PLANS"))  # who claims something says what decides it
     plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are checked before any starts
+    deadline.begin(within)
+    if within:  # what decides most comes first
+        chosen.sort(key=lambda name: -_decidable(name, plans[name]))
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def one(name: str) -> tuple[int, float, Path]:
@@ -136,7 +151,10 @@ def reproduce(
         scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
     print(f"report: {_relative(report.build())}")
-    raise typer.Exit(int(any(code for code, *_ in ended.values())))
+    codes = {code for code, *_ in ended.values()} - {0}
+    if codes == {deadline.CODE}:
+        print("the time is over; the same command goes on")
+    raise typer.Exit(deadline.CODE if codes == {deadline.CODE} else int(bool(codes)))
 
 
 @app.command()
@@ -237,9 +255,11 @@ def grid(
     profile: Annotated[Path | None, typer.Option(help="folder of a Snakemake profile, say grids/profiles/slurm")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check and show the jobs, and start none")] = False,
     cell_timeout: CellTimeout = None,
+    within: Within = None,
 ) -> None:
     """Run many notebooks, presets, parameters and seeds as one plan, here or on a cluster (extra `grid`)."""
     from paperlib import report
+    from paperlib.runs import deadline
     from paperlib.runs import run as runs
     from paperlib.studies import grid
 
@@ -247,7 +267,10 @@ def grid(
         raise InputError(f"--profile {profile}: should be a folder with config.yaml, as in grids/profiles")
     if profile and jobs:
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
+    if profile and within:
+        raise InputError(f"--within {within}: a cluster's jobs have limits of their own, in the profile; leave it out")
     plan = grid.read(file)
+    deadline.begin(within)
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
     states = {name: runs.status(job.folder) for name, job in plan.items()}
     for name, about in states.items():
@@ -256,6 +279,9 @@ def grid(
     print(f"{finished} of {len(plan)} runs are finished")
     if not dry_run:
         print(f"report: {_relative(report.build())}; what a job said: grid.log in its run's folder")
+    if code and within and {about["state"] for about in states.values()} <= {"finished", "stopped", "not started"}:
+        code = deadline.CODE
+        print("the time is over; the same command goes on")
     raise typer.Exit(code)
 
 
@@ -389,11 +415,14 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
     That is the folder which the kernel says it works in: somebody may have edited the notebook's parameters.
     """
-    from paperlib.runs import distributed, launch
+    from paperlib.runs import deadline, distributed, launch
     from paperlib.runs import run as runs
 
     settings = _settings(notebook, preset, given)  # refused here, before anything starts
     folder = runs.folder_of(notebook, preset, settings)
+    if deadline.near():  # of a `reproduce` or a grid, after what came before
+        print(f"paperlib: {notebook} not started: the time is over", file=sys.stderr)
+        return deadline.CODE
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
@@ -431,8 +460,11 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
                 kernel_name="python3", config=transport, execution_timeout=cell_timeout,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
-            code = 1
+            over = error.ename == deadline.OutOfTime.__name__
+            what = "ended at a checkpoint: the time is over; the same command goes on"
+            told = what if over else f"failed: {error.ename}: {error.evalue}"
+            print(f"paperlib: {notebook} {told}", file=sys.stderr)
+            code = deadline.CODE if over else 1
             if part:
                 log.write(strip_ansi("\n".join(error.traceback)))
             if runs.TAKEN in error.evalue:  # by another start in the same second, whose notebook stays
@@ -467,7 +499,7 @@ def _execute_parts(
     """`_execute` in a process for each device. Raises InputError where there are fewer GPUs."""
     import torch
 
-    from paperlib.runs import launch
+    from paperlib.runs import deadline, launch
     from paperlib.runs import run as runs
 
     devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
@@ -478,12 +510,21 @@ def _execute_parts(
     with runs.heard() as began:
         code, happened = launch.launch(command, devices)
         folder = began() or folder
-    if code:
+    if code == deadline.CODE:
+        print(f"paperlib: the time is over; {_kept(folder)}", file=sys.stderr)
+    elif code:
         about = runs.status(folder)
         if about["state"] in ("killed", "stopped") or launch.LOST.search(about.get("error", "")):
             runs.note_failure(folder, happened)
         print(f"paperlib: {happened}; {_kept(folder)}", file=sys.stderr)
     return code
+
+
+def _decidable(notebook: str, settings: "Settings") -> int:
+    """How many claims a run of these settings could decide."""
+    from paperlib.claims import power
+
+    return int((power.table(notebook, settings, studies.plan_of(notebook, settings))["decides"] == "yes").sum())
 
 
 def _kept(folder: Path) -> str:

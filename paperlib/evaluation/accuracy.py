@@ -15,7 +15,7 @@ from paperlib.data import ImageSet, as_float, shareable
 from paperlib.data.images import places
 from paperlib.evaluation.intervals import binomial_interval
 from paperlib.models.trained import Trained, each_model
-from paperlib.runs import distributed
+from paperlib.runs import deadline, distributed
 from paperlib.runs.files import described, digest, read_tensors, root, write_tensors
 from paperlib.runs.progress import Bar, live
 from paperlib.runs.run import Run, recall
@@ -83,6 +83,8 @@ def evaluate(
             outcomes, flags = known, distributed.united(flags)
             if keeps:
                 write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags})
+                if distributed.world() == 1:
+                    deadline.check()
             progress.update(len(outcomes["clean"]) - progress.done)
     clean = float(outcomes["clean"].float().mean())
     for name in attacks:

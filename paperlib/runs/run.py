@@ -28,7 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from paperlib import __version__
-from paperlib.runs import distributed, progress
+from paperlib.runs import deadline, distributed, progress
 from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
 from paperlib.runs.settings import ANY_RUN, Settings, check
 from paperlib.runs.values import read_value
@@ -126,6 +126,7 @@ class Run:
         distributed.agreed(None)
         if distributed.rank():
             return
+        deadline.disarm()
         _say(self, "finished", peak_memory_bytes=peak_memory())
         progress.keep_in(None)
         release(self.folder)
@@ -183,6 +184,7 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     _say(run, "running")
     progress.keep_in(run.folder)
     _watch(run)
+    deadline.arm()
     return run
 
 
@@ -307,7 +309,7 @@ def _watch(run: Run) -> None:
         if run.folder not in _locks:
             shell.events.unregister("post_run_cell", after_cell)
         elif error := result.error_before_exec or result.error_in_exec:
-            interrupted = isinstance(error, KeyboardInterrupt)
+            interrupted = isinstance(error, KeyboardInterrupt | deadline.OutOfTime)
             _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
 
     shell.events.register("pre_run_cell", before_cell)

@@ -13,7 +13,7 @@ from paperlib import __version__, models, zoo
 from paperlib.attacks import Attack
 from paperlib.data import Splits
 from paperlib.methods import Method, Step
-from paperlib.runs import distributed
+from paperlib.runs import deadline, distributed
 from paperlib.runs.files import (
     InputError,
     described,
@@ -169,8 +169,11 @@ class Kept:
         self.index += 1
         if len(self.unread) == READ_EVERY:
             self.read()
-        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        over = deadline.near() and distributed.world() == 1  # several would end at different steps
+        if over or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save()
+        if over:
+            deadline.check()
 
     def read(self) -> None:
         """Add what the steps recorded to the sums: one transfer. Raises DivergenceError naming the first bad step."""
