@@ -134,6 +134,8 @@ def reproduce(
 
     def one(name: str) -> tuple[int, float, Path]:
         begun, began = time.monotonic(), Path(place) / name
+        if deadline.near():
+            return deadline.CODE, 0.0, runs.folder_of(name, preset, plans[name])
         timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
         command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
@@ -150,11 +152,12 @@ def reproduce(
         state = runs.status(folder)["state"]
         scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
-    print(f"report: {_relative(report.build())}")
     codes = {code for code, *_ in ended.values()} - {0}
     if codes == {deadline.CODE}:
-        print("the time is over; the same command goes on")
-    raise typer.Exit(deadline.CODE if codes == {deadline.CODE} else int(bool(codes)))
+        print("the time is over; the same command goes on, and paperlib report shows what is there")
+        raise typer.Exit(deadline.CODE)
+    print(f"report: {_relative(report.build())}")
+    raise typer.Exit(int(bool(codes)))
 
 
 @app.command()
@@ -277,11 +280,11 @@ def grid(
         print(f"{name:24} {plan[name].run:36} {about['state']:12} {about.get('error', '')}".rstrip())
     finished = sum(about["state"] == "finished" for about in states.values())
     print(f"{finished} of {len(plan)} runs are finished")
+    if code and within and {about["state"] for about in states.values()} <= {"finished", "stopped", "not started"}:
+        print("the time is over; the same command goes on, and paperlib report shows what is there")
+        raise typer.Exit(deadline.CODE)
     if not dry_run:
         print(f"report: {_relative(report.build())}; what a job said: grid.log in its run's folder")
-    if code and within and {about["state"] for about in states.values()} <= {"finished", "stopped", "not started"}:
-        code = deadline.CODE
-        print("the time is over; the same command goes on")
     raise typer.Exit(code)
 
 
@@ -484,6 +487,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
             return 1
         folder = own or folder
         write_text(folder / name, executed.read_text(encoding="utf-8"))
+    if code == deadline.CODE:  # a page takes seconds that it may not have
+        return code
     page = notebook_page(folder / name)
     state = runs.status(folder)["state"]
     if code == 0 and state != "finished":  # all cells ran, so the last one must have said so
