@@ -20,7 +20,7 @@ import typer
 from tqdm import tqdm
 
 from paperlib import studies
-from paperlib.runs.files import InputError, read_json, root, write_text
+from paperlib.runs.files import InputError, read_json, root, shipped, write_text
 from paperlib.runs.settings import as_options
 
 if TYPE_CHECKING:
@@ -458,7 +458,7 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         executed = Path(place) / name
         try:
             papermill.execute_notebook(
-                root() / "notebooks" / name, executed, passed,
+                shipped("notebooks") / name, executed, passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
                 kernel_name="python3", config=transport, execution_timeout=cell_timeout,
             )  # fmt: skip

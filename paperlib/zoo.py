@@ -11,14 +11,14 @@ import pandas as pd
 from torch import nn
 
 from paperlib import models
-from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.files import InputError, read_json, shipped
 
 WEIGHTS, CARD = ".safetensors", ".json"
 
 
 def folder() -> Path:
     """The folder of the networks."""
-    return root() / "zoo"
+    return shipped("zoo")
 
 
 def names() -> list[str]:

@@ -2,8 +2,13 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import yaml
 from conftest import REPOSITORY
@@ -93,3 +98,30 @@ def test_the_ledger_counts_the_published_verdicts() -> None:
         found.append((len(outcomes), *(outcomes.count(form) for form in forms)))
     assert sorted(tuple(map(int, row)) for row in rows) == sorted(found)
     assert tuple(map(int, total.groups())) == tuple(map(sum, zip(*found, strict=True)))
+
+
+def test_a_wheel_has_every_notebook_and_every_network_of_the_zoo() -> None:
+    globs = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    shipped = {file.relative_to(REPOSITORY): folder for folder, patterns in globs.items()
+               for pattern in patterns for file in REPOSITORY.glob(pattern)}  # fmt: skip
+    for place in ("notebooks/*.ipynb", "notebooks/presets/*.yaml", "zoo/*/*"):
+        for file in REPOSITORY.glob(place):
+            name = file.relative_to(REPOSITORY)
+            assert shipped.get(name) == f"share/paperlib/{name.parent}", name
+
+
+def test_installed_from_a_wheel_it_works_in_the_current_folder(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "paperlib", tmp_path / "site-packages" / "paperlib")
+    place, prefix = tmp_path / "anywhere", tmp_path / "prefix"
+    place.mkdir()
+    shutil.copytree(REPOSITORY / "notebooks", prefix / "share" / "paperlib" / "notebooks")
+    script = f"""
+import sys
+sys.prefix = {str(prefix)!r}
+from paperlib.runs import files, run
+print(files.root(), sorted(run.read_presets("toy_pag")))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site-packages")}
+    environment.pop("PAPERLIB_ROOT", None)
+    done = subprocess.run([sys.executable, "-c", script], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{place} ['gpu', 'laptop', 'paper', 'quick']", done.stderr

@@ -27,7 +27,7 @@ from paperlib.claims.power import UNTOLD
 from paperlib.figures.names import title
 from paperlib.report import export, front, left_open, published
 from paperlib.report.markdown import heading, with_formulas
-from paperlib.runs.files import InputError, read_json, root, write_atomically, write_json, write_text
+from paperlib.runs.files import InputError, read_json, root, shipped, write_atomically, write_json, write_text
 from paperlib.runs.run import changed, status
 from paperlib.runs.settings import Settings
 
@@ -290,7 +290,7 @@ def _write_page(page: dict[str, Any], target: Path) -> None:
 
 def headline(notebook: str) -> str:
     """The first heading of a notebook."""
-    file = root() / "notebooks" / f"{notebook}.py"
+    file = shipped("notebooks") / f"{notebook}.py"
     found = re.search(r"^# (# .+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
     return heading(found[1]) if found else notebook
 

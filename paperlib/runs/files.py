@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,9 +31,19 @@ class InputError(ValueError):
     """Invalid input; the message names the value and what would be right."""
 
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSTALLED = not (CHECKOUT / "notebooks").is_dir()  # from a wheel, which puts notebooks and zoo under share/
+
+
 def root() -> Path:
-    """The project's folder, which holds notebooks/, data/ and runs/; the variable PAPERLIB_ROOT moves it."""
-    return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[2]).absolute()
+    """The project's folder, which holds data/ and runs/: PAPERLIB_ROOT, the checkout, or else the current folder."""
+    return Path(os.environ.get("PAPERLIB_ROOT") or (Path.cwd() if INSTALLED else CHECKOUT)).absolute()
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the project, notebooks or zoo: the one in `root`, or else that of the wheel."""
+    own = root() / name
+    return own if own.is_dir() or not INSTALLED else Path(sys.prefix) / "share" / "paperlib" / name
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from paperlib import __version__
 from paperlib.runs import deadline, distributed, progress
-from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
+from paperlib.runs.files import InputError, read_about, read_json, root, shipped, write_json, write_text
 from paperlib.runs.settings import ANY_RUN, Settings, check
 from paperlib.runs.values import read_value
 
@@ -49,7 +49,7 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
 
     Raises InputError when there is no such notebook, or its file is broken.
     """
-    folder = root() / "notebooks" / "presets"
+    folder = shipped("notebooks") / "presets"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if known and notebook not in known:
         raise InputError(f"no notebook {notebook!r}; there are {', '.join(known)}")
