@@ -586,3 +586,20 @@ def test_names_in_a_runs_files_lead_nowhere_else(home: Path) -> None:
     assert sorted(file.name for file in home.iterdir()) == ["notebooks", "runs"]
     assert {file.parent.name for file in index.parent.rglob("*.json")} <= {"report", "robustbench"}
     assert sorted(file.name for file in (home / "runs").iterdir()) == ["raat_boundary", "report"]
+
+
+def test_the_readmes_picture_has_a_row_for_every_decided_claim_with_a_number() -> None:
+    """Counted from the files, and drawn as far as they lie within the axis."""
+    from paperlib.report import picture
+
+    decided = [
+        claim
+        for file in (REPOSITORY / "docs" / "results").rglob("claims.json")
+        for claim in json.loads(file.read_text())
+        if claim["outcome"] != "not tested here" and claim["claimed"] is not None and claim.get("kind") != "ratio"
+    ]
+    assert sorted(row["statement"] for row in picture.rows()) == sorted(claim["statement"] for claim in decided)
+    axis = picture.draw().axes[0]
+    assert len(axis.get_yticklabels()) == len(decided)
+    low, high = axis.get_xlim()
+    assert all(low < claim[name] < high for claim in decided for name in ("low", "high", "claimed"))
