@@ -4,7 +4,7 @@
 """
 
 import textwrap
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def rows() -> list[dict[str, Any]]:
 
 def draw() -> Figure:
     """A row a claim: the measured difference with its 95 % interval, coloured by verdict, and the paper's as a diamond."""
-    plt.rcParams.update(style("wide"))
+    plt.rcParams.update(cast(Any, style("wide")))
     claims = rows()
     figure, axis = plt.subplots(figsize=(10, 0.27 * len(claims) + 1))
     for place, row in enumerate(claims):
