@@ -501,6 +501,24 @@ def brightness(page: Any) -> int:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+def test_an_audit_with_many_signs_prints_on_two_pages(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    found = an_audit()
+    found.checks.loc[found.checks.index[::3], "sign"] = True
+    for name in ("best of all", "noise", "FGSM", "PGD-20", "PGD-100", "PGD-20, n = 40"):
+        found.accuracies.loc[name] = [0.25, 0.15, 0.36, 100]
+    page = report.audit_page(found, tmp_path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page()
+        shown.goto(page.as_uri())
+        printed = shown.pdf(format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "1.5cm"))
+        browser.close()
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
 def test_pages_work_in_a_browser_without_an_error_or_a_request_to_elsewhere(site: Path) -> None:
     from playwright.sync_api import sync_playwright
 
