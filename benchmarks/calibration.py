@@ -5,7 +5,8 @@
 
 The truth of a case is the lowest accuracy that is known: by an adaptive attack on a stand-in whose gradient leads somewhere
 (`defences`), and by the audit. "Masked" is where PGD-20 leaves MASKED more. Defences are halved by kind and honest networks
-one by one, by a seed; the thresholds saw the first half alone. Cases are kept under runs/calibration/; it takes hours.
+one by one, by a seed; the thresholds saw the first half alone. Cases are kept in runs/calibration/cases.jsonl, and not made
+again; what another version of the probes found there is to be deleted. It takes an hour of one idle core.
 """
 
 import json
@@ -278,13 +279,17 @@ def signs(row: dict[str, Any]) -> str:
     return "; ".join(checks.index[checks["sign"]]) if len(checks) else ""
 
 
-def table() -> pd.DataFrame:
-    found = rows()
-    kinds = sorted({row["kind"] for row in found if row["planted"]} | {*DEFENCES, "winners take all", "FGSM training"})
-    alone = sorted(key(row)[:2] for row in found if not row["planted"])
-    draw = np.random.default_rng(SEED)
+def set_on() -> set[Any]:
+    """The half that the thresholds were set on: kinds of defences, and kind and base of honest networks."""
+    cases, draw = everything(), np.random.default_rng(SEED)
+    kinds = sorted({case[0] for case, hidden in cases if hidden})
+    alone = sorted({case[:2] for case, hidden in cases if not hidden})
     first: set[Any] = {kinds[i] for i in draw.permutation(len(kinds))[: len(kinds) // 2]}
-    first |= {alone[i] for i in draw.permutation(len(alone))[: len(alone) // 2]}
+    return first | {alone[i] for i in draw.permutation(len(alone))[: len(alone) // 2]}
+
+
+def table() -> pd.DataFrame:
+    found, first = rows(), set_on()
     lines = []
     for row in found:
         half = "set on" if (row["kind"] if row["planted"] else key(row)[:2]) in first else "held out"

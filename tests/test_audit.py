@@ -176,6 +176,21 @@ def test_what_is_fooled_once_in_nine_calls_has_not_fallen() -> None:
     assert torch.equal(probes.falls(Rarely(), some.images, some.labels), ~wrong)
 
 
+def test_networks_picked_at_random_are_random_and_do_not_depend_on_other_images() -> None:
+    picked, _ = defences.picked(Honest(4.0), Honest(1.0))
+    given, some = base(60)[0], images()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        answers = probes.answers(picked, some.images, some.labels, classes=2)
+        assert (answers["difference"] > 0.01).all()
+        assert not answers["others"].any()
+    part = {
+        "difference": (torch.arange(60) < 30).float(),
+        "others": torch.ones(60),
+    }  # one chunk's calls were alike by chance
+    assert told(given | part, 60)["figure"]["answers depend on the other images"] == 0
+
+
 class Rolled(nn.Module):
     """Right on a share of the images alone, and without a gradient."""
 

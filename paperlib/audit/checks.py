@@ -61,7 +61,7 @@ class Check(NamedTuple):
 
 CHECKS = {
     "answers differ between calls": Check(
-        1e-4, False, "the model answers at random: a gradient is of one answer only", "Athalye et al. 2018",
+        probes.RANDOM, False, "the model answers at random: a gradient is of one answer only", "Athalye et al. 2018",
         "average each gradient over many calls (expectation over transformation)",
     ),
     "answers depend on the other images": Check(
@@ -87,11 +87,11 @@ CHECKS = {
         "attack the margin or the DLR loss, which no scaling of the outputs changes",
     ),
     "gradient not of the function": Check(
-        0.3, False, "along the gradient the outputs do not change as it says", "Athalye et al. 2018",
+        0.2, False, "along the gradient the outputs do not change as it says", "Athalye et al. 2018",
         "look for detached, rounded or random parts; attack a differentiable copy",
     ),
     "gradient unlike finite differences": Check(
-        0.2, False, "in random directions the outputs do not change as the gradient says", "Athalye et al. 2018",
+        0.1, False, "in random directions the outputs do not change as the gradient says", "Athalye et al. 2018",
         "look for a backward pass of another function; attack with the true gradient or with queries",
     ),
     "gradient turns within the ball": Check(
@@ -271,7 +271,7 @@ def _measure(
             return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
         if share(found["probabilities"]) > CHECKS["outputs are probabilities"].threshold:
             model = Logarithm(model)
-        random = float(found["difference"].max()) > CHECKS["answers differ between calls"].threshold
+        random = bool((found["difference"] > probes.RANDOM).any())
         settings: dict[str, Any] = {"eps": eps, "norm": norm, "calls": probes.CALLS if random else 1}
         found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
         progress.update()
@@ -407,10 +407,11 @@ def figures(found: Found, curve: pd.DataFrame, flags: Sequence[str], classes: in
     lucky = found["noise"] & ~found["margin"]
     best = _best(found)
     rise = (found["loss"] - found["loss, 10 steps before"]) / found["loss"].mean().clamp_min(1e-12)
+    others = 0.0 if (found["difference"] > probes.RANDOM).any() else float(found["others"].mean())
     climbs = curve["accuracy"].diff().max() * some
     return {
         "answers differ between calls": _certain(float(found["difference"].max()), count),
-        "answers depend on the other images": _certain(float(found["others"].mean()), count),
+        "answers depend on the other images": _certain(others, count),
         "outputs are probabilities": _of_all(found["probabilities"]),
         "outputs that are no numbers": _of_all(found["undefined"]),
         "images without gradient": _of_all(found["flat"]),

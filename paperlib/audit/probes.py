@@ -38,6 +38,7 @@ from paperlib.runs.files import InputError
 Found = dict[str, Tensor]
 PATH = 100  # steps of the path that is followed, each of ε / 10
 DRAWS = 8  # of noise, of the attack on averaged gradients
+RANDOM = 1e-4  # of the logits' deviation, by which answers of a model at random differ from call to call
 CALLS = 9  # of a model that answers at random, most of which say whether it is fooled
 DIRECTIONS = 16  # in which gradients are compared with finite differences
 QUERIES, MANY = 300, 1000  # of Square; many where the gradient is not to be trusted
@@ -127,7 +128,7 @@ ROUNDING = {
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -> Found:
-    """ "no attack": whether the image is wrong; "difference" of two calls, in deviations of the logits; "saturated"; …
+    """ "no attack": whether the image is wrong; "difference" of CALLS, in deviations of the logits; "saturated"; …
 
     Saturated: the cross-entropy to the model's own answer is zero in single precision. "others": how much the answer
     changes, in deviations, when half of the images are left out, where calls do not differ; zero for an image
@@ -135,7 +136,7 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
     `classes`.
     """
     try:
-        logits, again = model(images), model(images)
+        logits, *again = (model(images) for _ in range(CALLS))
         halves = torch.cat([model(half) for half in images.tensor_split(2) if len(half)])
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # mostly of shapes, of many libraries' kinds
         if isinstance(error, InputError):
@@ -157,12 +158,12 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
         relative: Tensor = (logits - other).nan_to_num(0, 0, 0).abs().amax(1) / spread
         return relative
 
-    difference = apart(again)
+    difference = torch.stack([apart(other) for other in again]).amax(0)
     return {
         "no attack": logits.argmax(1) != labels,
         "answer": logits.argmax(1),
         "difference": difference,
-        "others": torch.where(difference > 0, 0.0, apart(halves)) if len(images) > 1 else torch.zeros_like(difference),
+        "others": torch.zeros_like(difference) if len(images) == 1 or (difference > RANDOM).any() else apart(halves),
         "probabilities": are_probabilities(logits),
         "saturated": F.cross_entropy(logits, logits.argmax(1), reduction="none") == 0,
     }
