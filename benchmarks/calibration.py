@@ -1,189 +1,336 @@
-"""How often the audit errs: honest models and planted defects, on some of which its thresholds were set, others held out.
+"""How often the audit errs: planted defences and honest networks, half of which set its thresholds.
 
-    python -m benchmarks.calibration [DATA]
+    python -m benchmarks.calibration            # audits what is not there yet, a line of JSON each, then writes the tables
+    python -m benchmarks.calibration tables     # of what is there
 
-DATA is a set of real images of ten classes for the held-out models, `cifar10` where it is left out. It takes hours on
-two cores; what is trained and audited is kept under runs/calibration/ and not done again. Writes docs/results/audit/.
+The truth of a case is the lowest accuracy that is known: by an adaptive attack on a stand-in whose gradient leads somewhere
+(`defences`), and by the audit. "Masked" is where PGD-20 leaves MASKED more. Defences are halved by kind and honest networks
+one by one, by a seed; the thresholds saw the first half alone. Cases are kept in runs/calibration/cases.jsonl, and not made
+again; what another version of the probes found there is to be deleted. It takes an hour of one idle core.
 """
 
-import inspect
+import json
 import sys
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.io import decode_jpeg, encode_jpeg
 
-from paperlib import audit, models, training
-from paperlib.attacks import pgd
-from paperlib.audit import planted, probes
-from paperlib.data import Splits, load, subset
+from benchmarks.defences import DEFENCES, Several
+from paperlib import audit, models, zoo
+from paperlib.attacks import Norm, each_image, pgd
+from paperlib.audit import probes
+from paperlib.audit.checks import Figure
+from paperlib.data import ImageSet, as_float, balanced, load, load_test
 from paperlib.evaluation.intervals import binomial_interval
-from paperlib.methods import Method
-from paperlib.methods.baselines import TRADES, AdversarialTraining, GradientPenalty, Standard
-from paperlib.methods.ramped import ramped
-from paperlib.runs.files import described, digest, read_json, root, write_json, write_text
-from paperlib.runs.settings import TrainingSettings
+from paperlib.runs.files import root, write_text
 
-FOLDER = root() / "runs" / "calibration"
-IMAGES = 200  # test images of each audit
-ACCURACIES = ("no attack", "PGD-20", "AutoAttack", "best of all")  # that the table shows
-# What an audit's figures depend on; its thresholds may change, and the figures stand.
-CODE = (probes, planted, audit._measure, audit._by_chunk, audit._sweep, audit.figures)
-SIZES = (audit.CHUNK, audit.SOME, audit.FEW, *audit.FACTORS)
+FILE = root() / "runs" / "calibration" / "cases.jsonl"
+IMAGES = 120
+MASKED = 0.1  # of accuracy that PGD-20 leaves too many
+EPS = 4 / 255  # that the networks of the zoo are trained at
+SEED = 0
+Build = Callable[[], tuple[nn.Module, nn.Module | None]]  # the network and its stand-in
+Case = tuple[str, str, str, Norm, float, Build]  # kind, base, data, norm, ε
 
-
-@dataclass(frozen=True)
-class Case:
-    """An honest model: what it is, how it is trained, and whether the thresholds were set on it."""
-
-    held_out: bool
-    data: str
-    model: str
-    width: int
-    method: str
-    epochs: int = 8
-
-    @property
-    def name(self) -> str:
-        return f"{self.data.rpartition('/')[2]}-{self.model}{self.width}-{self.method}"
-
-    @property
-    def eps(self) -> float:
-        return (4 if self.data == "scenes" else 8) / 255
+PLAIN = ["scenes4/standard-seed1", "scenes/study_other_0-seed0"]
+ROBUST = ["scenes4/jacobian-seed1", "scenes/pgd_at-seed0", "scenes4/gradient_penalty-seed1", "scenes/trades-seed0"]
+OTHERS = {"scenes4": "scenes4/jacobian-seed1", "scenes": "scenes/raat-seed1"}
 
 
-def cases(real: str) -> list[Case]:
-    """The honest models."""
-    tuning = partial(Case, False, "scenes")
-    return [
-        *(tuning("small_cnn", 16, method) for method in ("standard", "pgd_at", "trades")),
-        tuning("small_cnn", 32, "pgd_at"),
-        *(tuning("resnet18", 8, method) for method in ("standard", "pgd_at")),
-        *(Case(True, real, "resnet18", 16, method) for method in ("standard", "pgd_at", "trades")),
-        *(Case(True, real, "cnn", 32, method) for method in ("standard", "standard_mse", "pgd_at", "gradient_penalty")),
-        *(Case(True, "scenes", "vit_conv", 64, method, 16) for method in ("standard", "pgd_at")),
-        Case(True, "scenes", "resnet18", 16, "standard_long", 30),  # confident, as plain training ends
-    ]
+def frozen(name: str) -> nn.Module:
+    return zoo.load(name).requires_grad_(False)
 
 
-def method(case: Case) -> Method:
-    """How a case is trained; the attack takes five steps."""
-    attack = partial(pgd, eps=case.eps, norm="linf", steps=5, step_size=case.eps / 2)
-    built: dict[str, Callable[[], Any]] = {
-        "standard": Standard,
-        "standard_mse": partial(Standard, "mse"),
-        "standard_long": Standard,
-        "pgd_at": partial(AdversarialTraining, attack),
-        "trades": partial(TRADES, partial(attack, loss="kl", start_deviation=0.001)),
-        "gradient_penalty": partial(GradientPenalty, 1.0),
+# Quickly trained networks --------------------------------------------------------------------------------------------
+
+
+@cache
+def train_set() -> ImageSet:
+    return load("scenes4", train_images=3000, test_images=40).train
+
+
+def trained(
+    model: nn.Module,
+    *,
+    steps: int = 300,
+    attack: float = 0.0,
+    single: bool = False,
+    smoothing: float = 0.0,
+    mse: bool = False,
+) -> nn.Module:
+    """Adam on batches of 64 scenes of four classes, adversarial of radius `attack` by PGD with two steps, or by FGSM."""
+    torch.manual_seed(SEED)
+    data, optimizer = train_set(), torch.optim.Adam(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(data), (64,))
+        images, labels = as_float(data.images[chosen]), data.labels[chosen]
+        images = torch.where(each_image(torch.rand(64) < 0.5, images), images.flip(-1), images)
+        if attack:
+            how: dict[str, Any] = {"steps": 1, "step_size": 1.25 * attack} if single else {"steps": 2, "step_size": attack}
+            images = pgd(model, images, labels, eps=attack, norm="linf", **how)
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.mse_loss(logits, F.one_hot(labels, 4).float()) if mse else loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+class Winners(nn.Module):
+    """The largest tenth of a layer's values, the others zero (Xiao et al. 2020, k-winners-take-all)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        least = flat.topk(flat.shape[1] // 10, dim=1).values[:, -1:]
+        return torch.where(flat >= least, flat, 0.0).view_as(x)
+
+
+def convolutions(
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    pool: Callable[[], nn.Module] = lambda: nn.AdaptiveAvgPool2d(1),
+    width: int = 8,
+) -> nn.Sequential:
+    torch.manual_seed(SEED)
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, width, 2), (width, 2 * width, 1), (2 * width, 4 * width, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), norm(outputs), activation()]
+    return nn.Sequential(*layers, pool(), nn.Flatten(), nn.LazyLinear(4)).train()
+
+
+class Half(nn.Module):
+    """A network in half precision."""
+
+    def __init__(self, model: nn.Module, kind: torch.dtype) -> None:
+        super().__init__()
+        self.model = model.to(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        answer: Tensor = self.model(x.to(weight.dtype))
+        return answer.float()
+
+
+# Cases ---------------------------------------------------------------------------------------------------------------
+
+
+def planted() -> Iterator[Case]:
+    """Each defence on a plain and on a robust network; a few more on a second robust one; and networks trained so."""
+    for number, (kind, defend) in enumerate(DEFENCES.items()):
+        bases = [PLAIN[number % 2], ROBUST[number % 4]]
+        for base in bases:
+            data = base.partition("/")[0]
+            if "another" in kind or "at random" in kind:
+                base = base if base != OTHERS[data] else "scenes4/standard-seed1"
+            other = frozen(OTHERS[data])
+            yield kind, base, data, "linf", EPS, lambda defend=defend, base=base, other=other: defend(frozen(base), other)  # type: ignore[misc]
+    for attack in (0.0, EPS):
+        built = partial(lambda attack: (trained(convolutions(Winners), attack=attack), None), attack)
+        yield "winners take all", "plain" if not attack else "PGD-AT", "scenes4", "linf", EPS, built
+    for attack in (8 / 255, 16 / 255):
+        built = partial(lambda attack: (trained(convolutions(), attack=attack, single=True, steps=500), None), attack)
+        yield "FGSM training", f"{255 * attack:.0f}/255", "scenes4", "linf", attack, built
+
+
+def honest() -> Iterator[Case]:
+    def alone(model: Callable[[], nn.Module]) -> Callable[[], tuple[nn.Module, None]]:
+        return lambda: (model(), None)
+
+    names = [
+        *(f"scenes/{name}-seed{seed}" for name in ("cons_at", "mart", "raat_plus_plus", "two_views") for seed in (0, 1)),
+        *(f"scenes/{name}-seed2" for name in ("pgd_at", "trades", "raat")),
+        *(f"scenes/study_{name}-seed0" for name in ("boundary_0.1", "full", "other_0.1", "threshold_0.3")),
+        *(f"scenes4/{name}-seed0" for name in ("daat", "pgd_at", "standard")),
+        *(f"scenes4/{name}-seed1" for name in ("gradient_penalty", "jacobian", "standard")),
+    ]  # fmt: skip
+    for name in names:
+        yield "as trained", name, name.partition("/")[0], "linf", EPS, alone(partial(frozen, name))
+    for name, norm, eps in (
+        ("scenes/pgd_at-seed1", "linf", 8 / 255), ("scenes/pgd_at-seed1", "linf", 1 / 255),
+        ("scenes/trades-seed1", "l2", 0.5), ("scenes4/standard-seed1", "linf", 8 / 255),
+        ("scenes4/standard-seed1", "linf", 16 / 255),
+        ("scenes/study_other_0-seed0", "linf", 8 / 255), ("scenes4/jacobian-seed1", "linf", 8 / 255),
+        ("scenes4/standard-seed1", "l2", 0.5), ("scenes/mart-seed2", "linf", 8 / 255),
+    ):  # fmt: skip
+        yield f"claimed at {eps:.3g} in {norm}", name, name.partition("/")[0], norm, eps, alone(partial(frozen, name))  # type: ignore[misc]
+    for name, kind in (("scenes/raat-seed0", torch.float16), ("scenes/trades-seed0", torch.bfloat16)):
+        made = alone(lambda name=name, kind=kind: Half(frozen(name), kind))  # type: ignore[misc]
+        yield f"in {str(kind)[6:]}", name, "scenes", "linf", EPS, made
+    averaged = alone(lambda: Several(frozen("scenes/pgd_at-seed0"), frozen("scenes/trades-seed1"), mean=True))
+    yield "mean of two networks", "scenes/pgd_at and trades", "scenes", "linf", EPS, averaged
+    group = partial(nn.GroupNorm, 4)
+    maximum = lambda: nn.AdaptiveMaxPool2d(1)  # noqa: E731
+    quick: dict[str, tuple[float, Callable[[], nn.Module]]] = {
+        "GELU": (EPS, lambda: trained(convolutions(nn.GELU))),
+        "SiLU, PGD-AT": (EPS, lambda: trained(convolutions(nn.SiLU), attack=EPS)),
+        "tanh": (EPS, lambda: trained(convolutions(nn.Tanh))),
+        "ELU, no norm": (EPS, lambda: trained(convolutions(nn.ELU, nn.Identity))),  # type: ignore[arg-type]
+        "group norm, PGD-AT": (EPS, lambda: trained(convolutions(norm=group), attack=EPS)),
+        "maximum pooling": (EPS, lambda: trained(convolutions(pool=maximum))),
+        "hard swish": (EPS, lambda: trained(convolutions(nn.Hardswish))),
+        "label smoothing": (EPS, lambda: trained(convolutions(), smoothing=0.2)),
+        "label smoothing, PGD-AT": (EPS, lambda: trained(convolutions(), smoothing=0.3, attack=EPS)),
+        "squared error": (EPS, lambda: trained(convolutions(), mse=True)),
+        "40 steps": (EPS, lambda: trained(convolutions(), steps=40)),
+        "PGD-AT at 1/255, claimed at 8/255": (8 / 255, lambda: trained(convolutions(), attack=1 / 255)),
+        "perceptron": (EPS, lambda: trained(models.build("mlp", classes=4, channels=3, width=64, seed=0, size=32))),
+        "FGSM training at 2/255": (2 / 255, lambda: trained(convolutions(), attack=2 / 255, single=True)),
     }
-    return ramped(built[case.method](), (0.1, 0.6))  # small networks learn little without
+    for name, (eps, build) in quick.items():
+        yield name, "quickly trained", "scenes4", "linf", eps, alone(build)
 
 
-def reencoded(model: nn.Module, quality: int = 60) -> nn.Module:
-    """The image as JPEG and back, outside of the graph."""
-
-    def through(x: Tensor) -> Tensor:
-        bytes_ = (255 * x.detach().clamp(0, 1)).round().to(torch.uint8).cpu()
-        return torch.stack([decode_jpeg(encode_jpeg(one, quality)) for one in bytes_]).to(x) / 255
-
-    return planted.Planted(model, before=through)
-
-
-# Held-out defects are of other strengths than those that the thresholds saw, or of another make.
-HELD_OUT = {
-    "scaled logits": partial(planted.scaled_logits, factor=100.0),
-    "quantised input": partial(planted.quantised_input, levels=16),
-    "shattered gradient": partial(planted.shattered_gradient, height=0.02, frequency=700.0),
-    "randomised input": partial(planted.random_input, deviation=0.03),
-    "non-differentiable preprocessing": reencoded,
-    "detached gradient": partial(planted.decoy_gradient, size=0.1),
-}
+def truth(model: nn.Module, stand_in: nn.Module | None, data: ImageSet, eps: float, norm: Norm, calls: int) -> Tensor:
+    """Who falls to an adaptive attack: 40 steps on the stand-in, on two losses; without a stand-in, averaged and Square."""
+    images, labels = as_float(data.images), data.labels
+    model = probes.Connected(model)
+    followed = stand_in or probes.Averaged(model, eps / 4, norm)
+    with torch.no_grad():
+        random = not torch.equal(followed(images[:2]), followed(images[:2]))
+    followed = probes.Averaged(followed, 0.0, norm) if random and stand_in else followed
+    fallen = probes.falls(model, images, labels, calls)
+    for loss in ("margin", "ce"):
+        ends = pgd(followed, images, labels, eps=eps, norm=norm, steps=40, step_size=eps / 10, loss=loss)  # type: ignore[arg-type]
+        fallen |= probes.falls(model, ends, labels, calls)
+    if stand_in is None:
+        ends = probes.searched(model, images, labels, eps=eps, norm=norm, queries=1000, calls=calls)
+        fallen |= probes.falls(model, ends, labels, calls)
+    return fallen
 
 
-def honest(model: nn.Module) -> nn.Module:
-    return model
+def measured(case: Case, hidden: bool) -> dict[str, Any]:
+    kind, base, place, norm, eps, build = case
+    torch.manual_seed(SEED)
+    model, stand_in = build()
+    data = load_test(place, IMAGES)
+    data = data[balanced(data, 0)]
+    begun = time.process_time()
+    found = audit.audit(model, data, eps=eps, norm=norm)
+    seconds = time.process_time() - begun
+    row: dict[str, Any] = {
+        "kind": kind,
+        "base": base,
+        "planted": hidden,
+        "eps": eps,
+        "norm": norm,
+        "verdict": found.verdict,
+    }
+    row |= {"seconds": seconds, "clean": float(found.accuracies.loc["no attack", "accuracy"])}
+    if "best of all" in found.accuracies.index:
+        random = found.checks.loc["answers differ between calls", "sign"]
+        torch.manual_seed(SEED)
+        calls = probes.CALLS if random else 1
+        fallen = truth(model, stand_in, data, eps, norm, calls) if hidden else torch.zeros(0)
+        pgd_20, bound = (float(found.accuracies.loc[name, "accuracy"]) for name in ("PGD-20", "best of all"))
+        adaptive = 1 - audit.share(fallen) if hidden else bound
+        row |= {"PGD-20": pgd_20, "bound": bound, "adaptive": adaptive, "truth": min(bound, adaptive)}
+        row["figures"] = {
+            name: [float(one["figure"]), float(one["low"]), int(one["n"])] for name, one in found.checks.iterrows()
+        }
+    return row
 
 
-def settings(case: Case) -> TrainingSettings:
-    adam = case.model == "vit_conv"
-    return TrainingSettings(
-        seeds=[0], device="cpu", devices=1, sync_batch_norm=True, venue="neurips", retrain=False,
-        epochs=case.epochs, batch_size=64,
-        optimizer="adamw", learning_rate=2e-3 if adam else 3e-3, momentum=0.9, weight_decay=0.05 if adam else 5e-4,
-        schedule="one_cycle", milestones=[], decay=1.0, clip=1.0, ema=0.0, ema_start=0.0, bf16=False, channels_last=True,
-        crop_padding=0, crop_fill="reflect", flip=True, selection="last",
-    )  # fmt: skip
+def everything() -> list[tuple[Case, bool]]:
+    """All cases in an order by the seed, so that the first ones are of every sort."""
+    cases = [*((case, True) for case in planted()), *((case, False) for case in honest())]
+    return [cases[number] for number in np.random.default_rng(SEED).permutation(len(cases))]
 
 
-def trained(case: Case, data: Splits) -> nn.Module:
-    model = models.build(
-        case.model, classes=len(data.train.classes), channels=3, width=case.width, seed=0, size=32,
-        stem_stride=2 if case.model == "resnet18" else 1,
-    )  # fmt: skip
-    return training.fit(model, method(case), data, settings(case), FOLDER / case.name, seed=0)
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
 
 
-def audits(real: str) -> Iterator[dict[str, object]]:
-    """Each case as it is and with each defect: what the audit finds."""
-    for case in cases(real):
-        data = load(case.data, train_images=6000, validation_images=100, test_images=IMAGES)
-        model = trained(case, data)
-        defects = HELD_OUT if case.held_out else planted.DEFECTS
-        for defect, plant in {"none": honest, **defects}.items():
-            file = FOLDER / case.name / f"{defect.replace(' ', '_')}.json"
-            code = [inspect.getsource(one) for one in CODE]
-            recipe = digest(plant(model), data.test, [defect, described(plant), case.eps, *SIZES, code])
-            if not file.exists() or read_json(file)["recipe"] != recipe:
-                found = audit.audit(plant(model), subset(data.test, IMAGES, 0), eps=case.eps, norm="linf")
-                write_json(file, {"recipe": recipe, **audit.as_json(found)})
-            stored = read_json(file)
-            print(case.name, defect, stored["verdict"], flush=True)
-            yield {
-                "held out": case.held_out, "model": case.name, "defect": defect, "verdict": verdict(stored),
-                **{row["attack"]: row["accuracy"] for row in stored["accuracies"] if row["attack"] in ACCURACIES},
-                **{row["check"]: float(row["figure"]) for row in stored["checks"]},
-            }  # fmt: skip
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["kind"], row["base"], row["planted"], row["eps"], row["norm"]
 
 
-def verdict(stored: dict[str, list[dict[str, float]]]) -> str:
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def sort(row: pd.Series) -> str:
+    """What a case truly is."""
+    if row["verdict"] == "not told" and np.isnan(row["PGD-20"]):
+        return "at chance"
+    if row["PGD-20"] - row["truth"] >= MASKED:
+        return "masked"
+    return "harmless defence" if row["planted"] else "honest"
+
+
+def verdict(row: dict[str, Any]) -> str:
     """By the thresholds of today, on figures that may have been found under others."""
-    if stored["verdict"] == "not told":
-        return "not told"
-    checks = audit.signs_of({str(row["check"]): (row["figure"], int(row["n"])) for row in stored["checks"]})
-    return audit.verdict_of(checks)
+    if "figures" not in row:
+        return str(row["verdict"])
+    checks = audit.signs_of({name: Figure(*figure) for name, figure in row["figures"].items()})
+    return audit.verdict_of(checks) if checks["sign"].any() else str(row["verdict"])
 
 
-def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """How often the audit saw something, of models it was set on and of others, by defect: shares with 95 % intervals.
+def signs(row: dict[str, Any]) -> str:
+    checks = audit.signs_of({name: Figure(*figure) for name, figure in row.get("figures", {}).items()})
+    return "; ".join(checks.index[checks["sign"]]) if len(checks) else ""
 
-    The intervals take the models as independent; defects planted on one and the same model are not quite.
-    """
-    rows = []
-    told = table[table["verdict"] != "not told"]
-    told = told.assign(kind=np.where(told["defect"] == "none", "honest", told["defect"]))
-    groups = [*told.groupby(["held out", "kind"], sort=False)]
-    groups += [((held, "any defect"), part[part["kind"] != "honest"]) for held, part in told.groupby("held out")]
-    for (held, kind), part in groups:
-        seen, masked = int((part["verdict"] != "no sign of masking").sum()), int((part["verdict"] == "masked").sum())
-        low, high = binomial_interval(seen, len(part))
-        rows.append(("held out" if held else "set on", kind, len(part), seen, masked, seen / len(part), low, high))
-    return pd.DataFrame(rows, columns=["models", "kind", "n", "seen", "masked", "share seen", "low", "high"])
+
+def set_on() -> set[Any]:
+    """The half that the thresholds were set on: kinds of defences, and kind and base of honest networks."""
+    cases, draw = everything(), np.random.default_rng(SEED)
+    kinds = sorted({case[0] for case, hidden in cases if hidden})
+    alone = sorted({case[:2] for case, hidden in cases if not hidden})
+    first: set[Any] = {kinds[i] for i in draw.permutation(len(kinds))[: len(kinds) // 2]}
+    return first | {alone[i] for i in draw.permutation(len(alone))[: len(alone) // 2]}
+
+
+def table() -> pd.DataFrame:
+    found, first = rows(), set_on()
+    lines = []
+    for row in found:
+        half = "set on" if (row["kind"] if row["planted"] else key(row)[:2]) in first else "held out"
+        figures = {name: figure[0] for name, figure in row.get("figures", {}).items()}
+        rest = {name: row.get(name, np.nan) for name in ("clean", "PGD-20", "truth", "bound", "seconds")}
+        own = {name: row[name] for name in ("kind", "base", "planted", "eps", "norm")}
+        lines.append({"half": half, **own, **rest, "verdict": verdict(row), "signs": signs(row), **figures})
+    answer = pd.DataFrame(lines)
+    answer.insert(1, "truly", [sort(row) for _, row in answer.iterrows()])
+    return answer
+
+
+def rates(cases: pd.DataFrame) -> pd.DataFrame:
+    """How often the audit told of what is there: shares with 95 % intervals, which take the cases as independent."""
+    lines = []
+    for (half, truly), part in cases.groupby(["half", "truly"], sort=True):
+        told = int(part["verdict"].isin(["masked", "suspicious"]).sum())
+        low, high = binomial_interval(told, len(part))
+        masked, gap = int((part["verdict"] == "masked").sum()), (part["bound"] - part["truth"]).median()
+        lines.append((half, truly, len(part), told, masked, told / len(part), low, high, gap, part["seconds"].median()))
+    names = ["half", "truly", "n", "told", "masked", "share told", "low", "high", "bound above truth", "seconds"]
+    return pd.DataFrame(lines, columns=names)
 
 
 def main() -> None:
-    table = pd.DataFrame(list(audits(sys.argv[1] if len(sys.argv) > 1 else "cifar10")))
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    done = {key(row) for row in rows()}
+    for case, hidden in [] if sys.argv[1:] == ["tables"] else everything():
+        kind, base, _, norm, eps, _ = case
+        if (kind, base, hidden, eps, norm) in done:
+            continue
+        row = measured(case, hidden)
+        with FILE.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        numbers = {name: round(value, 3) for name, value in row.items() if isinstance(value, float)}
+        print(time.strftime("%H:%M:%S"), kind, "|", base, "|", row["verdict"], numbers, flush=True)
+    cases = table()
     folder = root() / "docs" / "results" / "audit"
-    write_text(folder / "models.csv", table.to_csv(index=False, float_format="%.4g"))
-    found = rates(table)
-    write_text(folder / "rates.csv", found.to_csv(index=False, float_format="%.3g"))
-    print(found.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    write_text(folder / "cases.csv", cases.to_csv(index=False, float_format="%.4g"))
+    write_text(folder / "rates.csv", rates(cases).to_csv(index=False, float_format="%.3g"))
+    print(rates(cases).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,25 @@ def flat(classes: int = 5) -> nn.Sequential:
 # The whole ---------------------------------------------------------------------
 
 
+def test_a_model_that_takes_its_wrong_answers_back_is_not_fooled() -> None:
+    class Fickle(nn.Module):
+        """Wrong at points that it has not seen, and right when asked again."""
+
+        seen = torch.empty(0, 3, 8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            known = (x[:, None] == self.seen[None]).flatten(2).all(2).any(1)
+            self.seen = torch.cat([self.seen, x.detach()])
+            right = torch.where(known, 1.0, -1.0) + 0 * x.flatten(1).sum(1)
+            return torch.stack([right, -right, right - 1, right - 2, right - 3], 1)
+
+    model, images = Fickle(), torch.rand(4, 3, 8, 8)
+    model(images)
+    labels = torch.zeros(4, dtype=torch.long)
+    found = autoattack(model, images, labels, eps=0.02, norm="linf", only="apgd-t", short=True)
+    assert torch.equal(found, images)
+
+
 @pytest.mark.parametrize(("norm", "eps", "only"), [("linf", 0.02, None), ("l2", 0.15, "apgd-t"), ("l2", 0.15, "fab-t")])
 def test_its_answers_are_the_originals_within_ball_and_box(norm: Norm, eps: float, only: Part | None) -> None:
     model, images = network(), torch.rand(14, 3, 8, 8).mul(1.4).sub(0.2).clamp(0, 1)

@@ -82,8 +82,9 @@ def a_front() -> pd.DataFrame:
 
 def an_audit() -> audit.Audit:
     """One sign, and a flag of AutoAttack's."""
-    rows = {name: {"figure": float(name == "saturated outputs"), "n": 100, "sign": name == "saturated outputs",
-                   **check._asdict()} for name, check in audit.CHECKS.items()}  # fmt: skip
+    empty = {"figure": 0.0, "low": 0.0, "n": 100, "sign": False}
+    rows = {name: {**empty, **check._asdict()} for name, check in audit.CHECKS.items()}
+    rows["saturated outputs"] |= {"figure": 1.0, "low": 0.96, "sign": True}
     checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
     accuracies = pd.DataFrame(
         {"accuracy": [0.8, 0.3], "low": [0.7, 0.2], "high": [0.9, 0.4], "n": [100, 40]},
@@ -95,11 +96,23 @@ def an_audit() -> audit.Audit:
 
 def test_a_check_that_could_not_be_made_has_neither_figure_nor_answer(tmp_path: Path) -> None:
     found = an_audit()
-    found.checks.loc["saturated outputs", ["figure", "n", "sign"]] = [float("nan"), 0, False]
+    found.checks.loc["saturated outputs", ["figure", "low", "n", "sign"]] = [float("nan"), float("nan"), 0, False]
     text = report.audit_page(found, tmp_path).read_text()
     (row,) = re.findall(r"<tr><td>saturated outputs</td>.*?</tr>", text, re.DOTALL)
-    assert re.findall(r"<td[^>]*>(.*?)</td>", row)[1:5] == ["–", "0.5", "0", "–"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row)[1:6] == ["–", "–", "0.5", "0", "–"]
     assert ">nan<" not in text
+
+
+def test_an_audits_page_begins_with_verdict_and_bound_and_draws_each_sign(tmp_path: Path) -> None:
+    found = an_audit()
+    found.accuracies.loc["best of all"] = [0.25, 0.15, 0.36, 100]
+    text = report.audit_page(found, tmp_path).read_text()
+    verdict, bound, signs = (text.index(one) for one in ('"verdict">suspicious', "at most 25.0%", "what to do next"))
+    assert verdict < bound < signs < text.index("<img")
+    (drawn,) = re.findall(r"<svg role=.*?</svg>", text, re.DOTALL)
+    low, threshold, figure = (float(re.findall(one, drawn)[0]) for one in (
+        r'class="interval" x1="([\d.]+)%"', r'dasharray="2 3" x1="([\d.]+)%"', r'cx="([\d.]+)%"'))  # fmt: skip
+    assert (low / figure, threshold / figure) == pytest.approx((0.96, 0.5))
 
 
 @functools.cache
@@ -485,6 +498,24 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def brightness(page: Any) -> int:
     """Of the top left corner of what is shown, 0 to 255."""
     return int(Image.open(io.BytesIO(page.screenshot())).convert("L").getpixel((1, 1)))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+def test_an_audit_with_many_signs_prints_on_two_pages(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    found = an_audit()
+    found.checks.loc[found.checks.index[::3], "sign"] = True
+    for name in ("best of all", "noise", "FGSM", "PGD-20", "PGD-100", "PGD-20, n = 40"):
+        found.accuracies.loc[name] = [0.25, 0.15, 0.36, 100]
+    page = report.audit_page(found, tmp_path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page()
+        shown.goto(page.as_uri())
+        printed = shown.pdf(format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "1.5cm"))
+        browser.close()
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")

@@ -80,6 +80,8 @@ def _cascade(
         if fooled.any():
             rows = fooled.nonzero().squeeze(1)
             rows = rows[model(points[rows]).argmax(1) != labels[members[rows]]]
+            if not len(rows):  # a model that answers at random takes it back
+                return left[members]
             left[members[rows]] = False
             same = members[rows][:, None] == members[rows]
             rows = rows[same.int().argmax(1) == torch.arange(len(rows), device=rows.device)]

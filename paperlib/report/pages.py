@@ -103,12 +103,21 @@ def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": model,
         "verdict": stored.get("verdict", "–"),
-        "checks": [{**row, **{name: float(row[name]) for name in ("figure", "threshold")}} for row in stored["checks"]],
+        "checks": [_check(row) for row in stored["checks"]],
         "accuracies": [
             {**row, **{name: 100 * float(row[name]) for name in percent}} for row in stored.get("accuracies", [])
         ],
         "flags": list(map(str, stored.get("flags", []))),
     }
+
+
+def _check(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored check, with where its figure stands in a drawing from zero on, in percent."""
+    figure, threshold = float(row["figure"]), float(row["threshold"])
+    low = float(row.get("low", figure))  # older audits have no intervals
+    end = 1.15 * max(figure, threshold, 1e-9)
+    at = {name: 100 * max(value, 0) / end for name, value in (("low", low), ("high", figure), ("threshold", threshold))}
+    return {**row, "figure": figure, "low": low, "threshold": threshold, "at": at}
 
 
 def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
