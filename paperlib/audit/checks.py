@@ -158,9 +158,8 @@ class Audit:
     """The verdict and what it stands on."""
 
     verdict: Verdict
-    checks: (
-        pd.DataFrame
-    )  # index check; figure, low (of its interval), threshold, n (images), sign, evidence, meaning, source, next
+    # index check; figure, low (of its interval), threshold, n (images), sign, evidence, meaning, source, next, beside
+    checks: pd.DataFrame
     accuracies: pd.DataFrame  # index attack; accuracy with its 95 % interval low … high, n
     curve: pd.DataFrame  # eps and accuracy, of PGD-20 on cross-entropy
     flags: tuple[str, ...]  # AutoAttack's
