@@ -3,15 +3,11 @@
 Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
 """
 
-import ast
 import errno
-import functools
 import hashlib
-import inspect
 import json
 import math
 import os
-import textwrap
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -24,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from paperlib.runs.code import code_of
 
 
 class InputError(ValueError):
@@ -175,10 +173,10 @@ def described(value: Any, source: bool = True) -> Any:
     """A JSON description of an attack, method or settings by content, the same in every process.
 
     Tensors and models are described by their values, functions and dataclasses by name, held values and, with `source`,
-    code. Raises TypeError for any other type.
+    the code that they reach (`runs.code`). Raises TypeError for any other type.
     """
     within = partial(described, source=source)
-    code = _source if source else lambda _: ""
+    code = code_of if source else lambda _: ""
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
     if isinstance(value, partial):
@@ -200,19 +198,6 @@ def described(value: Any, source: bool = True) -> Any:
     if isinstance(value, type):
         return [f"{value.__module__}.{value.__qualname__}", code(value)]
     raise TypeError(f"{type(value).__name__} has no description by content")
-
-
-@functools.cache
-def _source(code: Any) -> str:
-    """SHA-256 of the code of a function or class, without comments and docstrings; empty where there is no source file."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError):
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:
