@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,3 +272,46 @@ def test_text_stays_text_in_a_notebooks_settings(home: Path) -> None:
     run = studies.start("cifar_pag", {"settings": {"teacher_linf": "1e3", "teacher_l2": "", "train_images": "null"}})
     run.finish()
     assert (run.settings.teacher_linf, run.settings.teacher_l2, run.settings.train_images) == ("1e3", "", None)
+
+
+def test_a_run_whose_folder_is_removed_meanwhile_is_not_finished(home: Path) -> None:
+    run = studies.start("toy_pag", {"epochs": 3})
+    shutil.rmtree(run.folder)
+    (run.folder / "training").mkdir(parents=True)  # as results that are written afterwards make it
+    with pytest.raises(InputError, match="was removed while the run was at work; start the run again"):
+        run.finish()
+    assert runs.status(run.folder) == {"state": "not started"}
+    again = studies.start("toy_pag", {"epochs": 4})  # another run in the same process lets go of it
+    again.finish()
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 9)", "sys.exit(1)"])
+def test_a_finished_run_that_is_started_again_and_ended_early_is_finished_still(home: Path, ending: str) -> None:
+    studies.start("toy_pag", {"epochs": 3}).finish()
+    folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"epochs": 3}))
+    finished = runs.status(folder)
+    script = f"""
+import os, sys
+from paperlib import studies
+from paperlib.runs.run import status
+run = studies.start('toy_pag', {{'epochs': 3}})
+print(status(run.folder)['state'], flush=True)
+{ending}
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PAPERLIB_ROOT": str(home)},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.stdout == "running\n"
+        assert runs.status(folder) == finished
+
+
+def test_asking_for_a_status_writes_nothing(home: Path) -> None:
+    """So a killed run reads as killed also in a folder that cannot be written."""
+    run = studies.start("toy_pag", {"epochs": 3})
+    runs.release(run.folder)
+    before = sorted((file, file.stat().st_mtime_ns) for file in run.folder.rglob("*"))
+    assert runs.status(run.folder)["state"] == "killed"
+    assert before == sorted((file, file.stat().st_mtime_ns) for file in run.folder.rglob("*"))
+    (run.folder / ".lock").unlink()
+    assert runs.status(run.folder)["state"] == "killed"
+    assert not (run.folder / ".lock").exists()

@@ -7,6 +7,7 @@ when the process dies, so a run that says "running" without a lock was killed.
 
 import ast
 import atexit
+import fcntl
 import hashlib
 import html
 import json
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ from paperlib.runs.values import read_value
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
+FINISHED = "finished"  # a state; in the status of a run that was started again, the one from before
 BEGAN = "PAPERLIB_BEGAN"  # environment variable: a file, in which `begin` writes the run's folder
 PRESETS = ("quick", "laptop", "gpu", "paper")
 BOLD = " style='font-weight: bold'"
@@ -122,10 +124,15 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Mark the run as finished once all processes are here, and release its folder."""
+        """Mark the run as finished once all processes are here, and release its folder.
+
+        Raises InputError where the folder was removed since the run began, and what was computed with it.
+        """
         distributed.agreed(None)
         if distributed.rank():
             return
+        if not _own(self):
+            raise InputError(f"{self.folder}: was removed while the run was at work; start the run again")
         _say(self, "finished", peak_memory_bytes=peak_memory())
         progress.keep_in(None)
         release(self.folder)
@@ -262,9 +269,16 @@ def release(folder: Path) -> None:
 
 def _leave(folder: Path) -> None:
     """Release a run that this process began, and mark it as stopped if it was not finished."""
-    if (about := status(folder))["state"] == "running":
-        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
+    if (folder / "status.json").exists() and status(folder)["state"] == "running":
+        _stop(folder)
     release(folder)
+
+
+def _stop(folder: Path, **more: Any) -> None:
+    """Mark a run that ends early; one that had been finished before it was started again is finished still."""
+    about = _read_status(folder / "status.json")
+    stopped = {**about, "state": "stopped", "seconds": _since(about["started"]), **more}
+    write_json(folder / "status.json", about.get(FINISHED) or stopped)
 
 
 def _since(moment: float) -> float:
@@ -275,7 +289,25 @@ def _say(run: Run, state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
     place = {"process": os.getpid(), "host": platform.node()}
     seconds = _since(run.started)  # of this session; trainings keep their own
+    if state == "running" and (before := _finished(run.folder)):
+        more[FINISHED] = before
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
+
+
+def _own(run: Run) -> bool:
+    """Whether the status in a run's folder is that of this process, and so the folder that it began."""
+    with suppress(FileNotFoundError):
+        return bool(read_json(run.folder / "status.json").get("process") == os.getpid())
+    return False
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The status with which a run was finished, also where it was started again since; None where it never was."""
+    try:
+        about = _read_status(folder / "status.json")
+    except (FileNotFoundError, InputError):
+        return None
+    return about if about["state"] == "finished" else about.get(FINISHED)
 
 
 def note_failure(folder: Path, error: str) -> None:
@@ -300,15 +332,18 @@ def _watch(run: Run) -> None:
     def before_cell(_: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("pre_run_cell", before_cell)
-        elif read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
+        elif _own(run) and read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
             _say(run, "running")
 
     def after_cell(result: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("post_run_cell", after_cell)
         elif error := result.error_before_exec or result.error_in_exec:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt) and _own(run):
+                _stop(run.folder, error=told)
+            else:
+                _say(run, "failed", error=told)
 
     shell.events.register("pre_run_cell", before_cell)
     shell.events.register("post_run_cell", after_cell)
@@ -327,27 +362,31 @@ def status(folder: Path) -> dict[str, Any]:
     about = _read_status(file)  # it may have ended well between the two looks
     if about["state"] == "running" and (host := about.get("host", platform.node())) != platform.node():
         return {**_until_killed(about, folder), "state": "unknown", "error": f"on {host}, cannot tell from here"}
-    return _until_killed(about, folder) if about["state"] == "running" else about
+    return about.get(FINISHED) or _until_killed(about, folder) if about["state"] == "running" else about
 
 
 def _read_status(file: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(file)
-    whole = isinstance(about, dict) and "state" in about
-    times = [about.get("started"), about.get("seconds")] if whole else [None]
-    if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
+    if not _is_status(about) or not (FINISHED not in about or _is_status(about[FINISHED])):
         raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
     return about
 
 
+def _is_status(about: Any) -> bool:
+    if not isinstance(about, dict) or "state" not in about:
+        return False
+    return all(isinstance(about.get(one), float | int) and abs(about[one]) < AGES for one in ("started", "seconds"))
+
+
 def _locked(folder: Path) -> bool:
+    """Whether a process holds the run's lock. Writes nothing, so that folders that can only be read answer too."""
     if folder in _locks:
         return True
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
+    with suppress(FileNotFoundError, PermissionError), (folder / ".lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, which wants to write
+        except BlockingIOError:
+            return True
     return False
 
 
