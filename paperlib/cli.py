@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 all went well, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-from tqdm import tqdm
+try:
+    import typer
+    from tqdm import tqdm
 
-from paperlib import studies
-from paperlib.runs.files import InputError, read_json, root, write_text
-from paperlib.runs.settings import as_options
+    from paperlib import studies
+    from paperlib.runs.files import InputError, read_json, root, write_text
+    from paperlib.runs.settings import as_options
+except KeyboardInterrupt:  # PyTorch takes seconds
+    print("paperlib: interrupted before anything began", file=sys.stderr)
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from paperlib.runs.settings import Settings
@@ -47,6 +52,10 @@ KEEP_MEMORY = {
 
 def main() -> None:
     """The entry point. Invalid input ends with a message and exit code 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of an encoding that lacks a dash or a letter of somebody's name
+    os.environ["MPLBACKEND"] = "agg"  # whatever a user's matplotlibrc says
     try:
         app()
     except InputError as error:
@@ -61,8 +70,9 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C, which is how `status --watch` ends
-            told = "interrupted; what was computed is kept, and the same command goes on from there"
-            print(f"paperlib: {told}", file=sys.stderr)
+            kept = "; what was computed is kept, and the same command goes on from there"
+            told = kept if sys.argv[1:2] in (["run"], ["reproduce"], ["grid"], ["run-part"]) else ""
+            print(f"paperlib: interrupted{told}", file=sys.stderr)
         raise
 
 
@@ -384,17 +394,20 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     from paperlib.runs import run as runs
 
     settings = _settings(notebook, preset, given)  # refused here, before anything starts
+    _check_pair(root() / "notebooks" / notebook)
     folder = runs.folder_of(notebook, preset, settings)
     if distributed.expected() == 1:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
+        os.environ.pop("MPLBACKEND", None)  # then a kernel takes its own, whatever a user's matplotlibrc says
         print(f"{notebook}, preset {preset}", flush=True)
         if settings.devices > 1:
             return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
     import papermill
+    from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
@@ -411,13 +424,15 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     if part:
         folder.mkdir(parents=True, exist_ok=True)
     output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
-    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place, runs.heard() as began:
+    with output as log, _room() as place, runs.heard() as began:
         # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
         executed = Path(place) / name
+        write_kernel_spec(f"{place}/kernels/python3")  # this interpreter, whatever other kernels have that name
+        os.environ["JUPYTER_PATH"] = place
         try:
             papermill.execute_notebook(
-                root() / "notebooks" / name, executed, passed,
+                _literal(root() / "notebooks" / name), _literal(executed), passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
                 kernel_name="python3", config=transport, execution_timeout=cell_timeout,
             )  # fmt: skip
@@ -475,6 +490,34 @@ def _execute_parts(
             runs.note_failure(folder, happened)
         print(f"paperlib: {happened}; {_kept(folder)}", file=sys.stderr)
     return code
+
+
+def _check_pair(stem: Path) -> None:
+    """Refuse a notebook whose script was changed since: raises InputError.
+
+    By their content, since a clone or a copy gives the two any times.
+    """
+    import jupytext
+
+    script, notebook = stem.with_suffix(".py"), stem.with_suffix(".ipynb")
+    if not script.exists() or (notebook.exists() and script.stat().st_mtime_ns <= notebook.stat().st_mtime_ns):
+        return
+    cells = [[(cell.cell_type, cell.source) for cell in jupytext.read(one).cells] if one.exists() else []
+             for one in (script, notebook)]  # fmt: skip
+    if cells[0] != cells[1]:
+        advice = f"jupytext --sync {_relative(script)} brings them together"
+        raise InputError(f"{script.name} has been changed since {notebook.name}, which is what runs; {advice}")
+
+
+def _room() -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder for sockets, whose paths can have some 100 bytes: in /tmp where TMPDIR is longer than that."""
+    long = len(os.fsencode(tempfile.gettempdir())) > 60
+    return tempfile.TemporaryDirectory(prefix="paperlib-", dir="/tmp" if long else None)
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it, which would fill in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _kept(folder: Path) -> str:

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -103,6 +104,24 @@ def test_the_page_of_an_edited_notebook_lies_in_the_folder_of_its_own_run(
         assert f"seeds {seeds}" in (folder / "toy_pag.html").read_text()
         assert f"seeds {seeds}" in (folder / "toy_pag.ipynb").read_text()
     assert runs.BEGAN not in os.environ
+
+
+def test_a_script_that_was_changed_after_its_notebook_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = (home / "notebooks").resolve()
+    (home / "notebooks").unlink()
+    shutil.copytree(repository, home / "notebooks")
+    script, notebook = (home / "notebooks" / f"toy_pag{end}" for end in (".py", ".ipynb"))
+    os.utime(notebook, (1, 1))
+    cli._check_pair(script.with_suffix(""))  # the same content, as in a clone
+    script.write_text(script.read_text() + "\nx = 1\n")
+    assert call(monkeypatch, "run", "toy_pag") == 2
+    said = capsys.readouterr().err
+    assert "toy_pag.py has been changed since toy_pag.ipynb, which is what runs; jupytext --sync" in said
+    assert not (home / "runs").exists()
+    os.utime(script, (0, 0))
+    cli._check_pair(script.with_suffix(""))  # the notebook was changed last: that runs
 
 
 def test_clean_lists_and_asks_before_it_removes(

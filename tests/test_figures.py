@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +51,18 @@ def test_figures_have_the_venues_width_truetype_fonts_and_provenance(run: runs.R
 def test_the_same_figure_is_the_same_bytes(run: runs.Run) -> None:
     draw(run, "one")
     draw(run, "two")
+    for kind in ("pdf", "svg", "png"):
+        assert (run.folder / "figures" / f"one.{kind}").read_bytes() == (
+            run.folder / "figures" / f"two.{kind}"
+        ).read_bytes()
+
+
+def test_a_users_matplotlibrc_changes_nothing(run: runs.Run) -> None:
+    draw(run, "one")
+    own = {"text.usetex": True, "lines.linewidth": 9.0, "axes.grid": True, "figure.facecolor": "red", "font.weight": "bold"}
+    with mpl.rc_context(own):
+        draw(run, "two")
+        assert not mpl.rcParams["text.usetex"]
     for kind in ("pdf", "svg", "png"):
         assert (run.folder / "figures" / f"one.{kind}").read_bytes() == (
             run.folder / "figures" / f"two.{kind}"
