@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -224,7 +225,8 @@ def audit(
         "model": model, "weights": str(weights or "as built"), "data": data, "images": len(test), "eps": eps, "norm": norm,
         "classes": ", ".join(test.classes[:20]), "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
-    name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
+    called = re.sub(r"[^\w.-]", "_", Path(model.rpartition(":")[0]).stem)  # a folder's name, and a part of links
+    name = f"{called}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
     print(found, flush=True)
     print(f"report: {_relative(report.audit_page(found, root() / 'runs' / 'audit' / name, about))}")
 

@@ -144,7 +144,7 @@ class Sheet:
 
 
 def _head(axis: Any, words: str) -> None:
-    axis.set_title(words, fontsize=SMALL, y=1.0)  # a place of its own, likewise
+    axis.set_title(words, fontsize=SMALL, y=1.0, parse_math=False)  # a place of its own, likewise
 
 
 def _layer(axis: Any, interpolation: str = "nearest", **how: Any) -> Any:

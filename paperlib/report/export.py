@@ -80,7 +80,7 @@ def numbers(folder: Path, run: str) -> list[str]:
             found[own] = number
         if isinstance(claim["claimed"], float | int):
             found[f"{own}Paper"] = latex(with_interval(claim["claimed"], math.nan, math.nan))
-        found[f"{own}Verdict"] = claim["outcome"]
+        found[f"{own}Verdict"] = latex(str(claim["outcome"]))
     paper = paper_of(folder.parent.name) if stored else None
     known = [claim for claim in (load(paper)["claims"] if paper else []) if claim["id"] in stored]
     cited = {
@@ -90,7 +90,8 @@ def numbers(folder: Path, run: str) -> list[str]:
         pair = row["method"], row["measure"]
         if pair in cited and (number := _number(row, "mean", in_points(row["measure"], 1.0))):
             found[command(run, *pair)] = number
-    return [f"% {run}: {folder.parent.name}, {folder.name}", *(_define(*one) for one in found.items())]
+    named = " ".join(f"% {run}: {folder.parent.name}, {folder.name}".split())  # a folder may have a line's end in its name
+    return [named, *(_define(*one) for one in found.items())]
 
 
 def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
