@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ try:
     from tqdm import tqdm
 
     from paperlib import studies
-    from paperlib.runs.files import InputError, read_json, root, write_text
+    from paperlib.runs.files import InputError, read_json, root, temporary, write_text
     from paperlib.runs.settings import as_options
 except KeyboardInterrupt:  # PyTorch takes seconds
     print("paperlib: interrupted before anything began", file=sys.stderr)
@@ -129,7 +128,7 @@ def reproduce(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def one(name: str) -> tuple[int, float, Path]:
-        begun, began = time.monotonic(), Path(place) / name
+        begun, began = time.monotonic(), place / name
         timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
         command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
@@ -137,7 +136,7 @@ def reproduce(
         folder = Path(began.read_text()) if began.exists() else runs.folder_of(name, preset, plans[name])
         return code, time.monotonic() - begun, folder
 
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as place, ThreadPoolExecutor(jobs) as pool:
+    with temporary() as place, ThreadPoolExecutor(jobs) as pool:
         ended = dict(zip(chosen, pool.map(one, chosen), strict=True))
     print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
     for name, (_, seconds, folder) in ended.items():
@@ -300,13 +299,14 @@ def _line(entry: dict[str, Any]) -> tuple[str, str]:
     """What a run of `report.runs` is, and how it stands."""
     from paperlib import report
     from paperlib.runs import progress
+    from paperlib.runs import run as runs
     from paperlib.runs.tidy import size_of
 
     about, folder = entry["status"], entry["folder"]
-    seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
+    seconds = runs.taken(about) if about["state"] == "running" else about["seconds"]
     own = ", ".join(f"{name} = {value}" for name, value in entry["changed"].items())
     name = textwrap.shorten(f"{about['notebook']}, {about['preset']}{own and f': {own}'}", 60, placeholder=" …")
-    line = f"{about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
+    line = f"{about['state']:9} {tqdm.format_interval(seconds):>8} {_bytes(size_of(folder)):>8}"
     if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
@@ -426,17 +426,17 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     if part:
         folder.mkdir(parents=True, exist_ok=True)
     output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
-    with output as log, _room() as place, runs.heard() as began:
+    with output as log, temporary() as place, runs.heard() as began:
         # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
-        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
-        executed = Path(place) / name
+        own = {"transport": "ipc", "ip": f"{place}/kernel", "connection_file": f"{place}/kernel.json"}
+        executed = place / name
         write_kernel_spec(f"{place}/kernels/python3")  # this interpreter, whatever other kernels have that name
-        os.environ["JUPYTER_PATH"] = place
+        os.environ["JUPYTER_PATH"] = str(place)
         try:
             papermill.execute_notebook(
                 _literal(root() / "notebooks" / name), _literal(executed), passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
-                kernel_name="python3", config=transport, execution_timeout=cell_timeout,
+                kernel_name="python3", config=Config({"KernelManager": own}), execution_timeout=cell_timeout,
             )  # fmt: skip
         except PapermillExecutionError as error:
             print(f"paperlib: {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
@@ -455,10 +455,10 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
             code = 1
         if part:  # the first process's notebook is the run's
             return code
-        if (own := began()) is None and (folder / name).exists():
+        if (begun := began()) is None and (folder / name).exists():
             print(f"paperlib: {notebook} began no run, and {_relative(folder)} keeps its page", file=sys.stderr)
             return 1
-        folder = own or folder
+        folder = begun or folder
         write_text(folder / name, executed.read_text(encoding="utf-8"))
     page = notebook_page(folder / name)
     state = runs.status(folder)["state"]
@@ -509,12 +509,6 @@ def _check_pair(stem: Path) -> None:
     if cells[0] != cells[1]:
         advice = f"jupytext --sync {_relative(script)} brings them together"
         raise InputError(f"{script.name} has been changed since {notebook.name}, which is what runs; {advice}")
-
-
-def _room() -> "tempfile.TemporaryDirectory[str]":
-    """A temporary folder for sockets, whose paths can have some 100 bytes: in /tmp where TMPDIR is longer than that."""
-    long = len(os.fsencode(tempfile.gettempdir())) > 60
-    return tempfile.TemporaryDirectory(prefix="paperlib-", dir="/tmp" if long else None)
 
 
 def _literal(path: Path) -> str:

@@ -229,15 +229,24 @@ def test_the_projects_folder_is_the_same_wherever_one_stands(
         studies.resolve("toy_pag")
 
 
-def test_a_killed_run_took_until_it_was_last_heard_of(home: Path) -> None:
+def test_a_killed_run_took_until_it_was_last_heard_of_whatever_the_clock_was_set_to(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = studies.start("toy_pag", {"epochs": 3})
-    file, began = run.folder / "status.json", time.time() - 100
-    write_json(file, {**read_json(file), "started": began, "seconds": 0.0})
+    file, news = run.folder / "status.json", run.folder / progress.NAME
+    assert runs.taken(runs.status(run.folder)) < 60
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1e10)  # set while the run is at work
+        assert runs.taken(runs.status(run.folder)) < 60
+        runs._say(run, "running")
     runs.release(run.folder)
-    os.utime(file, (began + 60, began + 60))
-    (run.folder / progress.NAME).touch()
-    os.utime(run.folder / progress.NAME, (began + 70, began + 70))
-    assert runs.status(run.folder)["seconds"] == pytest.approx(70.0)
+    begun = read_json(file)["clock"]
+    for last, seconds in ((begun + 70, 70.0), (begun - 5, 0.0), ("x", 0.0), (1e300, 0.0), (None, 0.0)):
+        write_json(file, {**read_json(file), "seconds": 0.0})
+        write_json(news, {"words": "", "clock": last})
+        assert runs.status(run.folder)["seconds"] == pytest.approx(seconds)
+    news.write_bytes(b"\xff")
+    assert runs.status(run.folder)["state"] == "killed"
 
 
 def test_what_a_run_on_another_machine_does_cannot_be_told_from_here_and_it_can_be_gone_on_with(home: Path) -> None:

@@ -4,12 +4,15 @@ Everything the project stores is JSON, text or safetensors: nothing is pickled, 
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,8 @@ from torch import Tensor, nn
 
 from paperlib.runs.code import code_of
 
+ROOM = "paperlib-"  # how temporary folders are called
+
 
 class InputError(ValueError):
     """Invalid input; the message names the value and what would be right."""
@@ -31,6 +36,30 @@ class InputError(ValueError):
 def root() -> Path:
     """The project's folder, which holds notebooks/, data/ and runs/; the variable PAPERLIB_ROOT moves it."""
     return Path(os.environ.get("PAPERLIB_ROOT") or Path(__file__).resolve().parents[2]).absolute()
+
+
+def rooms() -> Path:
+    """Where temporary folders are; /tmp where TMPDIR is long, since a socket's path has at most some 100 bytes."""
+    usual = tempfile.gettempdir()
+    return Path(usual if len(os.fsencode(usual)) < 60 else "/tmp")
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A temporary folder whose lock is held while it is used, so that `clean` can tell one that a kill left behind."""
+    with tempfile.TemporaryDirectory(prefix=ROOM, dir=rooms()) as place, (Path(place) / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(place)
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock. Writes nothing, so that folders that can only be read answer too."""
+    with suppress(FileNotFoundError, PermissionError), (folder / ".lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, which wants to write
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

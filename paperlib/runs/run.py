@@ -7,7 +7,6 @@ when the process dies, so a run that says "running" without a lock was killed.
 
 import ast
 import atexit
-import fcntl
 import hashlib
 import html
 import json
@@ -16,7 +15,6 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from paperlib import __version__
 from paperlib.runs import distributed, progress
-from paperlib.runs.files import InputError, read_about, read_json, root, write_json, write_text
+from paperlib.runs.files import InputError, locked, read_about, read_json, root, temporary, write_json, write_text
 from paperlib.runs.settings import ANY_RUN, Settings, check
 from paperlib.runs.values import read_value
 
@@ -102,6 +100,7 @@ class Run:
     settings: Any  # the study's own Settings
     folder: Path
     started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)  # as `started`, by a clock that is never set
 
     @property
     def device(self) -> torch.device:
@@ -197,8 +196,8 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
 def heard() -> Iterator[Callable[[], Path | None]]:
     """Have kernels that start meanwhile say where their run is: yields what tells the folder, None before `begin`."""
     outer = os.environ.get(BEGAN)
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as place:
-        file = Path(outer or f"{place}/began")
+    with temporary() as place:
+        file = Path(outer or place / "began")
         os.environ[BEGAN] = str(file)
         try:
             yield lambda: Path(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -277,18 +276,21 @@ def _leave(folder: Path) -> None:
 def _stop(folder: Path, **more: Any) -> None:
     """Mark a run that ends early; one that had been finished before it was started again is finished still."""
     about = _read_status(folder / "status.json")
-    stopped = {**about, "state": "stopped", "seconds": _since(about["started"]), **more}
+    stopped = {**about, "state": "stopped", "seconds": taken(about), **more}
     write_json(folder / "status.json", about.get(FINISHED) or stopped)
 
 
-def _since(moment: float) -> float:
-    return max(0.0, time.time() - moment)  # clocks may go backwards
+def taken(about: Mapping[str, Any], now: float | None = None) -> float:
+    """Seconds of a run at work on this machine, by its status, until now or another moment of `time.monotonic`."""
+    now, clock = time.monotonic() if now is None else now, about.get("clock")
+    passed = now - clock if isinstance(clock, float) and isinstance(now, float) else 0.0
+    return max(passed, about["seconds"]) if passed < AGES else about["seconds"]
 
 
 def _say(run: Run, state: str, **more: Any) -> None:
-    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started, "clock": run.clock}
     place = {"process": os.getpid(), "host": platform.node()}
-    seconds = _since(run.started)  # of this session; trainings keep their own
+    seconds = time.monotonic() - run.clock  # of this session; trainings keep their own
     if state == "running" and (before := _finished(run.folder)):
         more[FINISHED] = before
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
@@ -317,9 +319,7 @@ def note_failure(folder: Path, error: str) -> None:
 
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The status of a killed run; its seconds end when it last wrote its status or progress."""
-    files = [file for name in ("status.json", progress.NAME) if (file := folder / name).exists()]
-    heard = max(file.stat().st_mtime for file in files)
-    return {**about, "state": "killed", "seconds": max(0.0, heard - about["started"])}
+    return {**about, "state": "killed", "seconds": taken(about, progress.clock(folder) or 0.0)}
 
 
 def _watch(run: Run) -> None:
@@ -379,15 +379,7 @@ def _is_status(about: Any) -> bool:
 
 
 def _locked(folder: Path) -> bool:
-    """Whether a process holds the run's lock. Writes nothing, so that folders that can only be read answer too."""
-    if folder in _locks:
-        return True
-    with suppress(FileNotFoundError, PermissionError), (folder / ".lock").open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, which wants to write
-        except BlockingIOError:
-            return True
-    return False
+    return folder in _locks or locked(folder)
 
 
 # Environment -------------------------------------------------------------------------------------------------------
