@@ -161,15 +161,14 @@ def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) 
 
 @app.command()
 def zoo(
-    add: Annotated[
-        Path | None, typer.Option(help="file the networks of this finished run, in place of those there")
-    ] = None,
+    add: Annotated[Path | None, typer.Option(help="file the networks of this finished run")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="also in place of networks by another recipe")] = False,
 ) -> None:
     """The trained networks that come with the project: a table."""
     from paperlib import zoo
     from paperlib.report import cards
 
-    for name in cards.add(add) if add else ():
+    for name in cards.add(add, replace) if add else ():
         print(f"filed {name}")
     print(zoo.table().to_string(na_rep="–"))
 
@@ -250,10 +249,16 @@ def grid(
     if profile and jobs:
         raise InputError(f"--jobs {jobs}: a profile says itself how many jobs it runs at a time; leave one of the two out")
     plan = grid.read(file)
+    for name, job in plan.items():  # all, before the first starts
+        try:
+            _settings(job.notebook, job.preset, job.given, here=not (profile or dry_run or job.finished))
+        except InputError as error:
+            raise InputError(f"{file}: {name}: {error}") from None
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
     states = {name: runs.status(job.folder) for name, job in plan.items()}
     for name, about in states.items():
-        print(f"{name:24} {plan[name].run:36} {about['state']:12} {about.get('error', '')}".rstrip())
+        why = about.get("error") or grid.refused(plan[name]) if about["state"] != "finished" else ""
+        print(f"{name:24} {plan[name].run:36} {about['state']:12} {why}".rstrip())
     finished = sum(about["state"] == "finished" for about in states.values())
     print(f"{finished} of {len(plan)} runs are finished")
     if not dry_run:
@@ -375,8 +380,11 @@ def _parse(parameters: list[str], venue: str | None = None, width: str = "text")
     return given | ({"venue": f"{venue}-column" if width == "column" else venue} if venue else {})
 
 
-def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
-    """As `studies.resolve`. Raises InputError also where there is no such folder of images."""
+def _settings(notebook: str, preset: str, given: dict[str, Any], here: bool = False) -> "Settings":
+    """As `studies.resolve`. Raises InputError also where there is no such folder of images.
+
+    With `here` also where this machine has not the devices, or not the files of networks, that the settings name.
+    """
     from paperlib.data.folder import located
 
     settings = studies.resolve(notebook, preset, given)
@@ -384,7 +392,26 @@ def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
     path = data.removeprefix("folder:")
     if data.startswith("folder:") and not located(path).is_dir():
         raise InputError(f"data = {data}: there is no folder {path} here or in {root()}")
+    if here:
+        _check_machine(settings)
     return settings
+
+
+def _check_machine(settings: "Settings") -> None:
+    import torch
+
+    from paperlib.runs import run as runs
+
+    gpu, devices = runs.device_of(settings).type == "cuda", settings.devices
+    there = torch.cuda.device_count() if gpu else max(2, os.cpu_count() or 1)
+    if devices > there:
+        raise InputError(
+            f"devices = {devices}, but there are {there} {'GPUs' if gpu else 'cores'} here; use {there}"
+            f"{', or device = cpu' if gpu else ''}"
+        )
+    for name in ("teacher_linf", "teacher_l2"):
+        if (file := getattr(settings, name, "")) and not Path(file).is_file():
+            raise InputError(f"{name} = {file!r}: no such file; it should be a network's weights, or empty for none")
 
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
@@ -395,10 +422,11 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     from paperlib.runs import distributed, launch
     from paperlib.runs import run as runs
 
-    settings = _settings(notebook, preset, given)  # refused here, before anything starts
+    first = distributed.expected() == 1  # what this starts sees one device each
+    settings = _settings(notebook, preset, given, here=first)  # refused here, before anything starts
     _check_pair(root() / "notebooks" / notebook)
     folder = runs.folder_of(notebook, preset, settings)
-    if distributed.expected() == 1:
+    if first:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
@@ -420,7 +448,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    passed = {"preset": preset, **({"settings": checked} if checked else {})}  # else those in the notebook's cell count
+    edited = runs.edited(root() / "notebooks" / f"{notebook}.ipynb") if checked else {}
+    passed = {"preset": preset, **({"settings": {**edited, **checked}} if checked else {})}
     part, code, name = launch.rank(), 0, f"{notebook}.ipynb"
     # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
     if part:
@@ -472,19 +501,14 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 def _execute_parts(
     notebook: str, preset: str, given: dict[str, Any], settings: "Settings", folder: Path, cell_timeout: int | None
 ) -> int:
-    """`_execute` in a process for each device. Raises InputError where there are fewer GPUs."""
-    import torch
-
+    """`_execute` in a process for each device."""
     from paperlib.runs import launch
     from paperlib.runs import run as runs
 
-    devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
-    if 0 < gpus < devices:
-        raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
     command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
     with runs.heard() as began:
-        code, happened = launch.launch(command, devices)
+        code, happened = launch.launch(command, settings.devices)
         folder = began() or folder
     if code:
         about = runs.status(folder)

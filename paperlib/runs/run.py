@@ -162,6 +162,15 @@ def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, A
     return found
 
 
+def edited(notebook: Path) -> dict[str, Any]:
+    """The dict `settings` as the notebook's cell of parameters has it, which papermill's own cell would replace."""
+    for cell in read_json(notebook)["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            source = "".join(cell["source"])
+            return dict(next((value for _, value in _assignments(source, "settings")), None) or {})
+    return {}
+
+
 def begin(notebook: str, preset: str, settings: Settings) -> Run:
     """Begin, or go on with, the run of these settings.
 
@@ -233,10 +242,12 @@ def method_of(training: str) -> str:
     return training.rsplit("-seed", 1)[0]
 
 
-def _assignments(source: str) -> Iterator[tuple[str, Any]]:
+def _assignments(source: str, only: str | None = None) -> Iterator[tuple[str, Any]]:
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            name = statement.targets[0].id
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and statement.value:
+            if only not in (None, name := target.id):
+                continue
             try:
                 yield name, ast.literal_eval(statement.value)
             except ValueError:  # float('nan'), as papermill writes it
@@ -284,7 +295,7 @@ def taken(about: Mapping[str, Any], now: float | None = None) -> float:
     """Seconds of a run at work on this machine, by its status, until now or another moment of `time.monotonic`."""
     now, clock = time.monotonic() if now is None else now, about.get("clock")
     passed = now - clock if isinstance(clock, float) and isinstance(now, float) else 0.0
-    return max(passed, about["seconds"]) if passed < AGES else about["seconds"]
+    return max(passed, float(about["seconds"])) if passed < AGES else float(about["seconds"])
 
 
 def _say(run: Run, state: str, **more: Any) -> None:
