@@ -189,12 +189,12 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
         _leave(other)
     hold(folder)
-    if place := os.environ.get(BEGAN):
-        write_text(Path(place), str(folder))
     run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
+    if place := os.environ.get(BEGAN):
+        write_text(Path(place), str(folder))
     _say(run, "running")
     progress.keep_in(run.folder)
     _watch(run)
