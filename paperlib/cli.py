@@ -5,10 +5,11 @@ command goes on, 130 interrupted.
 """
 
 import errno
+import io
 import os
+import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-from tqdm import tqdm
+try:
+    import typer
+    from tqdm import tqdm
 
-from paperlib import studies
-from paperlib.runs.files import InputError, read_json, root, shipped, write_text
-from paperlib.runs.settings import as_options
+    from paperlib import studies
+    from paperlib.runs.files import InputError, read_json, root, shipped, temporary, write_text
+    from paperlib.runs.settings import as_options
+except KeyboardInterrupt:  # PyTorch takes seconds
+    print("paperlib: interrupted before anything began", file=sys.stderr)
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from paperlib.runs.settings import Settings
@@ -54,6 +59,10 @@ KEEP_MEMORY = {
 
 def main() -> None:
     """The entry point. Invalid input ends with a message and exit code 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of an encoding that lacks a dash or a letter of somebody's name
+    os.environ["MPLBACKEND"] = "agg"  # whatever a user's matplotlibrc says
     try:
         app()
     except InputError as error:
@@ -68,8 +77,9 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C, which is how `status --watch` ends
-            told = "interrupted; what was computed is kept, and the same command goes on from there"
-            print(f"paperlib: {told}", file=sys.stderr)
+            kept = "; what was computed is kept, and the same command goes on from there"
+            told = kept if sys.argv[1:2] in (["run"], ["reproduce"], ["grid"], ["run-part"]) else ""
+            print(f"paperlib: interrupted{told}", file=sys.stderr)
         raise
 
 
@@ -133,7 +143,7 @@ def reproduce(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def one(name: str) -> tuple[int, float, Path]:
-        begun, began = time.monotonic(), Path(place) / name
+        begun, began = time.monotonic(), place / name
         if deadline.near():
             return deadline.CODE, 0.0, runs.folder_of(name, preset, plans[name])
         timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
@@ -143,7 +153,7 @@ def reproduce(
         folder = Path(began.read_text()) if began.exists() else runs.folder_of(name, preset, plans[name])
         return code, time.monotonic() - begun, folder
 
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as place, ThreadPoolExecutor(jobs) as pool:
+    with temporary() as place, ThreadPoolExecutor(jobs) as pool:
         ended = dict(zip(chosen, pool.map(one, chosen), strict=True))
     print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
     for name, (_, seconds, folder) in ended.items():
@@ -181,15 +191,14 @@ def plan(notebook: str, preset: Preset = "quick", parameter: Parameters = None) 
 
 @app.command()
 def zoo(
-    add: Annotated[
-        Path | None, typer.Option(help="file the networks of this finished run, in place of those there")
-    ] = None,
+    add: Annotated[Path | None, typer.Option(help="file the networks of this finished run")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="also in place of networks by another recipe")] = False,
 ) -> None:
     """The trained networks that come with the project: a table."""
     from paperlib import zoo
     from paperlib.report import cards
 
-    for name in cards.add(add) if add else ():
+    for name in cards.add(add, replace) if add else ():
         print(f"filed {name}")
     print(zoo.table().to_string(na_rep="–"))
 
@@ -244,7 +253,8 @@ def audit(
         "model": model, "weights": str(weights or "as built"), "data": data, "images": len(test), "eps": eps, "norm": norm,
         "classes": ", ".join(test.classes[:20]), "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
-    name = f"{Path(model.rpartition(':')[0]).stem}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
+    called = re.sub(r"[^\w.-]", "_", Path(model.rpartition(":")[0]).stem)  # a folder's name, and a part of links
+    name = f"{called}-{digest(network, test, [radius, norm, model, str(weights)])[:8]}"
     print(found, flush=True)
     print(f"report: {_relative(report.audit_page(found, root() / 'runs' / 'audit' / name, about))}")
 
@@ -273,11 +283,17 @@ def grid(
     if profile and within:
         raise InputError(f"--within {within}: a cluster's jobs have limits of their own, in the profile; leave it out")
     plan = grid.read(file)
+    for name, job in plan.items():  # all, before the first starts
+        try:
+            _settings(job.notebook, job.preset, job.given, here=not (profile or dry_run or job.finished))
+        except InputError as error:
+            raise InputError(f"{file}: {name}: {error}") from None
     deadline.begin(within)
     code = 0 if dry_run else grid.run(file, jobs, profile, cell_timeout)
     states = {name: runs.status(job.folder) for name, job in plan.items()}
     for name, about in states.items():
-        print(f"{name:24} {plan[name].run:36} {about['state']:12} {about.get('error', '')}".rstrip())
+        why = about.get("error") or grid.refused(plan[name]) if about["state"] != "finished" else ""
+        print(f"{name:24} {plan[name].run:36} {about['state']:12} {why}".rstrip())
     finished = sum(about["state"] == "finished" for about in states.values())
     print(f"{finished} of {len(plan)} runs are finished")
     if code and within and {about["state"] for about in states.values()} <= {"finished", "stopped", "not started"}:
@@ -326,13 +342,14 @@ def _line(entry: dict[str, Any]) -> tuple[str, str]:
     """What a run of `report.runs` is, and how it stands."""
     from paperlib import report
     from paperlib.runs import progress
+    from paperlib.runs import run as runs
     from paperlib.runs.tidy import size_of
 
     about, folder = entry["status"], entry["folder"]
-    seconds = time.time() - about["started"] if about["state"] == "running" else about["seconds"]
+    seconds = runs.taken(about) if about["state"] == "running" else about["seconds"]
     own = ", ".join(f"{name} = {value}" for name, value in entry["changed"].items())
     name = textwrap.shorten(f"{about['notebook']}, {about['preset']}{own and f': {own}'}", 60, placeholder=" …")
-    line = f"{about['state']:9} {tqdm.format_interval(max(seconds, 0)):>8} {_bytes(size_of(folder)):>8}"
+    line = f"{about['state']:9} {tqdm.format_interval(seconds):>8} {_bytes(size_of(folder)):>8}"
     if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
@@ -401,8 +418,11 @@ def _parse(parameters: list[str], venue: str | None = None, width: str = "text")
     return given | ({"venue": f"{venue}-column" if width == "column" else venue} if venue else {})
 
 
-def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
-    """As `studies.resolve`. Raises InputError also where there is no such folder of images."""
+def _settings(notebook: str, preset: str, given: dict[str, Any], here: bool = False) -> "Settings":
+    """As `studies.resolve`. Raises InputError also where there is no such folder of images.
+
+    With `here` also where this machine has not the devices, or not the files of networks, that the settings name.
+    """
     from paperlib.data.folder import located
 
     settings = studies.resolve(notebook, preset, given)
@@ -410,7 +430,26 @@ def _settings(notebook: str, preset: str, given: dict[str, Any]) -> "Settings":
     path = data.removeprefix("folder:")
     if data.startswith("folder:") and not located(path).is_dir():
         raise InputError(f"data = {data}: there is no folder {path} here or in {root()}")
+    if here:
+        _check_machine(settings)
     return settings
+
+
+def _check_machine(settings: "Settings") -> None:
+    import torch
+
+    from paperlib.runs import run as runs
+
+    gpu, devices = runs.device_of(settings).type == "cuda", settings.devices
+    there = torch.cuda.device_count() if gpu else max(2, os.cpu_count() or 1)
+    if devices > there:
+        raise InputError(
+            f"devices = {devices}, but there are {there} {'GPUs' if gpu else 'cores'} here; use {there}"
+            f"{', or device = cpu' if gpu else ''}"
+        )
+    for name in ("teacher_linf", "teacher_l2"):
+        if (file := getattr(settings, name, "")) and not Path(file).is_file():
+            raise InputError(f"{name} = {file!r}: no such file; it should be a network's weights, or empty for none")
 
 
 def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: int | None = None) -> int:
@@ -421,21 +460,25 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     from paperlib.runs import deadline, distributed, launch
     from paperlib.runs import run as runs
 
-    settings = _settings(notebook, preset, given)  # refused here, before anything starts
+    first = distributed.expected() == 1  # what this starts sees one device each
+    settings = _settings(notebook, preset, given, here=first)  # refused here, before anything starts
+    _check_pair(shipped("notebooks") / notebook)
     folder = runs.folder_of(notebook, preset, settings)
     if deadline.near():  # of a `reproduce` or a grid, after what came before
         print(f"paperlib: {notebook} not started: the time is over", file=sys.stderr)
         return deadline.CODE
-    if distributed.expected() == 1:
+    if first:
         if runs.status(folder)["state"] == "running":
             raise InputError(f"{_relative(folder)}: {runs.TAKEN}; wait for it or end it")
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
+        os.environ.pop("MPLBACKEND", None)  # then a kernel takes its own, whatever a user's matplotlibrc says
         print(f"{notebook}, preset {preset}", flush=True)
         if settings.devices > 1:
             return _execute_parts(notebook, preset, given, settings, folder, cell_timeout)
 
     import papermill
+    from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
@@ -446,21 +489,24 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    passed = {"preset": preset, **({"settings": checked} if checked else {})}  # else those in the notebook's cell count
+    edited = runs.edited(root() / "notebooks" / f"{notebook}.ipynb") if checked else {}
+    passed = {"preset": preset, **({"settings": {**edited, **checked}} if checked else {})}
     part, code, name = launch.rank(), 0, f"{notebook}.ipynb"
     # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
     if part:
         folder.mkdir(parents=True, exist_ok=True)
     output = (folder / f"device-{part}.log").open("w", encoding="utf-8") if part else nullcontext(sys.stdout)
-    with output as log, tempfile.TemporaryDirectory(prefix="paperlib-") as place, runs.heard() as began:
+    with output as log, temporary() as place, runs.heard() as began:
         # Sockets in a folder of this kernel alone: TCP ports, and names in a shared folder, collide between kernels.
-        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/kernel"}})
-        executed = Path(place) / name
+        own = {"transport": "ipc", "ip": f"{place}/kernel", "connection_file": f"{place}/kernel.json"}
+        executed = place / name
+        write_kernel_spec(f"{place}/kernels/python3")  # this interpreter, whatever other kernels have that name
+        os.environ["JUPYTER_PATH"] = str(place)
         try:
             papermill.execute_notebook(
-                shipped("notebooks") / name, executed, passed,
+                _literal(shipped("notebooks") / name), _literal(executed), passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
-                kernel_name="python3", config=transport, execution_timeout=cell_timeout,
+                kernel_name="python3", config=Config({"KernelManager": own}), execution_timeout=cell_timeout,
             )  # fmt: skip
         except PapermillExecutionError as error:
             over = error.ename == deadline.OutOfTime.__name__
@@ -482,10 +528,10 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
             code = 1
         if part:  # the first process's notebook is the run's
             return code
-        if (own := began()) is None and (folder / name).exists():
+        if (begun := began()) is None and (folder / name).exists():
             print(f"paperlib: {notebook} began no run, and {_relative(folder)} keeps its page", file=sys.stderr)
             return 1
-        folder = own or folder
+        folder = begun or folder
         write_text(folder / name, executed.read_text(encoding="utf-8"))
     if code == deadline.CODE:  # a page takes seconds that it may not have
         return code
@@ -501,19 +547,14 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 def _execute_parts(
     notebook: str, preset: str, given: dict[str, Any], settings: "Settings", folder: Path, cell_timeout: int | None
 ) -> int:
-    """`_execute` in a process for each device. Raises InputError where there are fewer GPUs."""
-    import torch
-
+    """`_execute` in a process for each device."""
     from paperlib.runs import deadline, launch
     from paperlib.runs import run as runs
 
-    devices, gpus = settings.devices, torch.cuda.device_count() if runs.device_of(settings).type == "cuda" else 0
-    if 0 < gpus < devices:
-        raise InputError(f"devices = {devices}, but there are {gpus} GPUs here; use {gpus}, or device = cpu")
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
     command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
     with runs.heard() as began:
-        code, happened = launch.launch(command, devices)
+        code, happened = launch.launch(command, settings.devices)
         folder = began() or folder
     if code == deadline.CODE:
         print(f"paperlib: the time is over; {_kept(folder)}", file=sys.stderr)
@@ -530,6 +571,28 @@ def _decidable(notebook: str, settings: "Settings") -> int:
     from paperlib.claims import power
 
     return int((power.table(notebook, settings, studies.plan_of(notebook, settings))["decides"] == "yes").sum())
+
+
+def _check_pair(stem: Path) -> None:
+    """Refuse a notebook whose script was changed since: raises InputError.
+
+    By their content, since a clone or a copy gives the two any times.
+    """
+    import jupytext
+
+    script, notebook = stem.with_suffix(".py"), stem.with_suffix(".ipynb")
+    if not script.exists() or (notebook.exists() and script.stat().st_mtime_ns <= notebook.stat().st_mtime_ns):
+        return
+    cells = [[(cell.cell_type, cell.source) for cell in jupytext.read(one).cells] if one.exists() else []
+             for one in (script, notebook)]  # fmt: skip
+    if cells[0] != cells[1]:
+        advice = f"jupytext --sync {_relative(script)} brings them together"
+        raise InputError(f"{script.name} has been changed since {notebook.name}, which is what runs; {advice}")
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it, which would fill in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _kept(folder: Path) -> str:

@@ -20,6 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder of its own: the repository's notebooks, no data, no runs."""
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
     monkeypatch.setenv("PAPERLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr("paperlib.runs.tidy.rooms", lambda: tmp_path / "tmp")
     return tmp_path
 
 

@@ -356,7 +356,10 @@ def run_folder(chance: random.Random, home: Path) -> object:
     for name, content in RUN.items():
         write_text(place / name, json.dumps(content))
     name = chance.choice(list(RUN))
-    write_text(place / name, damaged_text(chance, json.dumps(RUN[name])))
+    if chance.random() < 0.5:
+        write_text(place / name, damaged_text(chance, json.dumps(RUN[name])))
+    else:
+        (place / name).write_bytes(damaged_bytes(chance, json.dumps(RUN[name]).encode()))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return report.build()

@@ -46,6 +46,21 @@ def flat(classes: int = 5) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, classes)).eval()
 
 
+def test_an_output_that_is_nan_is_no_success() -> None:
+    """A model that answers NaN off its clean images cannot be fooled; one that does so on a clean image is left alone."""
+
+    class Undefined(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            moved = (x - images[:, None]).abs().amax((2, 3, 4)).amin(0) > 1e-6  # from every clean image
+            return torch.where(moved[:, None], torch.nan, plain(x))
+
+    plain, images = flat(), torch.rand(4, 3, 6, 6)
+    labels = plain(images).argmax(1)
+    found = autoattack(Undefined(), images, labels, eps=0.3, norm="linf")
+    assert torch.equal(found, images)
+    assert not torch.equal(autoattack(plain, images, labels, eps=0.3, norm="linf"), images)
+
+
 # The whole ---------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["run", "toy_pag", "--venue", "nature"], "venue = 'nature': Input should be 'neurips', 'iclr'"),
         (["run", "toy_pag", "--width", "column"], "needs a --venue of two columns"),
         (["run", "toy_pag", "--venue", "iclr", "--width", "column"], "venue = 'iclr-column': Input should be"),
+        (["run", "jacobian_norm", "-p", "devices=999", "-p", "batch_size=4000"], "devices = 999, but there are"),
+        (["run", "raat_boundary", "-p", "toy={}"], "toy: its points are no images to crop or flip"),
+        (["run", "cifar_pag", "-p", "teacher_linf=/nowhere/x.pt"], "teacher_linf = '/nowhere/x.pt': no such file"),
         (["run", "cifar_pag", "-p", "data=mnist"], "'mnist' is not a data set"),
         (["reproduce", "--preset", "tiny"], "preset = 'tiny'"),
         (["data", "mnist"], "'mnist' is not a data set"),
@@ -95,6 +99,11 @@ def test_the_page_of_an_edited_notebook_lies_in_the_folder_of_its_own_run(
     edit(home, settings={"seeds": [7]})
     assert call(monkeypatch, "run", "toy_pag", "--no-report") == 0
     assert f"toy_pag: finished, {os.path.relpath(one / 'toy_pag.html')}" in capsys.readouterr().out
+    edit(home, settings={"seeds": [7]})  # what is given is put to it, and wins
+    assert call(monkeypatch, "run", "toy_pag", "--no-report", "-p", "epochs=7") == 0
+    both = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"seeds": [7], "epochs": 7}))
+    assert runs.status(both)["state"] == "finished"
+    shutil.rmtree(both)
     edit(home, seeds="none")  # begins no run
     assert call(monkeypatch, "run", "toy_pag", "--no-report") == 1
     assert "seeds = 'none'" in capsys.readouterr().err
@@ -103,6 +112,49 @@ def test_the_page_of_an_edited_notebook_lies_in_the_folder_of_its_own_run(
         assert f"seeds {seeds}" in (folder / "toy_pag.html").read_text()
         assert f"seeds {seeds}" in (folder / "toy_pag.ipynb").read_text()
     assert runs.BEGAN not in os.environ
+
+
+def test_a_grid_is_refused_as_a_whole_before_the_first_job_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = home / "plan.yaml"
+    file.write_text("a: {notebook: toy_pag}\nb: {notebook: jacobian_norm, parameters: {data: 'folder:nowhere'}}\n")
+    assert call(monkeypatch, "grid", str(file)) == 2
+    assert "plan.yaml: b: data = folder:nowhere: there is no folder" in capsys.readouterr().err
+    assert not (home / "runs").exists()
+    file.write_text("a: {notebook: toy_pag}\n")
+    folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag"))
+    folder.mkdir(parents=True)
+    (folder / "grid.log").write_bytes(b"\xff\npaperlib: the disk is full\n")  # of a job that began no run
+    assert call(monkeypatch, "grid", str(file), "--dry-run") == 0
+    assert re.search(r"^a .* not started  the disk is full$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call(monkeypatch, "run", "jacobian_norm", "-p", "device=cuda") == 2
+    assert "PyTorch finds no GPU here" in capsys.readouterr().err
+    assert not (home / "runs").exists()
+
+
+def test_a_script_that_was_changed_after_its_notebook_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = (home / "notebooks").resolve()
+    (home / "notebooks").unlink()
+    shutil.copytree(repository, home / "notebooks")
+    script, notebook = (home / "notebooks" / f"toy_pag{end}" for end in (".py", ".ipynb"))
+    os.utime(notebook, (1, 1))
+    cli._check_pair(script.with_suffix(""))  # the same content, as in a clone
+    script.write_text(script.read_text() + "\nx = 1\n")
+    assert call(monkeypatch, "run", "toy_pag") == 2
+    said = capsys.readouterr().err
+    assert "toy_pag.py has been changed since toy_pag.ipynb, which is what runs; jupytext --sync" in said
+    assert not (home / "runs").exists()
+    os.utime(script, (0, 0))
+    cli._check_pair(script.with_suffix(""))  # the notebook was changed last: that runs
 
 
 def test_clean_lists_and_asks_before_it_removes(

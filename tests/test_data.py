@@ -164,6 +164,24 @@ def test_a_size_brings_mixed_images_together(home: Path, tmp_path: Path) -> None
     assert data.load(f"folder:{tree}", image_size=16).train.images.shape == (10, 3, 16, 16)
 
 
+def test_accents_are_the_same_in_either_form_and_names_that_are_no_text_are_refused(home: Path, tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    tree = make_tree(tmp_path / "tree")
+    (tree / "train" / "cat").rename(tree / "train" / composed)
+    (tree / "test" / "cat").rename(tree / "test" / apart)
+    (tree / "train" / "dog" / "0.png").rename(tree / "train" / "dog" / os.fsdecode(b"\xff.png"))
+    train, test = load_folder(tree)
+    assert train.classes == test.classes == load_test(tree).classes == (composed, "dog")
+    assert test.labels.tolist() == [0] * 3 + [1] * 3
+    assert images.named(test, ["dog", apart]).classes == ("dog", composed)
+    (tree / "test" / composed).mkdir()
+    with pytest.raises(InputError, match="two folders are called"):
+        load_folder(tree)
+    (tree / "test" / composed).rename(tree / "test" / os.fsdecode(b"\xff\n"))
+    with pytest.raises(InputError, match="has a name that is not UTF-8; rename it"):
+        load_folder(tree)
+
+
 def test_folders_below_a_class_are_read_in_the_order_of_torchvision(home: Path, tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 

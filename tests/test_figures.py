@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from paperlib import figures, studies
+from paperlib.data import ImageSet
 from paperlib.figures import forms, names, tables
 from paperlib.runs import run as runs
 from paperlib.runs.files import read_json
@@ -54,6 +56,40 @@ def test_the_same_figure_is_the_same_bytes(run: runs.Run) -> None:
         assert (run.folder / "figures" / f"one.{kind}").read_bytes() == (
             run.folder / "figures" / f"two.{kind}"
         ).read_bytes()
+
+
+def test_a_users_matplotlibrc_changes_nothing(run: runs.Run) -> None:
+    draw(run, "one")
+    own = {"text.usetex": True, "lines.linewidth": 9.0, "axes.grid": True, "figure.facecolor": "red", "font.weight": "bold"}
+    with mpl.rc_context(own):
+        draw(run, "two")
+        assert not mpl.rcParams["text.usetex"]
+    for kind in ("pdf", "svg", "png"):
+        assert (run.folder / "figures" / f"one.{kind}").read_bytes() == (
+            run.folder / "figures" / f"two.{kind}"
+        ).read_bytes()
+
+
+ODD = "<img src=x onerror=alert(1)> $ \"' {b} a^2 ~ \\x %\n&"
+
+
+def test_odd_names_of_classes_are_drawn_as_they_are(run: runs.Run) -> None:
+    pixels, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2] * 2)
+    names = (ODD, "$\\frac$ and $", "_")
+    figures.contact_sheet(run, ImageSet(pixels, labels, names))
+    drawn = (run.folder / "figures" / "images.svg").read_text()
+    assert r"$\frac$ and $" in drawn
+    assert "<img" not in drawn
+
+
+def test_odd_texts_are_no_markup_in_tables(run: runs.Run) -> None:
+    data = pd.DataFrame({ODD: [ODD], "value": [1.0]}, index=[ODD])
+    shown = tables.save(run, data, "odd", ODD)
+    assert "<img" not in shown.to_html()
+    assert shown.to_html().count("&lt;img") == 3
+    written = (run.folder / "tables" / "odd.tex").read_text()
+    plain = r"$<$img src=x onerror=alert(1)$>$ \$ \"' \{b\} a\textasciicircum{}2 \textasciitilde{} \textbackslash{}x \% \&"
+    assert written.count(plain.replace(r"\"", '"')) == 4  # caption, head, index and cell
 
 
 def test_tables_leave_as_csv_and_booktabs(run: runs.Run) -> None:

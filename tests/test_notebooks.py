@@ -285,6 +285,14 @@ def test_settings_are_shown_folded_and_what_differs_from_the_preset_is_bold(home
     assert "folder:a<b" not in page
 
 
+def test_text_in_settings_is_no_markup(home: Path) -> None:
+    run = studies.start("cifar_pag", {"settings": {"teacher_linf": "<img src=x onerror=alert(1)>"}})
+    run.finish()
+    shown = run._repr_html_()
+    assert "<img" not in shown
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 2
+
+
 def test_hidden_keys_of_a_preset_file_are_no_presets(home: Path) -> None:
     (home / "notebooks").unlink()
     presets = home / "notebooks" / "presets"

@@ -1,6 +1,8 @@
 """What ends a run early is said in words, keeps what was computed, and does not keep the run from going on."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +103,41 @@ def test_a_killed_kernel_and_a_hanging_cell_end_in_words_and_ctrl_c_as_well(home
     assert "interrupted" in words
     done = subprocess.run(command(), env=environment(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_machine_is_like_changes_nothing(tmp_path: Path) -> None:
+    """Braces and accents in the project's path, a long TMPDIR, another python3 kernel, a matplotlibrc, Latin-1."""
+    home, other, long = tmp_path / "a {0}{preset} é", tmp_path / "other", tmp_path / ("x" * 120) / "{a}"
+    for place in (home, other / "kernels" / "python3", long):
+        place.mkdir(parents=True)
+    (home / "notebooks").symlink_to(REPOSITORY / "notebooks")
+    wrong = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
+    (other / "kernels" / "python3" / "kernel.json").write_text(json.dumps(wrong))
+    (other / "matplotlibrc").write_text("text.usetex: True\nbackend: TkAgg\nlines.linewidth: 9\nsavefig.dpi: 10\n")
+    odd = {"TMPDIR": str(long), "JUPYTER_PATH": str(other), "MPLCONFIGDIR": str(other), "PYTHONIOENCODING": "latin-1"}
+    figures = []
+    for more in ({}, odd):
+        done = subprocess.run(command(), env={**environment(home), **more}, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        (folder,) = (home / "runs" / "toy_pag").iterdir()
+        figures.append({file.name: file.read_bytes() for file in folder.glob("figures/*.*")})
+        shutil.rmtree(home / "runs")
+    assert len(figures[0]) > 3
+    assert figures[0] == figures[1]
+    assert not list(long.glob("paperlib-*"))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_ctrl_c_before_anything_began_is_no_traceback(home: Path, seconds: float) -> None:
+    with subprocess.Popen(
+        command(), env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as begun:
+        time.sleep(seconds)
+        os.killpg(begun.pid, signal.SIGINT)
+        words = begun.communicate(timeout=120)[1]
+    assert "interrupted" in words
+    assert "Traceback" not in words
 
 
 def test_on_two_devices_the_death_of_one_ends_the_run_in_seconds_and_one_goes_on(home: Path) -> None:

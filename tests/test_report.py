@@ -634,3 +634,39 @@ def test_the_readmes_picture_has_a_row_for_every_decided_claim_with_a_number() -
     assert len(axis.get_yticklabels()) == len(decided)
     low, high = axis.get_xlim()
     assert all(low < claim[name] < high for claim in decided for name in ("low", "high", "claimed"))
+
+
+def test_links_in_a_run_are_not_followed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, secret = make_run(home, "raat_boundary", "quick", "raat").folder, home / "secret"
+    for name in ("figures/accuracy.png", "figures", "settings.yaml", "tables/accuracy.json", "raat_boundary.html"):
+        (folder / name).rename(secret)
+        (folder / name).symlink_to(secret)
+        report.build()
+        assert f"{name} is a link" in capsys.readouterr().err
+        assert not list((home / "runs" / "report").glob("raat_boundary-*"))
+        (folder / name).unlink()
+        secret.rename(folder / name)
+    (folder / "training").symlink_to(home / "elsewhere")  # weights may lie on another disk
+    report.build()
+    assert list((home / "runs" / "report").glob("raat_boundary-*"))
+
+
+def test_pages_to_share_name_no_folder_of_this_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, images = home / "users" / "o'hara", home / "disk & co" / "images"
+    images.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(user))
+    run = make_run(home, "raat_boundary", "quick", "raat", {"data": f"folder:{images}"})
+    told = f"KeyError in {user}/x.py with {images}"
+    write_json(run.folder / "status.json", {**json.loads((run.folder / "status.json").read_text()), "error": told})
+    page = run.folder / "raat_boundary.html"
+    page.write_text(page.read_text().replace("</body>", f"<p>{html.escape(told)} {home}/notebooks</p></body>"))
+    about = {"model": f"{user}/net.py:build", "weights": f"{user}/w.pt", "data": f"folder:{images}", "eps": "8/255"}
+    report.audit_page(an_audit(), home / "runs" / "audit" / "net", about)
+    site = report.build().parent
+    texts = {file: file.read_text() for file in site.rglob("*.*") if file.suffix not in (".png", ".pdf")}
+    assert sum("KeyError in …/x.py with …/images" in text for text in texts.values()) == 2
+    assert sum("…/net.py:build" in text for text in texts.values()) == 2
+    for file, text in texts.items():
+        for place in (user, images.parent, home):
+            assert str(place) not in text, file
+            assert html.escape(str(place)) not in text, file

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,9 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"train_images": 10**12}, "train_images = 1000000000000: Input should be less than or equal to"),
         ({"eps_l2": 1e300}, "eps_l2 = 1e[+]300: Input should be less than or equal to"),
         ({"data": "toy"}, "data = 'toy': points and no images"),
+        ({"crop_padding": 10**6}, "crop_padding = 1000000"),
+        ({"batch_size": 10**11}, "batch_size = 100000000000"),
+        ({"width": 10**5}, "width = 100000"),
         ({"image_size": 33}, "image_size = 33: scenes are rendered at 32 or 64 px"),
         ({"model": "vit", "width": 7, "stem_stride": 1}, "width = 7: vit has heads of 32"),
         ({"eps_linf": 0.0}, "eps_linf = 0.0: Input should be greater than 0"),
@@ -228,15 +232,24 @@ def test_the_projects_folder_is_the_same_wherever_one_stands(
         studies.resolve("toy_pag")
 
 
-def test_a_killed_run_took_until_it_was_last_heard_of(home: Path) -> None:
+def test_a_killed_run_took_until_it_was_last_heard_of_whatever_the_clock_was_set_to(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = studies.start("toy_pag", {"epochs": 3})
-    file, began = run.folder / "status.json", time.time() - 100
-    write_json(file, {**read_json(file), "started": began, "seconds": 0.0})
+    file, news = run.folder / "status.json", run.folder / progress.NAME
+    assert runs.taken(runs.status(run.folder)) < 60
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1e10)  # set while the run is at work
+        assert runs.taken(runs.status(run.folder)) < 60
+        runs._say(run, "running")
     runs.release(run.folder)
-    os.utime(file, (began + 60, began + 60))
-    (run.folder / progress.NAME).touch()
-    os.utime(run.folder / progress.NAME, (began + 70, began + 70))
-    assert runs.status(run.folder)["seconds"] == pytest.approx(70.0)
+    begun = read_json(file)["clock"]
+    for last, seconds in ((begun + 70, 70.0), (begun - 5, 0.0), ("x", 0.0), (1e300, 0.0), (None, 0.0)):
+        write_json(file, {**read_json(file), "seconds": 0.0})
+        write_json(news, {"words": "", "clock": last})
+        assert runs.status(run.folder)["seconds"] == pytest.approx(seconds)
+    news.write_bytes(b"\xff")
+    assert runs.status(run.folder)["state"] == "killed"
 
 
 def test_what_a_run_on_another_machine_does_cannot_be_told_from_here_and_it_can_be_gone_on_with(home: Path) -> None:
@@ -271,3 +284,46 @@ def test_text_stays_text_in_a_notebooks_settings(home: Path) -> None:
     run = studies.start("cifar_pag", {"settings": {"teacher_linf": "1e3", "teacher_l2": "", "train_images": "null"}})
     run.finish()
     assert (run.settings.teacher_linf, run.settings.teacher_l2, run.settings.train_images) == ("1e3", "", None)
+
+
+def test_a_run_whose_folder_is_removed_meanwhile_is_not_finished(home: Path) -> None:
+    run = studies.start("toy_pag", {"epochs": 3})
+    shutil.rmtree(run.folder)
+    (run.folder / "training").mkdir(parents=True)  # as results that are written afterwards make it
+    with pytest.raises(InputError, match="was removed while the run was at work; start the run again"):
+        run.finish()
+    assert runs.status(run.folder) == {"state": "not started"}
+    again = studies.start("toy_pag", {"epochs": 4})  # another run in the same process lets go of it
+    again.finish()
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 9)", "sys.exit(1)"])
+def test_a_finished_run_that_is_started_again_and_ended_early_is_finished_still(home: Path, ending: str) -> None:
+    studies.start("toy_pag", {"epochs": 3}).finish()
+    folder = runs.folder_of("toy_pag", "quick", studies.resolve("toy_pag", "quick", {"epochs": 3}))
+    finished = runs.status(folder)
+    script = f"""
+import os, sys
+from paperlib import studies
+from paperlib.runs.run import status
+run = studies.start('toy_pag', {{'epochs': 3}})
+print(status(run.folder)['state'], flush=True)
+{ending}
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PAPERLIB_ROOT": str(home)},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.stdout == "running\n"
+        assert runs.status(folder) == finished
+
+
+def test_asking_for_a_status_writes_nothing(home: Path) -> None:
+    """So a killed run reads as killed also in a folder that cannot be written."""
+    run = studies.start("toy_pag", {"epochs": 3})
+    runs.release(run.folder)
+    before = sorted((file, file.stat().st_mtime_ns) for file in run.folder.rglob("*"))
+    assert runs.status(run.folder)["state"] == "killed"
+    assert before == sorted((file, file.stat().st_mtime_ns) for file in run.folder.rglob("*"))
+    (run.folder / ".lock").unlink()
+    assert runs.status(run.folder)["state"] == "killed"
+    assert not (run.folder / ".lock").exists()

@@ -1,6 +1,8 @@
 """What `paperlib clean` would remove, and what it must not."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 from paperlib import studies
+from paperlib.runs import files, tidy
 from paperlib.runs import run as runs
-from paperlib.runs import tidy
 from paperlib.runs.files import InputError, read_json, write_json
 
 
@@ -120,3 +122,23 @@ def test_sizes_count_files_and_no_links(tmp_path: Path) -> None:
     (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "b")
     assert tidy.size_of(tmp_path / "a") == 1000
     assert tidy.size_of(tmp_path / "none") == 0
+
+
+def test_temporary_folders_that_a_kill_left_are_found_and_those_in_use_are_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = home / "tmp"
+    monkeypatch.setattr(files, "rooms", lambda: place)
+    (place / "paperlib-others").mkdir(parents=True)
+    killed = "with files.temporary() as room: os.kill(os.getpid(), 9)"
+    script = "import os\nfrom pathlib import Path\nfrom paperlib.runs import files\n"
+    script += f"files.rooms = lambda: Path({str(place)!r})\n"
+    subprocess.run([sys.executable, "-c", script + killed], check=False)
+    with files.temporary() as room:
+        ((path, reason),) = tidy.removable().items()
+        assert path.parent == room.parent == place
+        assert path != room
+        assert tidy.remove(path, reason)
+        assert not tidy.remove(room, reason)
+        assert room.exists()
+    assert [one.name for one in place.iterdir()] == ["paperlib-others"]

@@ -75,6 +75,20 @@ def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pyte
     assert torch.equal(trained(x), first(x))
 
 
+def test_a_network_of_the_same_name_by_another_recipe_is_replaced_only_when_asked(home: Path) -> None:
+    run = started()
+    training.train_each(run, {"standard": Standard()}, scenes(run))
+    assert cards.add(run.folder) == cards.add(run.folder) == ["scenes4/standard-seed0"]  # the same
+    other = started(epochs=2)
+    training.train_each(other, {"standard": Standard(), "another": Standard()}, scenes(other))
+    with pytest.raises(InputError, match="scenes4/standard-seed0 is in the zoo, by another recipe; --replace"):
+        cards.add(other.folder)
+    assert zoo.names() == ["scenes4/standard-seed0"]
+    assert len(zoo.card("scenes4/standard-seed0")["epochs"]) == 1
+    assert len(cards.add(other.folder, replace=True)) == 2
+    assert len(zoo.card("scenes4/standard-seed0")["epochs"]) == 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"epochs": 2}, {"learning_rate": 0.5}, {"train_images": 50}, {"seeds": [1]}, {"width": 4}, {"data": "scenes"}],

@@ -3,11 +3,13 @@
     python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
 
 The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. SIGKILL ends each start of
-it at a random moment: all its processes, the notebook's kernel or the command alone. The next start goes on.
+it at a random moment, every other one while a file of some kind is being written: all its processes, the notebook's kernel
+or the command alone. The next start goes on.
 After each kill every file must be whole and the status true, and no training that is done may be done again. A run that
 ends must have the weights, outcomes, verdicts, tables, figures and exports of the undisturbed one, bit for bit. The next
-begins in an empty folder. Ends with a summary, and exit code 1 where something was wrong. Linux only: processes are found
-in /proc.
+begins in an empty folder. At last a file of each kind is emptied, halved, and filled with noise: then `status`, `report`
+and `run` end in words, and none in a traceback. Ends with a summary, and exit code 1 where something was wrong. Linux
+only: processes are found in /proc.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from paperlib.runs import run as runs
@@ -41,6 +44,12 @@ ENDS = {
     ".png": b"IEND\xaeB`\x82",
     **dict.fromkeys([".csv", ".tex", ".bib", ".yaml"], b"\n"),
 }  # of whole files
+WRITTEN = [*ENDS, ".json", ".safetensors"]
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda _: b"",
+    "halved": lambda content: content[: len(content) // 2],
+    "noise": lambda content: random.Random(0).randbytes(len(content)),
+}
 WHOM = ("all processes", "the kernel alone", "the command alone")
 ORPHANED = 60  # seconds in which a kernel must have noticed that its command is gone
 
@@ -62,6 +71,40 @@ def start(home: Path) -> "subprocess.Popen[str]":
 def fresh(home: Path) -> None:
     for name in ("runs", "data"):
         shutil.rmtree(home / name, ignore_errors=True)
+
+
+def wait(begun: "subprocess.Popen[str]", home: Path, seconds: float, kind: str | None) -> None:
+    """Until the command ends. Raises TimeoutExpired after so many seconds, or once a file of this kind is being written."""
+    until = time.monotonic() + seconds
+    while kind is not None and begun.poll() is None and time.monotonic() < until:
+        for place, _, names in os.walk(home / "runs"):
+            if any(name.startswith(".") and f"{kind}." in name and name.endswith(".tmp") for name in names):
+                raise subprocess.TimeoutExpired(place, seconds)
+        time.sleep(0.0005)
+    begun.wait(timeout=max(0.0, until - time.monotonic()))
+
+
+def damaged(home: Path) -> list[str]:
+    """The finished run's files damaged, a file of each kind in each way, and what then does not end in words."""
+    kinds: dict[str, Path] = {}
+    for file in sorted((home / "runs" / NOTEBOOK).rglob("*.*")):
+        if file.is_file() and not file.name.startswith("."):
+            kinds.setdefault(f"{file.parent.name if file.suffix == '.safetensors' else file.stem}{file.suffix}", file)
+    found, environment = [], {**os.environ, "PAPERLIB_ROOT": str(home), "PYTHONPATH": str(REPOSITORY)}
+    for file in kinds.values():
+        whole = file.read_bytes()
+        for how, damage in DAMAGES.items():
+            file.write_bytes(damage(whole))
+            for words in (["status"], ["report"], command()[3:]):
+                done = subprocess.run([*command()[:3], *words], cwd=home, env=environment, capture_output=True, check=False)
+                said = (done.stdout + done.stderr).decode(errors="replace")
+                refused = done.returncode and "paperlib: " not in said
+                if done.returncode not in (0, 1, 2) or refused or "Traceback (most" in done.stderr.decode(errors="replace"):
+                    found.append(f"{file.name} {how}: {words[0]} ended with {done.returncode}: {said[-300:]}")
+            print(f"{file.name} {how}: {'ended in words' if not found else found[-1]}", flush=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(whole)
+    return found
 
 
 def descendants(process: int) -> list[int]:
@@ -194,7 +237,9 @@ def main() -> int:
         before, whom, since = trained(home), chance.choice(WHOM), time.time()
         running = start(home)
         try:
-            running.wait(timeout=chance.uniform(0.0, whole) if kills < asked.kills else LONGEST)
+            moment, kind = chance.uniform(0.0, whole), WRITTEN[kills // 2 % len(WRITTEN)] if kills % 2 else None
+            wait(running, home, LONGEST if kills >= asked.kills else moment if kind is None else 2 * whole,
+                 None if kills >= asked.kills else kind)  # fmt: skip
         except subprocess.TimeoutExpired:
             try:
                 kill(running, whom)
@@ -214,6 +259,8 @@ def main() -> int:
             differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
             faults += [f"after {kills} kills {name} is not as undisturbed" for name in differing]
             print(f"finished after {kills} kills: {differing or 'as undisturbed'}", flush=True)
+        if kills >= asked.kills:
+            faults += damaged(home)
         fresh(home)
     passed = time.monotonic() - begun
     print(f"\n{kills} kills, {finished} runs finished, {len(faults)} faults, {passed / 60:.0f} min, seed {asked.seed}")

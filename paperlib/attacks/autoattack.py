@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import libraries
 from paperlib.attacks.libraries import LOGGER, SHORT, Part, parts_of
-from paperlib.attacks.losses import are_probabilities
+from paperlib.attacks.losses import are_probabilities, misclassified
 from paperlib.attacks.parts import auto_pgd, fab, square
 from paperlib.attacks.projected import Norm, frozen
 from paperlib.data.images import check_pixels
@@ -73,13 +73,13 @@ def _cascade(
 ) -> Tensor:
     wrong = logits.scatter(1, labels[:, None], -torch.inf)  # target classes by rank on the clean image
     ranked = wrong.topk(min(SHORT["targets"] if short else 9, logits.shape[1] - 1)).indices
-    found, left = images.clone(), logits.argmax(1) == labels
+    found, left = images.clone(), (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
     def leave(members: Tensor, points: Tensor, fooled: Tensor) -> Tensor:
         """Keep the points that fool the model itself, one of each image; return which rows' images are not fooled yet."""
         if fooled.any():
             rows = fooled.nonzero().squeeze(1)
-            rows = rows[model(points[rows]).argmax(1) != labels[members[rows]]]
+            rows = rows[misclassified(model(points[rows]), labels[members[rows]])]
             if not len(rows):  # a model that answers at random takes it back
                 return left[members]
             left[members[rows]] = False

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib.attacks.losses import attack_loss, margin, targeted_ratio
+from paperlib.attacks.losses import attack_loss, margin, misclassified, targeted_ratio
 from paperlib.attacks.projected import BOX, Norm, ascent, each_image, lengths, within
 
 Leave = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ def auto_pgd(
         with torch.enable_grad():
             logits = model(x)
             loss = attack_loss(logits, labels, "ce") if targets is None else targeted_ratio(logits, labels, aims)
-        going = leave(members, x.detach(), logits.detach().argmax(1) != labels)
+        going = leave(members, x.detach(), misclassified(logits.detach(), labels))
         if step == steps or not going.any():
             break
         (slope,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
@@ -190,7 +190,7 @@ def fab(
         bias = each_image((near / (near + far)).clamp_max(0.1), x)
         # Croce & Hein 2020, FAB, step: proj_C((1 − α) (x + η δ) + α (x_orig + η δ_orig)), η = 1.05
         x = torch.lerp(x.add(moves[0], alpha=1.05), clean.add(moves[1], alpha=1.05), bias).clamp(*BOX)
-        fooled = model(x).argmax(1) != labels
+        fooled = misclassified(model(x), labels)
         going = leave(members, x, fooled & (lengths(x - clean, norm) <= eps))
         # Croce & Hein 2020, FAB, backward step: (1 − β) x_orig + β x if x is adversarial, β = 0.9
         x = torch.lerp(clean, x, each_image(torch.where(fooled, 0.9, 1.0), x))

@@ -14,6 +14,7 @@ images n that s is known of, s² grows by σ² (1 / N − 1 / n), as if each see
 """
 
 import functools
+import html
 import math
 import textwrap
 from bisect import bisect_left
@@ -269,4 +270,4 @@ def show(run: Run, plan: Plan) -> Any:
         f"The smallest true difference, in points, that these images and seeds tell from zero {POWER:.0%} of the time, "
         f"beside what is asked: the paper's difference, where it gives one. {told(found)}."
     )
-    return shown(found).style.hide(axis="index").set_caption(caption)
+    return shown(found).style.hide(axis="index").format(escape="html").set_caption(html.escape(caption))

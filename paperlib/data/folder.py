@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -42,8 +43,7 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it; it should hold {LAYOUT}")
     other = _test_split(folder, LAYOUT)
-    classes = subfolders(folder / "train")
-    tested = subfolders(folder / other)
+    classes, tested = (tuple(class_folders(folder / split)) for split in ("train", other))
     if not classes:
         raise InputError(f"data folder {folder}: there are no class folders in train; it should hold {LAYOUT}")
     if classes != tested:
@@ -60,7 +60,7 @@ def load_test(folder: Path, size: int | None = None, count: int | None = None) -
     With `count`, so many of them at most, equally many of each class to within one; no others are read.
     """
     split = _test_split(folder, "test/<class>/*")
-    if not (classes := subfolders(folder / split)):
+    if not (classes := tuple(class_folders(folder / split))):
         raise InputError(f"data folder {folder}: there are no class folders in {split}; it should hold {split}/<class>/*")
     listing = _files(folder, split, classes)
     if count is not None and count < len(listing):
@@ -78,13 +78,29 @@ def decoded(folder: Path, listings: dict[str, Listing], classes: tuple[str, ...]
     digest = hashlib.sha256()  # any file added, removed, renamed, resized or touched changes it
     for split, members in listings.items():
         for label, file, bytes_, modified in members:
-            digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode())
+            digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode(errors="surrogateescape"))
     source = {"tree": digest.hexdigest(), "size": size}
     which = f"{folder.resolve()}:{size}{'' if 'train' in listings else ':test'}"
     key = hashlib.sha256(which.encode()).hexdigest()[:10]
     cache = root() / "data" / "cache" / f"{folder.resolve().name}-{key}.safetensors"
     tensors, _ = cached(cache, source, lambda: _decode(folder, classes, listings, size))
     return tuple(ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], classes) for split in listings)
+
+
+def class_folders(folder: Path) -> dict[str, str]:
+    """By class, sorted, the name of its folder: accents may be letters of their own (NFD) there, as macOS writes them.
+
+    Raises InputError where two folders are of the same class, and for a name that is not UTF-8.
+    """
+    names = subfolders(folder)
+    for name in names:
+        if any("\udc80" <= letter <= "\udcff" for letter in name):  # how Python reads bytes that are no letters
+            raise InputError(f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it")
+    found = {unicodedata.normalize("NFC", name): name for name in names}
+    if len(found) < len(names):
+        twice = next(name for name in names if found[unicodedata.normalize("NFC", name)] != name)
+        raise InputError(f"{folder}: two folders are called {twice!r}, with accents in two ways; make them one")
+    return dict(sorted(found.items()))
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:
@@ -149,7 +165,8 @@ def _test_split(folder: Path, layout: str) -> str:
 
 
 def _files(folder: Path, split: str, classes: tuple[str, ...]) -> Listing:
-    return [row for label, name in enumerate(classes) for row in listed(folder, folder / split / name, label)]
+    names = class_folders(folder / split)
+    return [row for label, one in enumerate(classes) for row in listed(folder, folder / split / names[one], label)]
 
 
 def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing], size: int | None) -> Built:

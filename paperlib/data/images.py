@@ -1,5 +1,6 @@
 """What an image set is, and how a validation part is held out."""
 
+import unicodedata
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -139,7 +140,7 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
 def named(data: ImageSet, names: Sequence[str]) -> ImageSet:
     """The set with its classes in the order of `names`, which may be more. Raises InputError where one is not there."""
-    names = [name.strip() for name in names if name.strip()]
+    names = [unicodedata.normalize("NFC", name.strip()) for name in names if name.strip()]  # as folders' names are read
     for name in (*data.classes, *names):
         if (times := names.count(name)) != 1:
             raise InputError(

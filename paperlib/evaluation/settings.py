@@ -16,7 +16,7 @@ class NetworkSettings(TrainingSettings):
     """What of a study a part of it may set for itself: which network, and how it is trained."""
 
     model: Literal[tuple(models.ARCHITECTURES)]  # type: ignore[valid-type]
-    width: Count
+    width: Annotated[int, Field(ge=1, le=10_000)]
     normalisation: Literal[tuple(models.NORMALISATIONS)]  # type: ignore[valid-type]
     stem_stride: Literal[1, 2]  # of the first convolution; 2 halves the image (Tiny-ImageNet)
 

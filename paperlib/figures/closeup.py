@@ -2,9 +2,9 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,7 +34,8 @@ def close_up(run: Run, seen: CloseUp, label: int, classes: Sequence[str]) -> Fig
 def on_screen() -> tuple[FigureCanvasAgg, "Sheet"]:
     """An empty sheet and the canvas of it that `picture` draws; nothing shows it by itself."""
     width, dots = SCREEN
-    with mpl.rc_context({**cast(Any, style("wide")), "font.family": "DejaVu Sans"}):  # print's letters are too fine here
+    fonts = {"font.family": "DejaVu Sans"}  # print's letters are too fine here
+    with plt.style.context(["default", style("wide"), fonts]):
         figure = Figure((width, width * HEIGHT), dpi=dots)
         canvas, sheet = FigureCanvasAgg(figure), Sheet(figure.subplots(*GRID))
     return canvas, sheet
@@ -143,7 +144,7 @@ class Sheet:
 
 
 def _head(axis: Any, words: str) -> None:
-    axis.set_title(words, fontsize=SMALL, y=1.0)  # a place of its own, likewise
+    axis.set_title(words, fontsize=SMALL, y=1.0, parse_math=False)  # a place of its own, likewise
 
 
 def _layer(axis: Any, interpolation: str = "nearest", **how: Any) -> Any:

@@ -146,8 +146,8 @@ def stamps(run: Run, rows: Mapping[str, Sequence[Tensor]], heads: Sequence[str] 
             axis.imshow(image.detach().cpu().permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
             if number == 0:
-                axis.set_title(wrapped[column], fontsize=7, pad=2)
+                axis.set_title(wrapped[column], fontsize=7, pad=2, parse_math=False)  # a class may be called $
             if column == 0:
                 axis.text(-0.06, 0.5, textwrap.fill(label, 18), fontsize=7, ha="right", va="center",
-                          transform=axis.transAxes)  # fmt: skip
+                          transform=axis.transAxes, parse_math=False)  # fmt: skip
     return figure

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -202,7 +202,7 @@ def grid(run: Run, summary: pd.DataFrame) -> Figure:
 def sweep_curve(curve: pd.DataFrame, norm: str, venue: str = "neurips") -> Figure:
     """Accuracy in percent against ε of the norm, in a venue's style, from columns eps and accuracy in [0,1]."""
     scale, label = (255, "ε × 255") if norm == "linf" else (1, "ε (ℓ2)")
-    with plt.rc_context(cast(Any, style(venue))):
+    with plt.style.context(["default", style(venue)]):
         figure, axes = plt.subplots(figsize=(WIDTHS[venue], 2.2))
         axes.plot(scale * curve["eps"], 100 * curve["accuracy"], marker="o", color=COLOURS[1])
         axes.set(xlabel=label, ylabel="accuracy under PGD-20 (%)", ylim=(-2, 102))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,7 +23,10 @@ MARKERS = "osD^vPXh"
 
 
 def style(venue: str) -> dict[str, Any]:
-    """Matplotlib settings for a venue: its text width, TrueType fonts, and a layout that keeps that width."""
+    """Matplotlib settings for a venue: its text width, TrueType fonts, and a layout that keeps that width.
+
+    For use on top of the style "default", so that a user's matplotlibrc changes nothing.
+    """
     return {
         "figure.figsize": (WIDTHS[venue], WIDTHS[venue] * 0.42),
         "figure.constrained_layout.use": True,
@@ -51,7 +54,7 @@ def style(venue: str) -> dict[str, Any]:
 
 def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, **more: Any) -> tuple[Figure, Any]:
     """An empty figure in the run's venue style, `height` inches tall, and its axes as `plt.subplots` gives them."""
-    plt.rcParams.update(cast(Any, style(run.settings.venue)))  # notebooks draw when the cell ends, so no context manager
+    plt.style.use(["default", style(run.settings.venue)])  # notebooks draw when the cell ends, so no context manager
     width = WIDTHS[run.settings.venue]
     return plt.subplots(rows, columns, figsize=(width, height or max(1.9, width * 0.42)), **more)
 

@@ -1,6 +1,7 @@
 """Tables written as CSV, LaTeX and what a page shows."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,13 @@ def save(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1)
     write_text(run.folder / "tables" / f"{name}.csv", data.to_csv())
     write_text(run.folder / "tables" / f"{name}.tex", written)
     write_text(run.folder / "tables" / f"{name}.json", json.dumps(as_read(shown, caption), indent=1))
-    return shown.style
+    return escaped(shown)
+
+
+def escaped(table: pd.DataFrame) -> Any:
+    """A table as a notebook shows it, whatever the texts in it: to a page they are no markup."""
+    shown = table.style.format(escape="html")
+    return shown.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
 
 
 def in_cells(data: pd.DataFrame, digits: int) -> pd.DataFrame:
@@ -122,16 +129,17 @@ def _latex(name: Any) -> Any:
 
 
 LATEX = {
-    "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#",  # before the signs, whose code has underscores
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "\n": " ",
     ">": "$>$", "<": "$<$", "Δ": r"$\Delta$",
     "η": r"$\eta$", "β": r"$\beta$", "γ": r"$\gamma$", "ρ": r"$\rho$", "×": r"$\times$",
     "−": "$-$", "–": "--", "∇": r"$\nabla$", "‖": r"$\|$", "σ": r"$\sigma$", "α": r"$\alpha$", "√": r"$\surd$", "²": "$^2$",
     "ℓ∞": r"$\ell_\infty$", "ℓ2": r"$\ell_2$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "±": r"$\pm$",
 }  # fmt: skip
 
+SIGN = re.compile("|".join(map(re.escape, sorted(LATEX, key=len, reverse=True))))
+
 
 def latex(text: str) -> str:
     """Text as LaTeX takes it, Greek and other signs in its mathematics."""
-    for sign, code in LATEX.items():
-        text = text.replace(sign, code)
-    return text
+    return SIGN.sub(lambda sign: LATEX[sign[0]], text)

@@ -9,21 +9,26 @@ from paperlib.runs.files import InputError, read_json, read_tensors, write_json,
 from paperlib.runs.run import method_of
 
 
-def add(run: Path) -> list[str]:
+def add(run: Path, replace: bool = False) -> list[str]:
     """File every network of a run whose training the zoo can answer, with its accuracies: the names, in order.
 
-    A network of the same name is replaced. Raises InputError for a folder without trainings.
+    Raises InputError for a folder without trainings and, unless `replace` is set, where a network of the same name was
+    asked for otherwise; then nothing is filed.
     """
     if not (histories := sorted(run.glob("training/*/history.json"))):
         raise InputError(
             f"{run}: no trainings there; name the folder of a finished run, such as runs/<notebook>/<preset>-…"
         )
+    known_of = {file: read_json(file) for file in histories}
+    found = {file: one for file, one in known_of.items() if one.get("asked") is not None and "zoo" not in one}
+    names = {file: f"{known['asked']['data']}/{file.parent.name}" for file, known in found.items()}
+    there = set(zoo.names())
+    for file, name in names.items():
+        if not replace and name in there and zoo.card(name)["asked"] != found[file]["asked"]:
+            raise InputError(f"{name} is in the zoo, by another recipe; --replace puts this run's in its place")
     filed = []
-    for file in histories:
-        known, training = read_json(file), file.parent.name
-        if known.get("asked") is None or "zoo" in known:
-            continue
-        name = f"{known['asked']['data']}/{training}"
+    for file, known in found.items():
+        name, training = names[file], file.parent.name
         tensors, _ = read_tensors(file.with_name("weights.safetensors"))
         write_tensors(zoo.weights(name), tensors, {"name": name})
         kept = {key: known[key] for key in ("asked", "seconds", "environment", "epochs")}

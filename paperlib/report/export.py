@@ -13,7 +13,7 @@ import yaml
 from paperlib.claims import load, paper_of, papers
 from paperlib.figures.names import in_points, title, with_interval
 from paperlib.figures.tables import latex
-from paperlib.runs.files import InputError, read_json, write_json, write_text
+from paperlib.runs.files import read_json, write_json, write_text
 from paperlib.runs.run import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
@@ -27,7 +27,7 @@ def damaged_left_out(folder: Path) -> Iterator[None]:
     """Report a run with damaged files on stderr and go on without it."""
     try:
         yield
-    except (InputError, LookupError, TypeError, ValueError, AttributeError, OSError, yaml.YAMLError) as error:
+    except Exception as error:  # no list of errors has what any content of any file may lead to
         print(f"paperlib: {folder} is damaged and left out ({type(error).__name__}: {error})", file=sys.stderr)
 
 
@@ -80,7 +80,7 @@ def numbers(folder: Path, run: str) -> list[str]:
             found[own] = number
         if isinstance(claim["claimed"], float | int):
             found[f"{own}Paper"] = latex(with_interval(claim["claimed"], math.nan, math.nan))
-        found[f"{own}Verdict"] = claim["outcome"]
+        found[f"{own}Verdict"] = latex(str(claim["outcome"]))
     paper = paper_of(folder.parent.name) if stored else None
     known = [claim for claim in (load(paper)["claims"] if paper else []) if claim["id"] in stored]
     cited = {
@@ -90,7 +90,8 @@ def numbers(folder: Path, run: str) -> list[str]:
         pair = row["method"], row["measure"]
         if pair in cited and (number := _number(row, "mean", in_points(row["measure"], 1.0))):
             found[command(run, *pair)] = number
-    return [f"% {run}: {folder.parent.name}, {folder.name}", *(_define(*one) for one in found.items())]
+    named = " ".join(f"% {run}: {folder.parent.name}, {folder.name}".split())  # a folder may have a line's end in its name
+    return [named, *(_define(*one) for one in found.items())]
 
 
 def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:

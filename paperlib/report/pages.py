@@ -5,8 +5,10 @@ They load nothing from the network: equations become MathML, and images lie besi
 
 import base64
 import functools
+import html
 import io
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -143,9 +145,9 @@ def build(target: Path | None = None) -> Path:
     pages = []
     for run in runs():
         with export.damaged_left_out(run["folder"]):
-            pages.append(_page(run))
-    for page in pages:
-        _write_page(page, target)
+            page = _page(run)
+            _write_page(page, target)
+            pages.append(page)
     for name, (words, body) in published.bodies(target / "published").items():
         _write(target / "published" / f"{name}.html", "published.html", words=words, body=Markup(body))
     chosen = _nearest(pages)
@@ -219,9 +221,11 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
     for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
         page = f"audit-{file.parent.name}/index.html"
         with export.damaged_left_out(file.parent):
+            _refuse_links(file.parent)
             stored = read_json(file)
-            found.append({**_audit(stored["model"], stored), "run": "paperlib audit", "page": page})
             _copy(file.with_name("index.html"), target / page)
+            model = without_places(str(stored["model"]), stored)
+            found.append({**_audit(model, stored), "run": "paperlib audit", "page": page})
     return found
 
 
@@ -252,15 +256,16 @@ def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
 def _page(run: dict[str, Any]) -> dict[str, Any]:
     """What the pages show of a run, read from its folder."""
     folder, about = run["folder"], run["status"]
+    _refuse_links(folder)
     name = f"{about['notebook']}-{folder.name}"
     executed, chosen = folder / f"{about['notebook']}.html", run["settings"] or {"data": "?"}
     data = chosen.get("data", "toy")
     page = {
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
         "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
-        "error": about.get("error", ""), "seconds": about["seconds"],
+        "error": without_places(str(about.get("error", "")), chosen), "seconds": about["seconds"],
         "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
-        "executed": executed.name if executed.exists() else None, "audits": run["audits"],
+        "executed": executed.name if executed.exists() else None, "audits": run["audits"], "settings": chosen,
         "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
         "accuracies": front.accuracies(read_json(measures)) if (measures := folder / "measures.json").exists() else None,
@@ -274,6 +279,8 @@ def _page(run: dict[str, Any]) -> dict[str, Any]:
     page["main"] = min(page["figures"], key=lambda one: MAIN.index(one["name"]) if one["name"] in MAIN else len(MAIN),
                        default=None)  # fmt: skip
     paper = paper_of(about["notebook"])
+    for claim in run["claims"]:
+        claim |= {key: without_places(words, chosen) for key, words in claim.items() if isinstance(words, str)}
     page["claims"] = [_shown(claim, page, _title(paper) if paper else about["notebook"]) for claim in run["claims"]]
     return page
 
@@ -284,7 +291,9 @@ def _write_page(page: dict[str, Any], target: Path) -> None:
     shown = [folder / f"{page['notebook']}.html", folder / "settings.yaml"]
     shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
     for file in shown:
-        if file.exists():
+        if file.suffix in (".html", ".yaml") and file.exists():
+            write_text(place / file.name, without_places(file.read_text(encoding="utf-8"), page["settings"]))
+        elif file.exists():
             _copy(file, place / file.name)
     figures_here = "#figures" if page["figures"] else None
     here = {
@@ -327,6 +336,29 @@ def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {"words": stored["caption"], "heads": stored["heads"], "rows": stored["rows"]}
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise InputError where a run's folder, perhaps somebody else's, would lead the site to files outside it.
+
+    The site reads nothing of trainings and evaluations, which may lie on another disk.
+    """
+    for file in folder.rglob("*"):
+        if file.is_symlink() and file.relative_to(folder).parts[0] not in ("training", "evaluation"):
+            raise InputError(f"{file} is a link; put the file itself there")
+
+
+def without_places(text: str, given: Mapping[str, Any]) -> str:
+    """A text for others to read, without folders of this machine.
+
+    These hold the project, the user's own files, and what is `given` by its absolute path.
+    """
+    paths = [str(value).removeprefix("folder:") for value in given.values()]
+    home = Path(os.path.expanduser("~"))  # Path.home() raises an error for a user without one
+    folders = {root(), home, *(Path(path).parent for path in paths if path.startswith("/"))} - {Path("/")}
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "…/").replace(html.escape(f"{folder}/"), "…/")
+    return text
+
+
 def _copy(file: Path, target: Path) -> None:
     write_atomically(target, lambda temporary: shutil.copyfile(file, temporary))
 
@@ -346,6 +378,7 @@ def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None
     figure = base64.b64encode(picture.getvalue()).decode()
     stored = as_json(found)
     write_json(folder / "audit.json", {**about, **stored})
-    audit = _audit(str(about["model"]), stored)
+    about = {name: without_places(str(value), about) for name, value in about.items()}
+    audit = _audit(about["model"], stored)
     _write(folder / "index.html", "audit.html", found=found, audit=audit, about=about, figure=figure)
     return folder / "index.html"

@@ -3,18 +3,17 @@
 Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
 """
 
-import ast
 import errno
-import functools
+import fcntl
 import hashlib
-import inspect
 import json
 import math
 import os
 import sys
-import textwrap
+import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from paperlib.runs.code import code_of
+
+ROOM = "paperlib-"  # how temporary folders are called
 
 
 class InputError(ValueError):
@@ -44,6 +47,30 @@ def shipped(name: str) -> Path:
     """A folder that comes with the project, notebooks or zoo: the one in `root`, or else that of the wheel."""
     own = root() / name
     return own if own.is_dir() or not INSTALLED else Path(sys.prefix) / "share" / "paperlib" / name
+
+
+def rooms() -> Path:
+    """Where temporary folders are; /tmp where TMPDIR is long, since a socket's path has at most some 100 bytes."""
+    usual = tempfile.gettempdir()
+    return Path(usual if len(os.fsencode(usual)) < 60 else "/tmp")
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A temporary folder whose lock is held while it is used, so that `clean` can tell one that a kill left behind."""
+    with tempfile.TemporaryDirectory(prefix=ROOM, dir=rooms()) as place, (Path(place) / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(place)
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock. Writes nothing, so that folders that can only be read answer too."""
+    with suppress(FileNotFoundError, PermissionError), (folder / ".lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, which wants to write
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -186,10 +213,10 @@ def described(value: Any, source: bool = True) -> Any:
     """A JSON description of an attack, method or settings by content, the same in every process.
 
     Tensors and models are described by their values, functions and dataclasses by name, held values and, with `source`,
-    code. Raises TypeError for any other type.
+    the code that they reach (`runs.code`). Raises TypeError for any other type.
     """
     within = partial(described, source=source)
-    code = _source if source else lambda _: ""
+    code = code_of if source else lambda _: ""
     if value is None or isinstance(value, bool | int | float | str):
         return str(value)
     if isinstance(value, partial):
@@ -211,19 +238,6 @@ def described(value: Any, source: bool = True) -> Any:
     if isinstance(value, type):
         return [f"{value.__module__}.{value.__qualname__}", code(value)]
     raise TypeError(f"{type(value).__name__} has no description by content")
-
-
-@functools.cache
-def _source(code: Any) -> str:
-    """SHA-256 of the code of a function or class, without comments and docstrings; empty where there is no source file."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError):
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -9,10 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from paperlib.runs.distributed import MEETING, STARTED, expected
+from paperlib.runs.files import temporary
 
 # Errors that the other processes see when one of them dies.
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
@@ -35,7 +35,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
     only = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
     failed: int | None = None
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as folder:
+    with temporary() as folder:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started must not outlive it
         shared = {"OMP_NUM_THREADS": threads, **os.environ, **only, STARTED: str(devices), MEETING: f"{folder}/meeting"}
         try:

@@ -95,7 +95,14 @@ class Bar:
         self.kept = time.monotonic()
         if _file is not None:
             with suppress(InputError, OSError):  # a full disk stops the run where it writes results
-                write_json(_file, {"stage": self.stage, "words": str(self), "ended": ended})
+                write_json(_file, {"stage": self.stage, "words": str(self), "ended": ended, "clock": self.kept})
+
+
+def clock(folder: Path) -> float | None:
+    """When the run in `folder` last wrote its progress, by `time.monotonic` on its machine; None where it never did."""
+    with suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return float(read_json(folder / NAME)["clock"])
+    return None
 
 
 def of_run(folder: Path) -> str:

@@ -15,10 +15,9 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,12 +28,13 @@ from filelock import FileLock, Timeout
 
 from paperlib import __version__
 from paperlib.runs import deadline, distributed, progress
-from paperlib.runs.files import InputError, read_about, read_json, root, shipped, write_json, write_text
+from paperlib.runs.files import InputError, locked, read_about, read_json, root, shipped, temporary, write_json, write_text
 from paperlib.runs.settings import ANY_RUN, Settings, check
 from paperlib.runs.values import read_value
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
+FINISHED = "finished"  # a state; in the status of a run that was started again, the one from before
 BEGAN = "PAPERLIB_BEGAN"  # environment variable: a file, in which `begin` writes the run's folder
 PRESETS = ("quick", "laptop", "gpu", "paper")
 BOLD = " style='font-weight: bold'"
@@ -100,6 +100,7 @@ class Run:
     settings: Any  # the study's own Settings
     folder: Path
     started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)  # as `started`, by a clock that is never set
 
     @property
     def device(self) -> torch.device:
@@ -122,11 +123,16 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Mark the run as finished once all processes are here, and release its folder."""
+        """Mark the run as finished once all processes are here, and release its folder.
+
+        Raises InputError where the folder was removed since the run began, and what was computed with it.
+        """
         distributed.agreed(None)
         if distributed.rank():
             return
         deadline.disarm()
+        if not _own(self):
+            raise InputError(f"{self.folder}: was removed while the run was at work; start the run again")
         _say(self, "finished", peak_memory_bytes=peak_memory())
         progress.keep_in(None)
         release(self.folder)
@@ -157,6 +163,15 @@ def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, A
     return found
 
 
+def edited(notebook: Path) -> dict[str, Any]:
+    """The dict `settings` as the notebook's cell of parameters has it, which papermill's own cell would replace."""
+    for cell in read_json(notebook)["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            source = "".join(cell["source"])
+            return dict(next((value for _, value in _assignments(source, "settings")), None) or {})
+    return {}
+
+
 def begin(notebook: str, preset: str, settings: Settings) -> Run:
     """Begin, or go on with, the run of these settings.
 
@@ -175,12 +190,12 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
     for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
         _leave(other)
     hold(folder)
-    if place := os.environ.get(BEGAN):
-        write_text(Path(place), str(folder))
     run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
     sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
+    if place := os.environ.get(BEGAN):
+        write_text(Path(place), str(folder))
     _say(run, "running")
     progress.keep_in(run.folder)
     _watch(run)
@@ -192,8 +207,8 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
 def heard() -> Iterator[Callable[[], Path | None]]:
     """Have kernels that start meanwhile say where their run is: yields what tells the folder, None before `begin`."""
     outer = os.environ.get(BEGAN)
-    with tempfile.TemporaryDirectory(prefix="paperlib-") as place:
-        file = Path(outer or f"{place}/began")
+    with temporary() as place:
+        file = Path(outer or place / "began")
         os.environ[BEGAN] = str(file)
         try:
             yield lambda: Path(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -229,10 +244,12 @@ def method_of(training: str) -> str:
     return training.rsplit("-seed", 1)[0]
 
 
-def _assignments(source: str) -> Iterator[tuple[str, Any]]:
+def _assignments(source: str, only: str | None = None) -> Iterator[tuple[str, Any]]:
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            name = statement.targets[0].id
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and statement.value:
+            if only not in (None, name := target.id):
+                continue
             try:
                 yield name, ast.literal_eval(statement.value)
             except ValueError:  # float('nan'), as papermill writes it
@@ -264,20 +281,48 @@ def release(folder: Path) -> None:
 
 def _leave(folder: Path) -> None:
     """Release a run that this process began, and mark it as stopped if it was not finished."""
-    if (about := status(folder))["state"] == "running":
-        write_json(folder / "status.json", {**about, "state": "stopped", "seconds": _since(about["started"])})
+    if (folder / "status.json").exists() and status(folder)["state"] == "running":
+        _stop(folder)
     release(folder)
 
 
-def _since(moment: float) -> float:
-    return max(0.0, time.time() - moment)  # clocks may go backwards
+def _stop(folder: Path, **more: Any) -> None:
+    """Mark a run that ends early; one that had been finished before it was started again is finished still."""
+    about = _read_status(folder / "status.json")
+    stopped = {**about, "state": "stopped", "seconds": taken(about), **more}
+    write_json(folder / "status.json", about.get(FINISHED) or stopped)
+
+
+def taken(about: Mapping[str, Any], now: float | None = None) -> float:
+    """Seconds of a run at work on this machine, by its status, until now or another moment of `time.monotonic`."""
+    now, clock = time.monotonic() if now is None else now, about.get("clock")
+    passed = now - clock if isinstance(clock, float) and isinstance(now, float) else 0.0
+    return max(passed, float(about["seconds"])) if passed < AGES else float(about["seconds"])
 
 
 def _say(run: Run, state: str, **more: Any) -> None:
-    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started}
+    content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started, "clock": run.clock}
     place = {"process": os.getpid(), "host": platform.node()}
-    seconds = _since(run.started)  # of this session; trainings keep their own
+    seconds = time.monotonic() - run.clock  # of this session; trainings keep their own
+    if state == "running" and (before := _finished(run.folder)):
+        more[FINISHED] = before
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
+
+
+def _own(run: Run) -> bool:
+    """Whether the status in a run's folder is that of this process, and so the folder that it began."""
+    with suppress(FileNotFoundError):
+        return bool(read_json(run.folder / "status.json").get("process") == os.getpid())
+    return False
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The status with which a run was finished, also where it was started again since; None where it never was."""
+    try:
+        about = _read_status(folder / "status.json")
+    except (FileNotFoundError, InputError):
+        return None
+    return about if about["state"] == "finished" else about.get(FINISHED)
 
 
 def note_failure(folder: Path, error: str) -> None:
@@ -287,9 +332,7 @@ def note_failure(folder: Path, error: str) -> None:
 
 def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The status of a killed run; its seconds end when it last wrote its status or progress."""
-    files = [file for name in ("status.json", progress.NAME) if (file := folder / name).exists()]
-    heard = max(file.stat().st_mtime for file in files)
-    return {**about, "state": "killed", "seconds": max(0.0, heard - about["started"])}
+    return {**about, "state": "killed", "seconds": taken(about, progress.clock(folder) or 0.0)}
 
 
 def _watch(run: Run) -> None:
@@ -302,15 +345,18 @@ def _watch(run: Run) -> None:
     def before_cell(_: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("pre_run_cell", before_cell)
-        elif read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
+        elif _own(run) and read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
             _say(run, "running")
 
     def after_cell(result: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("post_run_cell", after_cell)
         elif error := result.error_before_exec or result.error_in_exec:
-            interrupted = isinstance(error, KeyboardInterrupt | deadline.OutOfTime)
-            _say(run, "stopped" if interrupted else "failed", error=f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt | deadline.OutOfTime) and _own(run):
+                _stop(run.folder, error=told)
+            else:
+                _say(run, "failed", error=told)
 
     shell.events.register("pre_run_cell", before_cell)
     shell.events.register("post_run_cell", after_cell)
@@ -329,28 +375,24 @@ def status(folder: Path) -> dict[str, Any]:
     about = _read_status(file)  # it may have ended well between the two looks
     if about["state"] == "running" and (host := about.get("host", platform.node())) != platform.node():
         return {**_until_killed(about, folder), "state": "unknown", "error": f"on {host}, cannot tell from here"}
-    return _until_killed(about, folder) if about["state"] == "running" else about
+    return about.get(FINISHED) or _until_killed(about, folder) if about["state"] == "running" else about
 
 
 def _read_status(file: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(file)
-    whole = isinstance(about, dict) and "state" in about
-    times = [about.get("started"), about.get("seconds")] if whole else [None]
-    if not all(isinstance(time_, float | int) and abs(time_) < AGES for time_ in times):
+    if not _is_status(about) or not (FINISHED not in about or _is_status(about[FINISHED])):
         raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
     return about
 
 
+def _is_status(about: Any) -> bool:
+    if not isinstance(about, dict) or "state" not in about:
+        return False
+    return all(isinstance(about.get(one), float | int) and abs(about[one]) < AGES for one in ("started", "seconds"))
+
+
 def _locked(folder: Path) -> bool:
-    if folder in _locks:
-        return True
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return folder in _locks or locked(folder)
 
 
 # Environment -------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class TrainingSettings(Settings):
 
     retrain: bool  # also what the zoo has
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, le=MOST)]
     optimizer: Literal["sgd", "adam", "adamw"]
     learning_rate: Positive
     momentum: Share  # of SGD
@@ -77,7 +77,7 @@ class TrainingSettings(Settings):
     bf16: bool  # bfloat16 in training, where the device computes in it (evaluation is always in float32)
     channels_last: bool
     sync_batch_norm: bool  # on several devices: statistics of all their images, as on one; or each device's own
-    crop_padding: Annotated[int, Field(ge=0)]
+    crop_padding: Annotated[int, Field(ge=0, le=1024)]
     crop_fill: Share | Literal["reflect"]  # value of the padding, or the image mirrored
     flip: bool
     selection: Literal["mean", "robust", "last"]  # of the epoch: by robust accuracy, by its mean with clean accuracy, none

@@ -1,5 +1,6 @@
 """Find and remove half-written files, runs that ended early or are of another version, and caches."""
 
+import os
 import re
 import shutil
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from paperlib import __version__
-from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.files import ROOM, InputError, locked, read_json, rooms, root
 from paperlib.runs.run import hold, release, status
 
 HOUR = 3600.0  # an older temporary file is left over, since writing one takes seconds
@@ -20,11 +21,13 @@ MADE = ("scenes", "oracles", "cache")  # under data/
 
 
 def removable(*, unfinished: bool = False, old: bool = False, data: bool = False) -> dict[Path, str]:
-    """Paths that can be removed, and why. Half-written files always; the others as asked, never a run at work."""
+    """Paths that can be removed, and why. What a kill left half-written always; others as asked, never a run at work."""
     caches = [place for name in MADE if not (place := root() / "data" / name).is_symlink()]
-    hidden = [path for place in (root() / "runs", *caches) for path in sorted(place.rglob(".*"))]
+    hidden = [path for place in (root() / "runs", root() / "zoo", *caches) for path in sorted(place.rglob(".*"))]
     aged = [path for path in hidden if TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > HOUR]
     found = dict.fromkeys(aged, "half-written")
+    left = [one for one in sorted(rooms().glob(f"{ROOM}*")) if os.access(one / ".lock", os.W_OK) and not locked(one)]
+    found |= dict.fromkeys(left, "left by a kill")
     for file in sorted((root() / "runs").glob("*/*/status.json")):
         state, version = _of_run(file.parent)
         early = unfinished and state in ("failed", "stopped", "killed")
@@ -38,6 +41,8 @@ def removable(*, unfinished: bool = False, old: bool = False, data: bool = False
 def remove(path: Path, reason: str) -> bool:
     """Remove `path`; False if it is in use or has changed since it was listed. Raises InputError where that fails."""
     try:
+        if path.name.startswith(ROOM) and locked(path):
+            return False
         if (path / "status.json").exists() and not TEMPORARY.fullmatch(path.name):
             state, version = _of_run(path)
             if f"{state}, of version {version}" != reason:

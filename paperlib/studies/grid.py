@@ -101,6 +101,13 @@ def read(file: Path) -> dict[str, Job]:
     return jobs
 
 
+def refused(job: Job) -> str:
+    """The last thing that a job which began no run said of why; empty where it said nothing."""
+    log = job.folder / "grid.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line for line in reversed(lines) if line.startswith("paperlib: ")), "").removeprefix("paperlib: ")
+
+
 def _jobs(file: Path, name: str, group: Group, after: tuple[str, ...]) -> dict[str, Job]:
     """The jobs of a group, numbered where there are several."""
     if (count := math.prod(map(len, group.over.values()))) > MOST:

@@ -76,6 +76,9 @@ class RaatSettings(NormSettings):
             raise ValueError(f"weights has {', '.join(sorted(swept))}, which methods has not")
         for name in ("sharp", "toy"):
             check_changes(self, name, getattr(self, name))
+        cropped = {name: self.toy.get(name, getattr(self, name)) for name in ("crop_padding", "flip")}
+        if any(cropped.values()):
+            raise ValueError("toy: its points are no images to crop or flip; it needs crop_padding: 0 and flip: false")
         if self.sharp and not self.sharp.get("ema", self.ema):
             raise ValueError("sharp has ema = 0: RAAT# needs the moving average of the weights (paper: 0.999)")
         if (self.components or self.etas or self.weights) and not {"pgd_at", "raat"} <= set(self.methods):

@@ -14,6 +14,7 @@ from paperlib.attacks import Attack
 from paperlib.data import Splits
 from paperlib.methods import Method, Step
 from paperlib.runs import deadline, distributed
+from paperlib.runs.code import code_of
 from paperlib.runs.files import (
     InputError,
     described,
@@ -33,6 +34,8 @@ from paperlib.runs.settings import ANY_RUN, TrainingSettings
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
 DIVERGED = 1e6  # a loss beyond this will not come back
 READ_EVERY = 20  # steps between two readings of the losses, each of which makes a GPU wait for the processor
+RECIPE = "settings, data, method, code or version"
+LOOP = "paperlib.training.loop"  # what trains whatever the method
 WEIGHTS, HISTORY, CHECKPOINT = "weights.safetensors", "history.json", "checkpoint.safetensors"
 
 
@@ -49,7 +52,7 @@ def recipe_of(
     attack: Attack | None,
     device: torch.device | str,
 ) -> str | None:
-    """Everything that the trained weights depend on, as one number: network, method, data, settings, seed, version.
+    """Everything that the trained weights depend on, as one number: network, method, data, settings, seed, code.
 
     None for a method that cannot be described by content; then its training goes by its name alone.
     """
@@ -58,7 +61,7 @@ def recipe_of(
     if distributed.world() > 1 and not settings.sync_batch_norm:
         chosen["devices"] = settings.devices  # each normalises its own part of a batch
     try:
-        parts = [chosen, seed, torch.device(device).type, __version__, described(attack), described(method)]
+        parts = [chosen, seed, torch.device(device).type, __version__, code_of(LOOP), described(attack), described(method)]
     except TypeError:
         return None
     return digest(model, data.train, [parts, digest(nn.Module(), data.validation, None)])
@@ -104,7 +107,11 @@ def recalled(folder: Path, recipe: str | None, asked: dict[str, Any] | None, ret
         return weights, known
 
     if not (found := recall(recipe, folder / WEIGHTS, f"training/*/{WEIGHTS}", read)):
-        return not retrain and asked is not None and _from_zoo(folder, recipe, asked)
+        if not retrain and asked is not None and _from_zoo(folder, recipe, asked):
+            return True
+        if (folder / WEIGHTS).exists():
+            print(f"{folder.name}: its weights are of another recipe ({RECIPE}); trained anew", flush=True)
+        return False
     weights, known = found
     if weights.parent != folder:
         write_json(folder / HISTORY, {**known, "from": str(weights.parent.relative_to(root()))})
@@ -156,8 +163,7 @@ class Kept:
             self._restore(*read_tensors(checkpoint))
             distributed.agreed(None)  # nobody removes it before all have read it
         elif begun_before:
-            told = "its checkpoint is of another recipe (settings, data, method or version); begun anew"
-            print(f"{folder.name}: {told}", flush=True)
+            print(f"{folder.name}: its checkpoint is of another recipe ({RECIPE}); begun anew", flush=True)
 
     def record(self, step: Step, terms: dict[str, Tensor], norm: Tensor, size: int) -> None:
         """Take down the terms of a step on `size` images, and the gradient's norm; now and then, read and save.

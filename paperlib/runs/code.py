@@ -1,0 +1,90 @@
+"""The code that results depend on, as a number: of a function or class, its module and what this imports of the package."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import textwrap
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
+BOOKS = f"{PACKAGE}.runs."  # keeps what was computed and computes nothing, but for what processes tell each other:
+COMPUTES = {f"{BOOKS}distributed"}
+
+
+@functools.cache
+def code_of(value: Any) -> str:
+    """SHA-256 of the code of a function or class, or of a module by name; comments, docstrings and layout do not count.
+
+    Of this package it is that of the whole module and of those that it takes something from, directly or not. Of others
+    it is the function or class alone; empty where there is no source file.
+    """
+    module = value if isinstance(value, str) else value.__module__
+    if module.partition(".")[0] == PACKAGE:
+        found = [(name, _digest(name)) for name in sorted(_reached(module))]
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+    try:
+        tree = _plain(textwrap.dedent(inspect.getsource(value)))
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _reached(module: str) -> list[str]:
+    found = [module]
+    for one in found:
+        found += [other for other in dict.fromkeys(_imported(one)) if other not in found]
+    return found
+
+
+def _imported(module: str) -> Iterator[str]:
+    """The package's modules that a module's imports lead to, but for BOOKS."""
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE:
+            for name in node.names:
+                origin = _origin(node.module, name.name)
+                ours = origin.partition(".")[0] == PACKAGE
+                if ours and (origin in COMPUTES or not origin.startswith(BOOKS)):
+                    yield origin
+
+
+@functools.cache
+def _origin(module: str, name: str) -> str:
+    """The module in which a name is defined that another imports from `module`: packages pass names on."""
+    if _spec(module).submodule_search_locations is None:  # no package
+        return module
+    for node in _tree(module).body:
+        origin = str(node.module) if isinstance(node, ast.ImportFrom) else module
+        if isinstance(node, ast.ImportFrom) and origin != module and name in {one.name for one in node.names}:
+            return _origin(origin, name)
+    within = f"{module}.{name}"
+    return within if importlib.util.find_spec(within) else module
+
+
+@functools.cache
+def _digest(module: str) -> str:
+    return hashlib.sha256(ast.dump(_tree(module)).encode()).hexdigest()
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    return _plain(Path(str(_spec(module).origin)).read_bytes())
+
+
+@functools.cache
+def _spec(module: str) -> ModuleSpec:
+    if found := importlib.util.find_spec(module):
+        return found
+    raise ModuleNotFoundError(module)
+
+
+def _plain(source: str | bytes) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
