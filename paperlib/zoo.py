@@ -1,7 +1,7 @@
 """Trained networks that come with the project: weights and a card each, under zoo/.
 
 A card is the history of a training, what was asked for (`training.kept.asked_of`), and accuracies with intervals. A
-training that asks for the same is answered from here, unless `retrain` is set.
+training that asks for the same, by the same code, is answered from here, unless `retrain` is set.
 """
 
 from pathlib import Path
@@ -46,8 +46,8 @@ def load(name: str) -> nn.Module:
 
 
 def find(asked: dict[str, Any]) -> str | None:
-    """The network that a training asks for; None where there is none."""
-    return next((name for name in names() if card(name)["asked"] == asked), None)
+    """The network that a training asks for, by whatever code it was trained; None where there is none."""
+    return next((name for name in names() if card(name)["asked"] | {"code": ""} == asked | {"code": ""}), None)
 
 
 def table() -> pd.DataFrame:

@@ -15,7 +15,7 @@ from paperlib.methods import Method, jacobian
 from paperlib.methods.baselines import Standard
 from paperlib.methods.raat import RAAT
 from paperlib.report import cards
-from paperlib.runs.files import InputError, read_json, root
+from paperlib.runs.files import InputError, read_json, root, write_json
 from paperlib.runs.run import Run, folder_of
 from paperlib.training import kept
 
@@ -73,6 +73,21 @@ def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pyte
     trained = training.train_each(anew, {"plain": Standard()}, data)["plain"][0]
     assert "zoo" not in read_json(anew.folder / "training" / "plain-seed0" / "history.json")
     assert torch.equal(trained(x), first(x))
+
+
+def test_a_network_that_other_code_trained_is_said_and_trained_anew(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = started()
+    data = scenes(run)
+    training.train_each(run, {"standard": Standard()}, data)
+    cards.add(run.folder)
+    card = zoo.folder() / "scenes4" / "standard-seed0.json"
+    known = read_json(card)
+    write_json(card, {**known, "asked": {**known["asked"], "code": "other"}})
+    run.folder.rename(home / "away")
+    again = started(sweep_images=30)
+    training.train_each(again, {"plain": Standard()}, data)
+    assert "scenes4/standard-seed0 of the zoo was trained by other code; trained anew" in capsys.readouterr().out
+    assert "zoo" not in read_json(again.folder / "training" / "plain-seed0" / "history.json")
 
 
 def test_a_network_of_the_same_name_by_another_recipe_is_replaced_only_when_asked(home: Path) -> None:
@@ -178,7 +193,7 @@ def test_a_network_trains_anew_to_the_same(tmp_path: Path, monkeypatch: pytest.M
     network = training.train_each(anew, {"plain": plain}, data, pgd)["plain"][1]
     history = read_json(anew.folder / "training" / "plain-seed1" / "history.json")
     assert "zoo" not in history
-    assert history["asked"] == card["asked"]
+    assert {**history["asked"], "code": ""} == {**card["asked"], "code": ""}
     answers, wanted = network(x).argmax(1), filed(x).argmax(1)
     assert history["epochs"][0]["total"] == pytest.approx(card["epochs"][0]["total"], abs=0.002)
     assert float((answers == wanted).float().mean()) > 0.9

@@ -1,5 +1,6 @@
 """What a training keeps in its folder: checkpoint, history, weights and the recipe that they are of."""
 
+import hashlib
 import math
 import shutil
 import time
@@ -70,7 +71,7 @@ def recipe_of(
 def asked_of(
     method: Method, data: Splits, settings: TrainingSettings, seed: int, attack: Attack | None
 ) -> dict[str, Any] | None:
-    """What a training asks for, in words and without code: what a network of the zoo is found by.
+    """What a training asks for in words, which a network of the zoo is found by, and "code", a hash of what computes it.
 
     None where the zoo cannot have it: images or a method that words do not determine.
     """
@@ -84,11 +85,13 @@ def asked_of(
     except TypeError:
         return None
     shape = data.train.images.shape[1:]
+    code = hashlib.sha256(repr([code_of(LOOP), described(method)]).encode()).hexdigest()
     return {
         "data": name, "train_images": len(data.train), "validation_images": len(data.validation), "seed": seed,
         "network": {**network, "classes": len(data.train.classes), "channels": shape[0], "size": shape[-1]},
         "training": {one: getattr(settings, one) for one in TrainingSettings.model_fields if one not in skipped},
         "method": method_in_words, "validation": None if settings.selection == "last" else validation,
+        "code": code,
     }  # fmt: skip
 
 
@@ -122,6 +125,9 @@ def recalled(folder: Path, recipe: str | None, asked: dict[str, Any] | None, ret
 def _from_zoo(folder: Path, recipe: str | None, asked: dict[str, Any]) -> bool:
     """Whether the zoo has what is asked for; it is copied here under this recipe."""
     if (name := zoo.find(asked)) is None:
+        return False
+    if zoo.card(name)["asked"]["code"] != asked["code"]:
+        print(f"{folder.name}: {name} of the zoo was trained by other code; trained anew", flush=True)
         return False
     print(f"{folder.name}: {name} of the zoo; retrain = true trains it anew", flush=True)
     write_json(folder / HISTORY, {**zoo.card(name), "recipe": recipe, "zoo": name})
