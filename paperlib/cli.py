@@ -21,10 +21,8 @@ try:
     import typer
     from tqdm import tqdm
 
-    from paperlib import studies
     from paperlib.runs.files import InputError, read_json, root, shipped, temporary, write_text
-    from paperlib.runs.settings import as_options
-except KeyboardInterrupt:  # PyTorch takes seconds
+except KeyboardInterrupt:
     print("paperlib: interrupted before anything began", file=sys.stderr)
     sys.exit(130)
 
@@ -86,7 +84,7 @@ def main() -> None:
 @app.command("list")
 def list_() -> None:
     """The notebooks, their presets and the data sets."""
-    from paperlib import report
+    from paperlib import report, studies
     from paperlib.data import DESCRIPTIONS
     from paperlib.runs import run as runs
 
@@ -130,9 +128,10 @@ def reproduce(
     within: Within = None,
 ) -> None:
     """Run every notebook that has claims at a preset and end with a table of what held."""
-    from paperlib import report
+    from paperlib import report, studies
     from paperlib.runs import deadline
     from paperlib.runs import run as runs
+    from paperlib.runs.settings import as_options
 
     given = _parse([], venue, width)
     chosen = sorted(studies.declared("PLANS"))  # who claims something says what decides it
@@ -206,6 +205,7 @@ def zoo(
 @app.command("dry-run")
 def dry_run(notebook: str, preset: Preset = "paper", parameter: Parameters = None) -> None:
     """A step of each method on random images: what a preset costs here, before its data and networks are there."""
+    from paperlib import studies
     from paperlib.studies import dry_run
 
     settings = studies.resolve(notebook, preset, _parse(parameter or [], None))
@@ -234,7 +234,7 @@ def audit(
     from paperlib import audit, report
     from paperlib.data import folder, load_test, named
     from paperlib.models import external
-    from paperlib.runs.files import digest
+    from paperlib.runs.tensors import digest
     from paperlib.runs.values import read_value
 
     radius = read_value(eps)
@@ -309,6 +309,7 @@ def run_part(
     notebook: str, preset: Preset = "quick", parameter: Parameters = None, cell_timeout: int | None = None
 ) -> None:
     """One process of a run on several devices, which sees one GPU only. Started by `launch`."""
+    from paperlib import studies
     from paperlib.runs import launch
 
     on_gpu = studies.resolve(notebook, preset, _parse(parameter or [], None)).device != "cpu"
@@ -423,6 +424,7 @@ def _settings(notebook: str, preset: str, given: dict[str, Any], here: bool = Fa
 
     With `here` also where this machine has not the devices, or not the files of networks, that the settings name.
     """
+    from paperlib import studies
     from paperlib.data.folder import located
 
     settings = studies.resolve(notebook, preset, given)
@@ -550,6 +552,7 @@ def _execute_parts(
     """`_execute` in a process for each device."""
     from paperlib.runs import deadline, launch
     from paperlib.runs import run as runs
+    from paperlib.runs.settings import as_options
 
     timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
     command = [sys.executable, "-m", "paperlib.cli", "run-part", notebook, "--preset", preset, *as_options(given), *timeout]
@@ -568,6 +571,7 @@ def _execute_parts(
 
 def _decidable(notebook: str, settings: "Settings") -> int:
     """How many claims a run of these settings could decide."""
+    from paperlib import studies
     from paperlib.claims import power
 
     return int((power.table(notebook, settings, studies.plan_of(notebook, settings))["decides"] == "yes").sum())

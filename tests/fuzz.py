@@ -40,7 +40,8 @@ from paperlib.data import Splits, folder, imagenet100, scenes, tiny_imagenet, to
 from paperlib.methods import Batch, Step
 from paperlib.methods.baselines import Standard
 from paperlib.models import external
-from paperlib.runs.files import InputError, read_about, read_tensors, write_tensors
+from paperlib.runs.files import InputError
+from paperlib.runs.tensors import read_about, read_tensors, write_tensors
 from paperlib.studies import grid
 from paperlib.training import kept
 

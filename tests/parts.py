@@ -36,8 +36,8 @@ from paperlib.methods.raat import RAAT, PartitionedAT, RAATSharp
 from paperlib.methods.ramped import Ramped
 from paperlib.models.batchnorm import synchronised
 from paperlib.runs import distributed
-from paperlib.runs.files import write_tensors
 from paperlib.runs.settings import TrainingSettings
+from paperlib.runs.tensors import write_tensors
 from paperlib.training import kept, loop
 
 COUNT, CLASSES = 7, 3  # images of the batch: 4 for the first of two processes and 3 for the second

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import campaign, collect, common, records
-from paperlib.runs.files import InputError, read_json, read_tensors, write_tensors
+from paperlib.runs.files import InputError, read_json
+from paperlib.runs.tensors import read_tensors, write_tensors
 
 
 def plan() -> dict[str, Any]:

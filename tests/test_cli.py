@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -179,3 +180,9 @@ def test_clean_lists_and_asks_before_it_removes(
 def test_data_fetches_ahead(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "data", "toy") == 0
     assert "6000 training and 600 test samples of 2, 2 classes" in capsys.readouterr().out
+
+
+def test_the_help_does_not_wait_for_pytorch() -> None:
+    script = "import sys, paperlib.cli; print([name for name in ('torch', 'pandas', 'pydantic') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

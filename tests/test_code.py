@@ -17,7 +17,7 @@ from paperlib.methods import raat
 from paperlib.methods.baselines import Standard
 from paperlib.methods.jacobian import JacobianRegularisation
 from paperlib.runs import code
-from paperlib.runs.files import described
+from paperlib.runs.tensors import described
 
 CHANGED = [
     ("methods/raat.py", True), ("methods/baselines.py", True), ("attacks/losses.py", True), ("runs/distributed.py", True),

@@ -21,8 +21,9 @@ from paperlib import cli, models, studies, training
 from paperlib.methods.baselines import Standard
 from paperlib.runs import distributed, launch
 from paperlib.runs import run as runs
-from paperlib.runs.files import InputError, read_tensors, write_json
+from paperlib.runs.files import InputError, write_json
 from paperlib.runs.settings import TrainingSettings
+from paperlib.runs.tensors import read_tensors
 
 PROGRAM = "import sys; from paperlib.runs.launch import launch; print(launch(sys.argv[1:], 2))"
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

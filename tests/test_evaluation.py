@@ -19,7 +19,8 @@ from paperlib.data import ImageSet, subset
 from paperlib.evaluation import AttackError, accuracy, evaluate
 from paperlib.evaluation.intervals import binomial_interval
 from paperlib.runs import run as runs
-from paperlib.runs.files import InputError, read_about
+from paperlib.runs.files import InputError
+from paperlib.runs.tensors import read_about
 
 
 class Threshold(nn.Module):

@@ -10,16 +10,8 @@ import pytest
 import torch
 
 from paperlib.methods.baselines import Standard
-from paperlib.runs.files import (
-    InputError,
-    described,
-    read_about,
-    read_json,
-    read_tensors,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from paperlib.runs.files import InputError, read_json, write_atomically, write_json
+from paperlib.runs.tensors import described, read_about, read_tensors, write_tensors
 
 
 def test_tensors_and_description_come_back(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from paperlib.data import folder, imagenet100
 from paperlib.data.streamed import Streamed
 from paperlib.evaluation import evaluate
 from paperlib.methods.baselines import Standard
-from paperlib.runs.files import InputError, digest
+from paperlib.runs.files import InputError
+from paperlib.runs.tensors import digest
 
 CLASSES = ("n01558993", "n01692333", "n01729322")
 ODD = "n00000001"  # a class of the thousand that is not among the hundred

@@ -16,8 +16,9 @@ from paperlib import models, training
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
 from paperlib.methods import Batch, Step, baselines, pag
-from paperlib.runs.files import read_json, read_tensors, write_tensors
+from paperlib.runs.files import read_json
 from paperlib.runs.settings import TrainingSettings
+from paperlib.runs.tensors import read_tensors, write_tensors
 from paperlib.training import kept as keeping
 from paperlib.training import loop, optimizer
 

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paperlib.runs import run as runs
-from paperlib.runs.files import InputError, checksum, read_json, read_tensors
+from paperlib.runs.files import InputError, read_json
+from paperlib.runs.tensors import checksum, read_tensors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = "jacobian_norm"

@@ -22,8 +22,9 @@ from paperlib.data import Splits, load, subset
 from paperlib.evaluation import evaluate
 from paperlib.evaluation.settings import NetworkSettings
 from paperlib.methods.pag import alignment, class_mean, toward
-from paperlib.runs.files import read_json, read_tensors, write_tensors
+from paperlib.runs.files import read_json
 from paperlib.runs.run import environment
+from paperlib.runs.tensors import read_tensors, write_tensors
 
 RESERVE = 1.1  # times the measured seconds that a training is given
 OVERHEAD = 12.0  # seconds around a training: graphs, libraries' plans for new shapes, digests, files

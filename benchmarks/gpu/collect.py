@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.gpu import records
-from paperlib.runs.files import InputError, read_json, read_tensors, write_atomically
+from paperlib.runs.files import InputError, read_json, write_atomically
+from paperlib.runs.tensors import read_tensors
 
 
 def collect(source: Path, kept: Path = records.KEPT) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from paperlib.runs.files import InputError, read_about, read_json, read_tensors, write_json
+from paperlib.runs.files import InputError, read_json, write_json
+from paperlib.runs.tensors import read_about, read_tensors
 from paperlib.runs.values import read_value
 
 KEPT = Path(__file__).resolve().parents[2] / "docs/results/campaign"

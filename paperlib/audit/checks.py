@@ -27,9 +27,10 @@ from paperlib.evaluation import at_chance
 from paperlib.evaluation.intervals import FEWEST, binomial_interval, mean_interval
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs import distributed
-from paperlib.runs.files import InputError, digest, read_json, write_json
+from paperlib.runs.files import InputError, read_json, write_json
 from paperlib.runs.progress import Bar
 from paperlib.runs.run import Run
+from paperlib.runs.tensors import digest
 
 Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
 MEANINGS: dict[Verdict, str] = {

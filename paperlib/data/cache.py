@@ -7,7 +7,8 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
-from paperlib.runs.files import InputError, read_tensors, write_tensors
+from paperlib.runs.files import InputError
+from paperlib.runs.tensors import read_tensors, write_tensors
 
 VERSION = 1  # of the layout of the cached arrays; raise it when a reader of older files would be wrong
 

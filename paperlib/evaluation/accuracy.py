@@ -16,9 +16,10 @@ from paperlib.data.images import places
 from paperlib.evaluation.intervals import binomial_interval
 from paperlib.models.trained import Trained, each_model
 from paperlib.runs import deadline, distributed
-from paperlib.runs.files import described, digest, read_tensors, root, write_tensors
+from paperlib.runs.files import root
 from paperlib.runs.progress import Bar, live
 from paperlib.runs.run import Run, recall
+from paperlib.runs.tensors import described, digest, read_tensors, write_tensors
 
 CHUNK = 250  # images attacked together at most, and lost when the process is killed
 MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib.models.batchnorm import BatchNorm2d
-from paperlib.runs.files import InputError, read_tensors, write_tensors
+from paperlib.runs.files import InputError
+from paperlib.runs.tensors import read_tensors, write_tensors
 
 Statistics = tuple[float | Sequence[float], float | Sequence[float]]  # mean and deviation, of all channels or of each
 

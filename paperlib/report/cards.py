@@ -5,8 +5,9 @@ from typing import Any
 
 from paperlib import zoo
 from paperlib.evaluation.intervals import binomial_interval
-from paperlib.runs.files import InputError, read_json, read_tensors, write_json, write_tensors
+from paperlib.runs.files import InputError, read_json, write_json
 from paperlib.runs.run import method_of
+from paperlib.runs.tensors import read_tensors, write_tensors
 
 
 def add(run: Path, replace: bool = False) -> list[str]:

@@ -28,8 +28,9 @@ from filelock import FileLock, Timeout
 
 from paperlib import __version__
 from paperlib.runs import deadline, distributed, progress
-from paperlib.runs.files import InputError, locked, read_about, read_json, root, shipped, temporary, write_json, write_text
+from paperlib.runs.files import InputError, locked, read_json, root, shipped, temporary, write_json, write_text
 from paperlib.runs.settings import ANY_RUN, Settings, check
+from paperlib.runs.tensors import read_about
 from paperlib.runs.values import read_value
 
 AGES = 1e11  # seconds: more than any clock tells

@@ -34,9 +34,10 @@ from paperlib.methods.pag import (
 )
 from paperlib.models.external import load_robust_resnet50, load_target_gradients
 from paperlib.models.trained import Trained, each_model, first_models
-from paperlib.runs.files import digest, read_tensors, root, write_tensors
+from paperlib.runs.files import root
 from paperlib.runs.run import Run
 from paperlib.runs.settings import Count, Positive, Radius, Share, TrainingSettings
+from paperlib.runs.tensors import digest, read_tensors, write_tensors
 
 Source = Literal["one_image", "class_mean", "nearest_neighbor", "kmeans", "rigd_linf", "rigd_l2", "published"]
 

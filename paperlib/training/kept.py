@@ -16,21 +16,11 @@ from paperlib.data import Splits
 from paperlib.methods import Method, Step
 from paperlib.runs import deadline, distributed
 from paperlib.runs.code import code_of
-from paperlib.runs.files import (
-    InputError,
-    described,
-    digest,
-    read_about,
-    read_json,
-    read_tensors,
-    root,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from paperlib.runs.files import InputError, read_json, root, write_atomically, write_json
 from paperlib.runs.progress import live
 from paperlib.runs.run import environment, recall
 from paperlib.runs.settings import ANY_RUN, TrainingSettings
+from paperlib.runs.tensors import described, digest, read_about, read_tensors, write_tensors
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
 DIVERGED = 1e6  # a loss beyond this will not come back
