@@ -55,6 +55,7 @@ from paperlib.data.toy import load_wave
 from paperlib.figures import source, tables
 from paperlib.geometry import gaussian, interpolation
 from paperlib.methods import baselines, raat
+from paperlib.studies import measures
 from paperlib.studies import raat as study
 
 run = studies.start("raat_boundary", globals())
@@ -155,7 +156,7 @@ figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", labe
 
 # %% [markdown]
 # ### All trainings
-# Every method from the same initial weights. PGD-AT is trained once more for as long as RAAT takes. RAAT#, and WA, which is
+# Every method from the same initial weights. PGD-AT is trained once more with RAAT's multiplications. RAAT#, and WA, which is
 # PGD-AT with the same weight averaging, have the settings `sharp` in place of the others. These are ReBAT's network,
 # schedule and average.
 
@@ -175,8 +176,8 @@ networks = trained | longer | averaged
 # the 95 % interval, of test sample and seeds together.
 #
 # What does it cost? A gain of one point at three times the cost should be seen as such. *PGD-AT, long* is meant to take
-# RAAT's training time. It counts in that comparison only where the two agree to within a tenth. Validation time is left
-# out. Times are this machine's, and mean something only if nothing else ran on it.
+# RAAT's multiplications. It counts in that comparison only where the two agree to within a tenth. Times are this
+# machine's, without validation, and mean something only if nothing else ran on it.
 
 # %%
 table = evaluation.evaluate_each(run, networks | ablated | studied, images.test, study.attacks(s))
@@ -194,7 +195,8 @@ display(tables.save(run, claims.error_bars("raat", reported, main), "spread", "M
 display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], claims.rows("raat", reported)))
 
 # %%
-cost = study.costs(training.histories(run), main, list(networks))
+steps = measures.costs(defences | study.long_methods(s), network, images, run.device)
+cost = study.costs(training.histories(run), main, list(networks), steps)
 figures.panels(run, study.time_points(cost, main), "time", x="training (minutes)", label="")
 
 # %% [markdown]
@@ -275,7 +277,7 @@ evaluation.flags(table, strong, auto)
 # claim. The caption says where the run differs from the paper. The same holds where the paper's own table has no gain.
 
 # %%
-unequal = study.unequal_time(training.histories(run))
+unequal = study.unequal_compute(steps, s)
 verdicts = claims.judge("raat", run, summary, len(images.test.classes), audit.signs(run), study.case(s), unequal)
 run.finish()
 claims.show(verdicts)

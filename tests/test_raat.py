@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paperlib import models, studies, training
+from paperlib import data, models, studies, training
 from paperlib.attacks import pgd
 from paperlib.data import ImageSet, Splits
 from paperlib.methods import Batch, Step, baselines, raat
@@ -20,6 +20,7 @@ from paperlib.methods.raat import RAAT, PartitionedAT, RAATSharp, dicar, partiti
 from paperlib.models.batchnorm import BatchNorm2d
 from paperlib.runs import run as runs
 from paperlib.runs.files import InputError
+from paperlib.studies import measures
 from paperlib.studies import raat as study
 
 STEP = Step(0, 1, 0)
@@ -649,7 +650,7 @@ def test_costs_and_times_are_read_from_the_histories() -> None:
     histories = {"pgd_at-seed0": history(60, 2), "pgd_at-seed1": history(120, 2), "raat-seed0": history(180, 2),
                  "pgd_at_long-seed0": history(190, 4), "study_full-seed0": history(1, 1)}  # fmt: skip
     summary = pd.DataFrame({"method": ["pgd_at", "raat"], "measure": "clean", "mean": [0.5, 0.6]})
-    table = study.costs(histories, summary, ["pgd_at", "raat", "pgd_at_long"])
+    table = study.costs(histories, summary, ["pgd_at", "raat", "pgd_at_long"], pd.Series({"pgd_at": 3.0, "raat": 9.0}))
     assert table["minutes"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0, "pgd_at_long": 190 / 60})
     assert table["× PGD-AT"].to_dict() == pytest.approx({"pgd_at": 1, "raat": 2, "pgd_at_long": 190 / 90})
     assert table["epochs"].to_dict() == {"pgd_at": 2, "raat": 2, "pgd_at_long": 4}
@@ -657,11 +658,32 @@ def test_costs_and_times_are_read_from_the_histories() -> None:
     points = study.time_points(table, summary.assign(low=0.4, high=0.7)).set_index("line")
     assert points["training (minutes)"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0})  # a mean over seeds
     assert points[["value", "low", "high"]].to_numpy() == pytest.approx(np.array([[50, 40, 70], [60, 40, 70]]))
-    assert study.unequal_time(histories) == {}
-    histories["raat-seed0"] = history(150, 2)
-    assert "took 1.27 times RAAT's" in study.unequal_time(histories)["pgd_at_long"]
-    del histories["pgd_at_long-seed0"]
-    assert study.unequal_time(histories) == {}
+    assert table.loc["raat", "step"] == 9
+
+
+def test_the_long_pgd_at_counts_where_it_has_raats_multiplications() -> None:
+    def settings(**changes: Any) -> Any:
+        return studies.resolve("raat_boundary", "quick", {"epochs": 10, **changes})
+
+    step = pd.Series({"pgd_at": 3.0, "raat": 9.0, "pgd_at_long": 3.0})
+    assert study.unequal_compute(step, settings(long_epochs=30)) == {}
+    assert study.unequal_compute(step, settings(long_epochs=28)) == {}
+    told = study.unequal_compute(step, settings(long_epochs=20))["pgd_at_long"]
+    assert "0.67 times RAAT's multiplications; long_epochs = 30" in told
+    assert study.unequal_compute(step, settings(long_epochs=None)) == {}
+    assert study.unequal_compute(step.drop("raat"), settings(long_epochs=20)) == {}
+
+
+@pytest.mark.parametrize("preset", ["quick", "laptop", "paper"])
+def test_presets_give_the_long_pgd_at_raats_multiplications(preset: str) -> None:
+    """On the small CNN at the preset's attack steps: a network changes what a step costs, hardly the ratio of two."""
+    s = studies.resolve("raat_boundary", preset)
+    small = s.model_copy(update={"model": "small_cnn", "width": 8, "normalisation": "half", "stem_stride": 2})
+    splits = data.load("scenes4", train_images=40, test_images=40)
+    step = measures.costs(
+        {**study.methods(s), **study.long_methods(s)}, training.build(small, splits, 0), splits, torch.device("cpu")
+    )
+    assert study.unequal_compute(step, s) == {}
 
 
 def test_figure_5_has_its_three_panels() -> None:

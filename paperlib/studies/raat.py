@@ -48,7 +48,7 @@ class RaatSettings(NormSettings):
     gamma: Positive  # γ
     select_on: Literal["validation", "test"]  # the paper selects checkpoints on the test images
     strong_images: Count  # of PGD-100 and C&W
-    long_epochs: Count | None  # of PGD-AT trained for as long as RAAT takes; None: not trained
+    long_epochs: Count | None  # of PGD-AT trained with RAAT's multiplications; None: not trained
     study_epochs: Count | None  # of Figure 2's trainings; None: none
     study_images: Count | None  # training images of them; None: all
     study_scales: list[Share]  # of the perturbation of one part; 1 is the baseline
@@ -188,7 +188,7 @@ def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = No
 
 
 def long_methods(settings: RaatSettings) -> dict[str, Method]:
-    """PGD-AT for the equal-time comparison."""
+    """PGD-AT for the comparison at equal compute."""
     named: dict[str, Method] = {"pgd_at_long": AdversarialTraining(training_attack(settings))}
     return _ramped(settings, named if settings.long_epochs else {})
 
@@ -514,8 +514,13 @@ def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
 
 
-def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%)."""
+def costs(
+    histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, names: Sequence[str], step: pd.Series
+) -> pd.DataFrame:
+    """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%).
+
+    "step" is what one costs in plain steps, of `measures.costs`, where it was counted.
+    """
     rows = {}
     for name in names:
         own = [history for training, history in histories.items() if method_of(training) == name]
@@ -527,6 +532,7 @@ def costs(histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, nam
     table = pd.DataFrame(rows).T
     if "pgd_at" in table.index:
         table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
+    table.insert(len(table.columns), "step", step)
     for measure in dict.fromkeys(summary["measure"]):
         part = summary[summary["measure"] == measure].set_index("method")["mean"]
         if measure in ("clean", "pgd_10", "autoattack"):
@@ -581,18 +587,15 @@ def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
     return {**tables, "table3": []}
 
 
-def unequal_time(histories: Mapping[str, Mapping[str, Any]], tolerance: float = 0.1) -> dict[str, str]:
-    """The long PGD-AT, with the reason, where its training did not take as long as RAAT's to within `tolerance`.
+def unequal_compute(cost: pd.Series, settings: RaatSettings, tolerance: float = 0.1) -> dict[str, str]:
+    """The long PGD-AT, with the reason, where its training has not RAAT's multiplications to within `tolerance`.
 
-    Nor can that be said where the two had not the same number of devices.
+    `cost` is that of a step of each method, of `measures.costs`: counted, since times depend on what else a machine did.
     """
-    by_seed = {name.rsplit("-seed", 1)[1]: name for name in histories if name.startswith("pgd_at_long-seed")}
-    for seed, long in by_seed.items():
-        if raat := histories.get(f"raat-seed{seed}"):
-            devices = [one.get("environment", {}).get("devices", 1) for one in (histories[long], raat)]
-            if devices[0] != devices[1]:
-                return {"pgd_at_long": f"was trained on {devices[0]} devices, RAAT on {devices[1]}"}
-            ratio = histories[long]["seconds"] / raat["seconds"]
-            if abs(ratio - 1) > tolerance:
-                return {"pgd_at_long": f"took {ratio:.2f} times RAAT's training time; set long_epochs for within 10 %"}
-    return {}
+    if settings.long_epochs is None or "raat" not in cost:
+        return {}
+    ratio = float(cost["pgd_at_long"] * settings.long_epochs / (cost["raat"] * settings.epochs))
+    if abs(ratio - 1) <= tolerance:
+        return {}
+    equal = round(settings.long_epochs / ratio)
+    return {"pgd_at_long": f"has {ratio:.2f} times RAAT's multiplications; long_epochs = {equal} has as many"}
