@@ -630,7 +630,7 @@ def test_the_readmes_picture_has_a_row_for_every_decided_claim_with_a_number() -
         if claim["outcome"] != "not tested here" and claim["claimed"] is not None and claim.get("kind") != "ratio"
     ]
     assert sorted(row["statement"] for row in picture.rows()) == sorted(claim["statement"] for claim in decided)
-    axis = picture.draw().axes[0]
+    axis = picture.draw(picture.rows()).axes[0]
     assert len(axis.get_yticklabels()) == len(decided)
     low, high = axis.get_xlim()
     assert all(low < claim[name] < high for claim in decided for name in ("low", "high", "claimed"))

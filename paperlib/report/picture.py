@@ -1,9 +1,10 @@
-"""The README's picture: every decided claim of docs/results that has a number, against what the paper says.
+"""Pictures of verdicts: the README's, and that of each page of docs/results that shows one.
 
-`python -m paperlib.report.picture` draws docs/claims.png anew.
+`python -m paperlib.report.picture` draws them anew.
 """
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
@@ -16,26 +17,30 @@ from paperlib.runs.files import root, write_atomically
 VERDICTS = {"reproduced": COLOURS[3], "direction only": COLOURS[5], "not reproduced": COLOURS[2]}
 
 
-def rows() -> list[dict[str, Any]]:
-    """The decided claims of differences in points, by paper, with paper and data added."""
+def rows(page: str | None = None) -> list[dict[str, Any]]:
+    """The decided claims of differences in points, by paper, with paper and data added.
+
+    Of one page of docs/results all; of all pages together those for which the paper gives a number.
+    """
     found = [
         {**claim, "paper": result["paper"].upper(), "data": result["data"]}
         for result in published.results()
+        if page in (None, result["page"])
         for claim in result["claims"]
-        if claim["outcome"] in VERDICTS and claim["claimed"] is not None and claim.get("kind") != "ratio"
+        if claim["outcome"] in VERDICTS and (page or claim["claimed"] is not None) and claim.get("kind") != "ratio"
     ]
     return sorted(found, key=lambda row: row["paper"])
 
 
-def draw() -> Figure:
+def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     """A row a claim: the measured difference with its 95 % interval, coloured by verdict, and the paper's as a diamond."""
     plt.rcParams.update(cast(Any, style("wide")))
-    claims = rows()
     figure, axis = plt.subplots(figsize=(10, 0.27 * len(claims) + 1))
     for place, row in enumerate(claims):
         axis.plot([row["low"], row["high"]], [place, place], color=VERDICTS[row["outcome"]], linewidth=2)
         axis.plot(row["measured"], place, "o", color=VERDICTS[row["outcome"]], markersize=5)
-        axis.plot(row["claimed"], place, "D", color="black", markerfacecolor="white", markersize=5)
+        if row["claimed"] is not None:
+            axis.plot(row["claimed"], place, "D", color="black", markerfacecolor="white", markersize=5)
         if place and row["paper"] != claims[place - 1]["paper"]:
             axis.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
     axis.axvline(0, color="#888888", linewidth=0.8)
@@ -51,7 +56,18 @@ def draw() -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    drawn = draw()
+def write() -> None:
+    """Draw docs/claims.png, and the verdicts of each page that shows its claims.png."""
     plain: dict[str, Any] = {"format": "png", "dpi": 160, "metadata": {"Software": None}}
-    write_atomically(root() / "docs" / "claims.png", lambda file: drawn.savefig(file, **plain))
+    pages = [page for page in published.folder().glob("*.md") if f"{page.stem}/claims.png" in page.read_text("utf-8")]
+    files = {root() / "docs" / "claims.png": None} | {
+        published.folder() / page.stem / "claims.png": page.stem for page in pages
+    }
+    for file, name in files.items():
+        drawn = draw(rows(name))
+        write_atomically(file, lambda temporary, drawn=drawn: drawn.savefig(temporary, **plain))  # type: ignore[misc]
+        plt.close(drawn)
+
+
+if __name__ == "__main__":
+    write()
