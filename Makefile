@@ -6,13 +6,17 @@ BIN = .venv/bin
 PRESET ?= quick
 JOBS ?= 2
 
-.PHONY: reproduce test torture lint lab docs sync bench lock clean
+.PHONY: reproduce test torture coverage lint lab docs sync bench lock clean
 
 reproduce: .venv/installed$(if $(LOCKED),-locked)
 	$(BIN)/paperlib reproduce --preset $(PRESET) --jobs $(JOBS)
 
 test: .venv/installed-dev$(if $(LOCKED),-locked)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# Of the lines and branches of paperlib/; what notebooks and commands run in processes of their own is not counted.
+coverage: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report=term:skip-covered
 
 # Full disks, hanging cells and the like; ten thousand damaged inputs; a hundred kills at random moments.
 torture: .venv/installed-dev
