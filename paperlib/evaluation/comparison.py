@@ -39,8 +39,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     with s² the variance of the seeds' means on these images, which has the seeds' and the rest's share, and σ_b² that of
     `between_images`: what the rest adds to the images' means is not counted again. The interval's arms are the root of
-    the squares of Student's t of the first (S − 1 degrees of freedom) and of `image_interval` of the second, which stands
-    apart as sample_low … sample_high; it is cut at the `limits` of the measure. One seed has the second alone: its luck is
+    the squares of `seeds_half` of the first and of `image_interval` of the second, which stands apart as sample_low …
+    sample_high; it is cut at the `limits` of the measure. One seed has the second alone: its luck is
     left out. Below FEWEST images there is no interval (NaN). `each` are the outcomes by seed and image, S×N, None where
     the table has none by image; `by_seed` the mean of each seed, in the order of `seed_list`.
     """
@@ -55,7 +55,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         else:
             sample = binomial_interval(round(mean * count), count) if count >= FEWEST else (math.nan, math.nan)
         deviation = float(part["value"].std(ddof=1)) if seeds > 1 else math.nan
-        half = seeds_half(part["value"])
+        half = seeds_half(part["value"], each)
         low = max(mean - math.hypot(mean - sample[0], half), least)  # in this order what is not a number stays so
         high = min(mean + math.hypot(sample[1] - mean, half), most)
         named = tuple(map(int, part["seed"]))
@@ -91,11 +91,11 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
 
         s_d² / S + (σ_1² + σ_2² − 2 σ_12) / N,
 
-    s_d² of the seeds' mean differences, and σ_12 the covariance of `between_images`. Student's t with S − 1 degrees of
-    freedom is of the first. The second is of the rows' own image intervals and their correlation σ_12 / σ_1 σ_2, put
-    together as Newcombe (1998, paired data, method 10) does, so that arms are unlike near 0 and 1; with his correction
-    1 / 2SN of a positive covariance where outcomes are right or wrong. Images count as independent where the rows have
-    outcomes of other numbers of images, or none by image. Without a common seed, Welch's t stands for the first where both
+    s_d² of the seeds' mean differences, and σ_12 the covariance of `between_images`. `seeds_half` is of the first. The
+    second is of the rows' own image intervals and their correlation σ_12 / σ_1 σ_2, put together as Newcombe (1998, paired
+    data, method 10) does, so that arms are unlike near 0 and 1; with his correction 1 / 2SN of a positive covariance where
+    outcomes are right or wrong. Images count as independent where the rows have outcomes of other numbers of images, or
+    none by image. Without a common seed, Welch's t stands for the first where both
     sides have several. Where one has a single seed, or one seed is common, the interval is of the images alone. The
     deviation is of the paired differences, else the larger of the two, NaN of one seed.
     """
@@ -109,7 +109,10 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
     half, deviation = 0.0, math.nan
     if len(shared) > 1:
         apart = np.asarray(one["by_seed"]) - np.asarray(two["by_seed"])
-        half, deviation = seeds_half(apart), float(apart.std(ddof=1))
+        (a, b), differences = (one["each"], two["each"]), None
+        if a is not None and b is not None and a.shape == b.shape:
+            differences = a.astype(float) - b.astype(float)
+        half, deviation = seeds_half(apart, differences), float(apart.std(ddof=1))
     elif seeds > 1:
         (s1, k), (s2, m) = ((row["deviation"] ** 2 / row["seeds"], row["seeds"] - 1) for row in (first, second))
         deviation = max(first["deviation"], second["deviation"])

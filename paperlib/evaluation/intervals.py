@@ -63,12 +63,22 @@ def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float
     return least + size * low, least + size * high
 
 
-def seeds_half(by_seed: Sequence[float] | np.ndarray) -> float:
-    """Student's half width of the 95 % interval of the mean over seeds, on the images as they are; zero of one seed."""
+def seeds_half(by_seed: Sequence[float] | np.ndarray, each: np.ndarray | None = None) -> float:
+    """Half width of the 95 % interval of the mean over seeds, on the images as they are; zero of one seed.
+
+    Student's t of the S means. They vary at least as the rest of outcomes S×N = mean + seed + image + rest makes them,
+    σ² / N. With few seeds they may agree by luck, so with `each` the half width is 1.96 σ / √(S N) at least.
+    """
     values = np.asarray(by_seed, dtype=float)
     if (count := len(values)) < 2:
         return 0.0
-    return float(t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    half = float(t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    if each is None or each.shape[1] < 2:
+        return half
+    outcomes = each.astype(float)
+    rest = outcomes - outcomes.mean(0) - outcomes.mean(1, keepdims=True) + outcomes.mean()
+    variance = float((rest**2).sum()) / ((count - 1) * (each.shape[1] - 1))
+    return max(half, 1.96 * math.sqrt(variance / each.size))
 
 
 def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
