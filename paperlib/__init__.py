@@ -1,3 +1,3 @@
 """Checkable claims of adversarial-robustness papers: from images to a verdict."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -316,7 +316,7 @@ def crossed(generator: np.random.Generator, seeds: int, images: int, spread: flo
 def test_intervals_cover_the_truth_when_images_and_seeds_both_vary(
     seeds: int, images: int, spread: float, shared: bool
 ) -> None:
-    """A 95 % interval of a difference holds the truth in 93 to 98 % of draws; of two seeds, or of a mean, perhaps in more."""
+    """A 95 % interval of a difference holds the truth in 93 to 98 % of draws; of two seeds, or a mean, perhaps in more."""
     generator, covered, draws = np.random.default_rng(seeds + images), np.zeros(2), 500
     size = math.sqrt(1 + 0.25 + spread**2 + (0.9 * 1.5) ** 2 + 0.65**2)
     truth = [float(normal.cdf(skill / size)) for skill in (0.5, 0.2)]

@@ -38,9 +38,9 @@ def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axis = plt.subplots(figsize=(10, 0.27 * len(claims) + 1))
     for place, row in enumerate(claims):
         axis.plot([row["low"], row["high"]], [place, place], color=VERDICTS[row["outcome"]], linewidth=2)
-        axis.plot(row["measured"], place, "o", color=VERDICTS[row["outcome"]], markersize=5)
+        axis.plot(row["measured"], place, "o", color=VERDICTS[row["outcome"]], markersize=5, zorder=4)
         if row["claimed"] is not None:
-            axis.plot(row["claimed"], place, "D", color="black", markerfacecolor="white", markersize=5)
+            axis.plot(row["claimed"], place, "D", color="black", markerfacecolor="white", markersize=7, zorder=3)
         if place and row["paper"] != claims[place - 1]["paper"]:
             axis.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
     axis.axvline(0, color="#888888", linewidth=0.8)
