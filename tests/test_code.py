@@ -98,3 +98,9 @@ def test_weights_of_other_code_are_trained_anew_which_is_said(
     assert "its weights are of another recipe (settings, data, method, code or version); trained anew" in said
     assert "epoch 2" in said
     assert fit() == ""
+
+
+def test_the_version_alone_changes_no_code() -> None:
+    """Else every release would have the zoo's networks trained anew."""
+    assert "paperlib" not in code._reached("paperlib.training.loop")
+    assert "paperlib.attacks.projected" in code._reached("paperlib.training.loop")

@@ -48,7 +48,8 @@ def _imported(module: str) -> Iterator[str]:
             for name in node.names:
                 origin = _origin(node.module, name.name)
                 ours = origin.partition(".")[0] == PACKAGE
-                if ours and (origin in COMPUTES or not origin.startswith(BOOKS)):
+                books = origin == PACKAGE or origin.startswith(BOOKS)  # the package itself has the version alone
+                if ours and (origin in COMPUTES or not books):
                     yield origin
 
 
