@@ -7,11 +7,14 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from paperlib import report
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
@@ -29,8 +32,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"reference/{part.stem}.md", content=_reference(part)))
     built = Path(config.site_dir).parent / "notebooks"  # the plugin reads files
     built.mkdir(parents=True, exist_ok=True)
+    runs = report.runs()
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        (built / notebook.name).write_text(_as_it_ran(notebook), "utf-8")
+        (built / notebook.name).write_text(_as_it_ran(notebook, runs), "utf-8")
         files.append(File(f"notebooks/{notebook.name}", str(built.parent), config.site_dir, config.use_directory_urls))
     return files
 
@@ -62,17 +66,12 @@ def _reference(part: Path) -> str:
     return "\n\n".join([f"# {part.stem}", *(f"::: {name}" for name in own or names)])
 
 
-def _as_it_ran(notebook: Path) -> str:
-    finished = [
-        run / notebook.name
-        for run in (ROOT / "runs" / notebook.stem).glob("*")
-        if (run / notebook.name).is_file()
-        and (run / "status.json").is_file()
-        and json.loads((run / "status.json").read_text("utf-8")).get("state") == "finished"
-    ]
-    finished.sort(key=lambda path: (path.parent.name.startswith("quick-"), path.stat().st_mtime))
-    if finished:
-        return finished[-1].read_text("utf-8")
+def _as_it_ran(notebook: Path, runs: list[dict[str, Any]]) -> str:
+    own = [run for run in runs if run["folder"].parent.name == notebook.stem and run["status"]["state"] == "finished"]
+    own.sort(key=lambda run: run["status"]["preset"] != "quick")  # they come newest first
+    files = [file for run in own if (file := run["folder"] / notebook.name).is_file()]
+    if files:
+        return files[0].read_text("utf-8")
     cells = json.loads(notebook.read_text("utf-8"))
     said = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": [NO_RUN.format(notebook.stem)]}
     return json.dumps({**cells, "cells": [*cells["cells"][:1], said, *cells["cells"][1:]]})

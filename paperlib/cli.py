@@ -163,7 +163,7 @@ def reproduce(
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
     codes = {code for code, *_ in ended.values()} - {0}
     if codes == {deadline.CODE}:
-        print("the time is over; the same command goes on, and paperlib report shows what is there")
+        print(f"{deadline.OVER}, and paperlib report shows what is there")
         raise typer.Exit(deadline.CODE)
     print(f"report: {_relative(report.build())}")
     raise typer.Exit(int(bool(codes)))
@@ -297,7 +297,7 @@ def grid(
     finished = sum(about["state"] == "finished" for about in states.values())
     print(f"{finished} of {len(plan)} runs are finished")
     if code and within and {about["state"] for about in states.values()} <= {"finished", "stopped", "not started"}:
-        print("the time is over; the same command goes on, and paperlib report shows what is there")
+        print(f"{deadline.OVER}, and paperlib report shows what is there")
         raise typer.Exit(deadline.CODE)
     if not dry_run:
         print(f"report: {_relative(report.build())}; what a job said: grid.log in its run's folder")
@@ -464,7 +464,8 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
     first = distributed.expected() == 1  # what this starts sees one device each
     settings = _settings(notebook, preset, given, here=first)  # refused here, before anything starts
-    _check_pair(shipped("notebooks") / notebook)
+    source = shipped("notebooks") / f"{notebook}.ipynb"
+    _check_pair(source.with_suffix(""))
     folder = runs.folder_of(notebook, preset, settings)
     if deadline.near():  # of a `reproduce` or a grid, after what came before
         print(f"paperlib: {notebook} not started: the time is over", file=sys.stderr)
@@ -491,9 +492,9 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
     # As read and checked: a notebook's own cell would see the text "8/255".
     values = settings.model_dump()
     checked = {name: "null" if values[name] is None else values[name] for name in given}
-    edited = runs.edited(root() / "notebooks" / f"{notebook}.ipynb") if checked else {}
+    edited = runs.edited(source) if checked else {}
     passed = {"preset": preset, **({"settings": {**edited, **checked}} if checked else {})}
-    part, code, name = launch.rank(), 0, f"{notebook}.ipynb"
+    part, code, name = launch.rank(), 0, source.name
     # The first process's output is shown here. Papermill saves as it goes, not atomically, so not into the run's folder.
     if part:
         folder.mkdir(parents=True, exist_ok=True)
@@ -506,14 +507,13 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
         os.environ["JUPYTER_PATH"] = str(place)
         try:
             papermill.execute_notebook(
-                _literal(shipped("notebooks") / name), _literal(executed), passed,
+                _literal(source), _literal(executed), passed,
                 progress_bar=False, stdout_file=log, stderr_file=log if part else sys.stderr, cwd=root(),
                 kernel_name="python3", config=Config({"KernelManager": own}), execution_timeout=cell_timeout,
             )  # fmt: skip
         except PapermillExecutionError as error:
             over = error.ename == deadline.OutOfTime.__name__
-            what = "ended at a checkpoint: the time is over; the same command goes on"
-            told = what if over else f"failed: {error.ename}: {error.evalue}"
+            told = f"ended at a checkpoint: {deadline.OVER}" if over else f"failed: {error.ename}: {error.evalue}"
             print(f"paperlib: {notebook} {told}", file=sys.stderr)
             code = deadline.CODE if over else 1
             if part:

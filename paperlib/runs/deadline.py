@@ -14,6 +14,7 @@ from paperlib.runs.files import InputError
 
 UNTIL = "PAPERLIB_UNTIL"  # of `time.monotonic`, which all processes of a machine share
 CODE = 75  # exit code: the same command goes on (EX_TEMPFAIL)
+OVER = "the time is over; the same command goes on"
 AHEAD = 10.0  # seconds before the moment in which a step ends at a checkpoint
 AFTER = 30.0  # and seconds which a command has from that moment for pages and messages
 UNITS = {"h": 3600, "m": 60, "s": 1}

@@ -15,11 +15,11 @@ from paperlib.runs.files import root
 from paperlib.training import computes_in_bf16
 
 SECONDS = 2.0  # of steps in each precision
-# Seconds of one thread that `quick` takes, and the training rate in fp32, both on the same machine: an AMD EPYC without
-# matrix units, torch 2.15. The rate here over that one scales the seconds.
+# Seconds that `quick` takes in one thread, another notebook beside it, DAAT's networks from the zoo; and the training rate
+# in fp32 on the same machine, an AMD EPYC without matrix units, torch 2.15. The rate here over that one scales the seconds.
 QUICK = {
-    "alignment_matrix": 274, "cifar_pag": 152, "daat_imagenet100": 180, "gfa_landscape": 169, "jacobian_norm": 99,
-    "raat_boundary": 171, "toy_pag": 81,
+    "alignment_matrix": 299, "cifar_pag": 159, "daat_imagenet100": 181, "gfa_landscape": 166, "jacobian_norm": 103,
+    "raat_boundary": 142, "toy_pag": 79,
 }  # fmt: skip
 RATE = 910.0
 
@@ -27,7 +27,7 @@ RATE = 910.0
 def lines() -> Iterator[str]:
     """A line each for the machine, its versions, disk and data, and how long the presets take here."""
     about = runs.environment()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     yield f"machine     {about['processor']}, {cores} cores, {about['platform']}"
     yield f"versions    paperlib {about['paperlib']}, Python {about['python']}, torch {about['torch']}"
     units = "yes" if torch.cpu._is_amx_tile_supported() else "no"
