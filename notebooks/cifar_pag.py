@@ -76,6 +76,9 @@ models.summary(network, images.train.images.shape[1:])
 # mean, or the nearest neighbour of $x$ among a few samples of the class. *k-means centroids* are the extension that the
 # paper proposes. **RIGD** (Section 4.1): the gradient of a robust teacher. The teacher is trained here by PGD-AT, unless
 # a published one is given.
+#
+# Two controls that the paper lacks, from `laptop` on: *wrong class* has Class Mean's targets, each class with the next
+# one's. The *gradient penalty* makes gradients small and asks for no direction.
 
 # %%
 val_attack = study.validation_attack(s)
@@ -110,7 +113,7 @@ terms = methods[s.sources[0]].loss(network, batch, step)
 
 # %% [markdown]
 # ## Training
-# Vanilla training and every source, from the same initial weights, on the same batches. The *judge* is trained plainly
+# Vanilla training, every source and the controls, from the same initial weights, on the same batches. The *judge* is trained plainly
 # from another seed. It is used below.
 
 # %%

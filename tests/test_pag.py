@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import models, studies
-from paperlib.data import ImageSet
+from paperlib.data import ImageSet, as_float
 from paperlib.geometry import all_classes, class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Step, baselines, pag
 from paperlib.models import external
@@ -231,6 +231,25 @@ def test_constants_are_those_of_table_3() -> None:
     for source, row in rows("pag", "table3").items():
         for data, weight in row.items():
             assert pag_study.WEIGHTS[data][source] == weight  # type: ignore[index]
+
+
+def test_the_controls_have_the_next_classs_mean_and_a_penalty() -> None:
+    data = image_set()
+    settings = studies.resolve("cifar_pag", "laptop", {"sources": ["class_mean"], "weights": {"class_mean": 0.3}})
+    targets = pag_study.target_sources(settings, data, {}, torch.device("cpu"))
+    x, classes = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 2], [1, 0]])
+    means = torch.stack([as_float(data.images[data.labels == label]).mean(0) for label in range(3)])
+    for image, row, drawn in zip(x, classes, targets["wrong_class"](x, classes), strict=True):
+        for label, target in zip(row, drawn, strict=True):
+            torch.testing.assert_close(target, means[(label - 1) % 3] - image)
+    named = pag_study.methods(settings, targets)
+    assert [*named] == ["vanilla", "class_mean", "wrong_class", "gradient_penalty"]
+    assert named["wrong_class"].weight == named["class_mean"].weight == 0.3
+    assert named["gradient_penalty"] == baselines.GradientPenalty(settings.penalty)
+    with pytest.raises(InputError, match=r"controls = \[wrong_class\] needs class_mean among the sources"):
+        studies.resolve(
+            "cifar_pag", "quick", {"sources": ["kmeans"], "weights": {"kmeans": 1}, "controls": ["wrong_class"]}
+        )
 
 
 def test_more_neighbors_than_images_are_refused() -> None:

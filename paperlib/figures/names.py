@@ -11,6 +11,7 @@ NAMES = {
     "class_mean": "Class Mean",
     "nearest_neighbor": "Nearest Neighbor",
     "kmeans": "k-means centroid",
+    "wrong_class": "Class Mean, wrong class",
     "rigd": "RIGD",
     "rigd_linf": "RIGD ℓ∞",
     "rigd_l2": "RIGD ℓ2",

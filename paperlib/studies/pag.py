@@ -16,7 +16,7 @@ from paperlib.data import EXTENTS, ImageSet, Splits, as_float, subset
 from paperlib.evaluation.settings import ImageSettings, Plan, planned
 from paperlib.geometry import all_classes, distance_to_boundary
 from paperlib.methods import Method
-from paperlib.methods.baselines import AdversarialTraining, Standard
+from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard
 from paperlib.methods.pag import (
     PAG,
     Draw,
@@ -40,6 +40,7 @@ from paperlib.runs.settings import Count, Positive, Radius, Share, TrainingSetti
 from paperlib.runs.tensors import digest, read_tensors, write_tensors
 
 Source = Literal["one_image", "class_mean", "nearest_neighbor", "kmeans", "rigd_linf", "rigd_l2", "published"]
+Control = Literal["wrong_class", "gradient_penalty"]
 
 
 class ToySettings(TrainingSettings):
@@ -61,6 +62,8 @@ class CifarSettings(ImageSettings):
     autoattack_norms: list[Norm]  # [] where AutoAttack is not run
     sources: Annotated[list[Source], Field(min_length=1)]
     weights: dict[Source, Radius] | None  # λ of each source; None: as in Table 3 for this data set
+    controls: list[Control]  # wrong_class: Class Mean's targets, each class with the next one's; no paper's
+    penalty: Radius  # λ of the gradient penalty, which has no direction
     classes_per_step: Count | None  # None: all, as in the paper
     class_draw: Draw  # who draws the K classes: each image its own, or the batch the same for all
     passes: Literal[1, 2]  # 2, the authors' code: the gradient term has a pass and an augmentation of its own
@@ -85,8 +88,9 @@ class CifarSettings(ImageSettings):
     def _complete(self) -> Self:
         if self.weights is not None and (missing := set(self.sources) - set(self.weights)):
             raise ValueError(f"weights has no λ for {', '.join(sorted(missing))}")
-        if self.sweep_weights and "class_mean" not in self.sources:
-            raise ValueError("sweep_weights needs class_mean among the sources")
+        needing = {"sweep_weights": self.sweep_weights, "controls = [wrong_class]": "wrong_class" in self.controls}
+        if "class_mean" not in self.sources and (asked := [name for name, given in needing.items() if given]):
+            raise ValueError(f"{asked[0]} needs class_mean among the sources")
         if ("published" in self.sources) != bool(self.published_targets):
             raise ValueError("source published and published_targets, a folder, go together")
         return self
@@ -164,7 +168,7 @@ def published_teachers(settings: CifarSettings) -> dict[str, dict[int, nn.Module
 
 
 def target_sources(settings: CifarSettings, train: ImageSet, teachers: Trained, device: torch.device) -> dict[str, Targets]:
-    """The target gradients g(x, y_t) of each source in the settings."""
+    """The target gradients g(x, y_t) of each source in the settings, and of the control that has some."""
     seed = settings.seeds[0]
     pools = {
         "one_image": partial(one_image, train, seed),
@@ -182,16 +186,21 @@ def target_sources(settings: CifarSettings, train: ImageSet, teachers: Trained, 
         else:
             teacher = first_models(teachers)[source.replace("rigd", "teacher")].to(device)
             targets[source] = partial(distilled, teacher, settings.gradient)
+    if "wrong_class" in settings.controls:
+        targets["wrong_class"] = partial(toward, pools["class_mean"]().roll(1, 0).to(device))
     return targets
 
 
 def methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
-    """Vanilla training and PAG with each source."""
+    """Vanilla training, PAG with each source, and the controls."""
     weights = _weights(settings)
-    return {
-        "vanilla": Standard(),
-        **{source: _pag(settings, targets[source], weights[source]) for source in settings.sources},
-    }
+    named: dict[str, Method] = {"vanilla": Standard()}
+    named |= {source: _pag(settings, targets[source], weights[source]) for source in settings.sources}
+    if "wrong_class" in settings.controls:
+        named["wrong_class"] = _pag(settings, targets["wrong_class"], weights["class_mean"])
+    if "gradient_penalty" in settings.controls:
+        named["gradient_penalty"] = GradientPenalty(settings.penalty)
+    return named
 
 
 def _pag(settings: CifarSettings, targets: Targets, weight: float) -> PAG:
@@ -251,7 +260,7 @@ def plan(settings: CifarSettings) -> Plan:
     fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
     fewer |= {"pag_score": settings.score_images, "alignment": settings.score_images if swept else 0}
     images = planned(settings, ["clean", *attacks(settings), "pgd"], fewer)
-    trained = ["vanilla", *settings.sources, *[own] * ("class_mean" in settings.sources)]
+    trained = ["vanilla", *settings.sources, *settings.controls, *[own] * ("class_mean" in settings.sources)]
     return Plan(images, {**dict.fromkeys(trained, len(settings.seeds)), **dict.fromkeys(swept, 1)}, settings.data)
 
 
