@@ -148,9 +148,9 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_percent(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a `summary` for a figure: method, measure, n, and the mean as value with its low and high, all × 100."""
-    shares = 100 * found[["mean", "low", "high"]].rename(columns={"mean": "value"})
-    return found[["method", "measure", "n"]].join(shares)
+    """The rows of a `summary` for a figure: the mean also as value, × 100, and so are low and high."""
+    shares = 100 * found[["mean", "low", "high"]]
+    return found.assign(value=shares["mean"], low=shares["low"], high=shares["high"])
 
 
 def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
