@@ -255,10 +255,7 @@ def _words(name: str, value: Any) -> str:
 
 
 def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table of the paper beside what was measured, in percent.
-
-    One row a method; columns (measure, paper | here | low | high).
-    """
+    """A table of the paper beside what was measured (%): a row a method; columns (measure, paper | here | low | high)."""
     known = rows(paper, table)
     here = measured.set_index(["method", "measure"])
     methods = [method for method in known if (method, "clean") in here.index]
@@ -269,9 +266,8 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
         found = [here.loc[pair] if pair in here.index else None for pair in pairs]
         if any(measure in row for row in known.values()):
             columns[measure, "paper"] = [known.get(method, {}).get(measure, math.nan) for method, _ in pairs]
-        columns[measure, "here"] = [math.nan if row is None else 100 * row["mean"] for row in found]
-        columns[measure, "low"] = [math.nan if row is None else 100 * row["low"] for row in found]
-        columns[measure, "high"] = [math.nan if row is None else 100 * row["high"] for row in found]
+        for name, key in (("here", "mean"), ("low", "low"), ("high", "high")):
+            columns[measure, name] = [math.nan if row is None else 100 * row[key] for row in found]
     return pd.DataFrame(columns, index=pd.Index(methods + extra, name="method"))
 
 

@@ -43,12 +43,9 @@ NAMES = {
 
 # What is kept of each epoch, in the words of an axis.
 CURVES = {
-    "clean_accuracy": "validation, no attack (%)",
-    "robust_accuracy": "validation, attacked (%)",
-    "misalignment": "misalignment, Σ(1 − cos)",
-    "jacobian": "‖J‖², estimated",
-    "total": "loss",
-}
+    "clean_accuracy": "validation, no attack (%)", "robust_accuracy": "validation, attacked (%)",
+    "misalignment": "misalignment, Σ(1 − cos)", "jacobian": "‖J‖², estimated", "total": "loss",
+}  # fmt: skip
 # Measures that are no accuracy, in the words of an axis.
 SCORES = {
     "pag_score": "targeted images seen as the target (%)",

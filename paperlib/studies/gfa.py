@@ -230,7 +230,7 @@ def adaptive(
     """
     best = images.clone()
     with torch.no_grad():
-        reached = _margin(model, best, labels)
+        reached = margin(outputs(model, best), labels)
     unit = radial(model, images)
     for _ in range(restarts):
         corner = eps * torch.randn_like(images).sign()
@@ -239,7 +239,7 @@ def adaptive(
         for step in range(steps + 1):
             current = current.detach().requires_grad_(True)
             with torch.enable_grad():
-                strength = _margin(model, current, labels)
+                strength = margin(outputs(model, current), labels)
                 (gradient,) = torch.autograd.grad(strength.sum(), current)
             better = strength.detach() > reached
             best = torch.where(each_image(better, images), current.detach(), best)
@@ -248,10 +248,6 @@ def adaptive(
             change = current.detach() - images + size * gradient.nan_to_num(0, 0, 0).sign()
             current = (images + change.clamp(-eps, eps)).clamp(0, 1)
     return best
-
-
-def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return margin(outputs(model, images), labels)
 
 
 def sweep_attack() -> Attack:

@@ -107,10 +107,7 @@ def smallest_bound(images: Tensor, signs: Tensor, support: Tensor, eps: float) -
 def smallest_bounds(
     train: ImageSet, oracle: Oracle, first: int, second: int, *, eps: float, operator: depth.Operator, images: int = 60
 ) -> pd.DataFrame:
-    """The smallest Δ/γ on each support for the first `images` training images of each class: index support, column Δ/γ.
-
-    And n, how many images that are.
-    """
+    """By support, the smallest Δ/γ for the first `images` training images of each class, and n, how many they are."""
     every, signs, chosen = pair(train, first, second)
     with torch.no_grad():
         edges = depth.outlines(oracle(every, chosen.depth), operator)

@@ -123,10 +123,7 @@ def toy_attacks(settings: ToySettings) -> dict[str, Attack]:
 
 
 def toy_margins(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
-    """Distance of every test sample to the boundary along and across the line x₂ = 2 x₁, up to 60.
-
-    Columns method, seed, direction, distance.
-    """
+    """Distances of test samples to the boundary along and across x₂ = 2 x₁, to 60: method, seed, direction, distance."""
     directions = {"along": torch.tensor([1.0, 2.0]) / 5**0.5, "across": torch.tensor([-2.0, 1.0]) / 5**0.5}
     parts = [
         pd.DataFrame(

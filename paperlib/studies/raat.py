@@ -517,10 +517,7 @@ def costs(
 
 
 def time_points(cost: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """What a method reaches for its training time, of `costs`: columns panel, line, "training (minutes)", value, low, high.
-
-    Accuracies in percent.
-    """
+    """Accuracy (%) against the time of training, of `costs`: panel, line, "training (minutes)", value, low, high."""
     rows = [
         (f"{panel} (%)", row.method, cost.loc[row.method, "minutes"], 100 * row.mean, 100 * row.low, 100 * row.high)
         for measure, panel in (("clean", "no attack"), ("pgd_10", "PGD-10"))
