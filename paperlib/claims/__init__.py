@@ -74,14 +74,9 @@ def rows(paper: str, table: str) -> dict[str, dict[str, float]]:
 
 
 def judge(
-    paper: str,
-    run: Run,
-    measured: pd.DataFrame,
-    classes: int,
-    doubts: Mapping[str, Sequence[str]] | None = None,
-    case: str | None = None,
-    excluded: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
+    paper: str, run: Run, measured: pd.DataFrame, classes: int, doubts: Mapping[str, Sequence[str]] | None = None,
+    case: str | None = None, excluded: Mapping[str, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
     `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure, kept as measures.json.
@@ -176,13 +171,9 @@ def _sizes(
 
 
 def verdict(
-    kind: Literal["gain", "keep", "ratio"],
-    difference: float,
-    low: float,
-    high: float,
-    claimed: float | None,
+    kind: Literal["gain", "keep", "ratio"], difference: float, low: float, high: float, claimed: float | None,
     floor: float = 0.0,
-) -> tuple[Outcome, str]:
+) -> tuple[Outcome, str]:  # fmt: skip
     """The outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason in words.
 
     gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing

@@ -31,15 +31,9 @@ class AttackError(RuntimeError):
 
 
 def evaluate(
-    model: nn.Module,
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    file: Path | None = None,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    box: tuple[float, float] | None = BOX,
-) -> tuple[dict[str, Tensor], list[str]]:
+    model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], file: Path | None = None, *,
+    seed: int = 0, device: torch.device | str = "cpu", box: tuple[float, float] | None = BOX,
+) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
     """Which images the model classifies correctly, clean and under each attack: bool N by name, and masking flags.
 
     Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
@@ -107,14 +101,9 @@ def _in_rounds(
 
 
 def evaluate_each(
-    run: Run,
-    trained: Trained,
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    label: str = "test",
-    *,
+    run: Run, trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], label: str = "test", *,
     box: tuple[float, float] | None = BOX,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
 
     Columns: method, seed, measure, n, correct, value (here the accuracy) and its binomial interval low … high, all in
@@ -248,13 +237,9 @@ def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def _assert_allowed(
-    name: str,
-    attack: Attack,
-    images: Tensor,
-    adversarial: Tensor,
-    found: dict[str, Tensor],
+    name: str, attack: Attack, images: Tensor, adversarial: Tensor, found: dict[str, Tensor],
     box: tuple[float, float] | None,
-) -> None:
+) -> None:  # fmt: skip
     settings = attack.keywords
     eps, kind = settings["eps"], settings["norm"]
     size = float(lengths((adversarial - images).double(), kind).max())

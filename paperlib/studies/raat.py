@@ -159,10 +159,7 @@ def methods(settings: RaatSettings) -> dict[str, Method]:
     """The methods of Table 1."""
     everything: dict[Name, Method] = {
         "pgd_at": AdversarialTraining(training_attack(settings)),
-        "trades": _at_weight(settings, "trades"),
-        "mart": _at_weight(settings, "mart"),
-        "cons_at": _at_weight(settings, "cons_at"),
-        "raat": _at_weight(settings, "raat"),
+        **{name: _at_weight(settings, name) for name in get_args(Weighted)},
         "raat_plus_plus": _raat(settings, attack=training_attack(settings, start_deviation=START), boosted=True),
     }
     return _ramped(settings, {name: everything[name] for name in settings.methods})
