@@ -105,7 +105,7 @@ points = images if s.mlp_data is None else load(s.mlp_data, train_images=s.train
                                                 validation_images=s.validation_images, seed=0)
 mlp_layers = study.layers(flat, points) if s.mlp else []
 small = training.train_each(run, study.mlp_methods(s, mlp_layers), points, study.selection_attack(s), **s.mlp)
-mlp_scores = study.others_each(run, {s.task: small}, points.test, evaluation.evaluate_each) if small else None
+mlp_scores = study.others_each(run, {s.task: small}, points.test) if small else None
 
 # %%
 parts = {"train images": subset(points.train, s.landscape_images, 0), "test images": subset(points.test, s.landscape_images, 0)}
@@ -204,7 +204,7 @@ swept = training.train_each(run, study.sweep_methods(s, names), images, attack, 
 tasked = training.train_each(run, study.task_methods(s, names), images, attack, seeds=s.seeds[:1])
 other = study.train_architectures(run, s, images, attack)
 groups = study.by_task(s, tasked, swept, other)
-more = study.others_each(run, groups, images.test, evaluation.evaluate_each)
+more = study.others_each(run, groups, images.test)
 others = evaluation.summary(more)
 
 # %%

@@ -578,10 +578,7 @@ def _decidable(notebook: str, settings: "Settings") -> int:
 
 
 def _check_pair(stem: Path) -> None:
-    """Refuse a notebook whose script was changed since: raises InputError.
-
-    By their content, since a clone or a copy gives the two any times.
-    """
+    """Raise InputError where a notebook's script was changed since, by content: a clone gives the two any times."""
     import jupytext
 
     script, notebook = stem.with_suffix(".py"), stem.with_suffix(".ipynb")

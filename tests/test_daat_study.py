@@ -86,17 +86,17 @@ def test_some_are_trained_with_the_first_seed_alone(home: Path, monkeypatch: pyt
     s = settings(
         seeds="[3, 4]", controls="[uniform, shuffled]", weights="[0.5]", seeds_of="{uniform: 1, sweep: 1, standard: 1}"
     )
-    asked: dict[str, list[int]] = {}
+    asked: dict[str, int] = {}
 
-    def train_each(run: Any, methods: Any, data: Any, attack: Any, seeds: list[int]) -> dict[str, Any]:
-        asked.update(dict.fromkeys(methods, seeds))
+    def train_each(run: Any, methods: Any, data: Any, attack: Any, seeds_of: dict[str, int]) -> dict[str, Any]:
+        asked.update({name: seeds_of[name] for name in methods})
         return {name: {} for name in methods}
 
     monkeypatch.setattr(study, "train_each", train_each)
     named = {**study.methods(s, 32, None), **study.controls(s, 32, None), **study.weights(s, 32, None)}
     study.train(None, s, named, None)  # type: ignore[arg-type]
-    assert {name for name, seeds in asked.items() if seeds == [3]} == {"daat_uniform", "standard", "daat_lambda_0.5"}
-    assert {name for name, seeds in asked.items() if seeds == [3, 4]} == set(named) - {
+    assert {name for name, seeds in asked.items() if seeds == 1} == {"daat_uniform", "standard", "daat_lambda_0.5"}
+    assert {name for name, seeds in asked.items() if seeds == 2} == set(named) - {
         "daat_uniform", "standard", "daat_lambda_0.5",
     }  # fmt: skip
 
@@ -227,7 +227,8 @@ def test_early_and_by_budget_are_measures_that_claims_name() -> None:
 
 
 def test_costs_are_means_over_seeds_and_times_pgd_ats() -> None:
-    histories = {"pgd_at-seed0": {"seconds": 60.0}, "pgd_at-seed1": {"seconds": 120.0}, "daat-seed0": {"seconds": 180.0}}
+    seconds = {"pgd_at-seed0": 60.0, "pgd_at-seed1": 120.0, "daat-seed0": 180.0}
+    histories = {name: {"seconds": took, "epochs": []} for name, took in seconds.items()}
     table = study.costs(histories, ["pgd_at", "daat"])
     assert table["minutes"].to_dict() == {"pgd_at": 1.5, "daat": 3.0}
     assert table["× PGD-AT"].to_dict() == {"pgd_at": 1.0, "daat": 2.0}

@@ -154,8 +154,8 @@ def test_what_a_preset_leaves_out_is_named(home: Path) -> None:
         ("raat_boundary", "gpu", "sharp-mean", "raat_sharp is not trained"),
         ("raat_boundary", "gpu", "equal-time-clean", "pgd_at_long is not trained"),
         ("raat_boundary", "quick", "raat-consistency", "cons_at is not trained"),
-        ("cifar_pag", "laptop", "linf-rigd", "rigd_linf is not trained"),
-        ("cifar_pag", "laptop", "tradeoff-clean", "lambda_0.01 is not trained"),
+        ("cifar_pag", "quick", "linf-rigd", "rigd_linf is not trained"),
+        ("cifar_pag", "quick", "tradeoff-clean", "lambda_0.01 is not trained"),
         ("gfa_landscape", "quick", "resnet", "first_resnet18 is not trained"),
         ("daat_imagenet100", "quick", "daat-autoattack", "autoattack is not measured"),
         ("daat_imagenet100", "laptop", "lambda-peak-low", "daat_lambda_0.01 is not trained"),
@@ -166,7 +166,7 @@ def test_what_a_preset_leaves_out_is_named(home: Path) -> None:
         assert (found["decides"], found["why"]) == (power.UNTOLD, why)
     assert row("raat_boundary", "quick", "raat-autoattack")["why"] == "autoattack is not measured"
     assert "fewer than 20" in row("raat_boundary", "quick", "raat-autoattack", autoattack_images=10)["why"]
-    assert row("cifar_pag", "laptop", "error-bars")["why"] == "needs 2 seeds"
+    assert row("cifar_pag", "quick", "error-bars")["why"] == "needs 2 seeds"
     assert "no gain" in row("raat_boundary", "paper", "raat-consistency", data="cifar100")["why"]
     assert "a ratio" in row("gfa_landscape", "paper", "ddn")["why"]
     assert "no share" in row("gfa_landscape", "paper", "flat")["why"]

@@ -696,7 +696,7 @@ def test_figure_5_has_its_three_panels() -> None:
     parts = ["PGD-AT", "2 views", "BOUND", "DICAR", "RAAT"]
     assert places == {
         ("components", "clean"): parts, ("components", "pgd_10"): parts, ("η", "clean"): [0.1, 0.3],
-        ("η", "pgd_10"): [0.1, 0.3], ("λ", "raat"): [1.0, 6.0], ("λ", "mart"): [2.0, 6.0],
+        ("η", "pgd_10"): [0.1, 0.3], ("λ, under PGD-10", "raat"): [1.0, 6.0], ("λ, under PGD-10", "mart"): [2.0, 6.0],
     }  # fmt: skip
     assert set(points["value"]) == {50.0}
 

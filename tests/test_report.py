@@ -384,14 +384,15 @@ def test_text_of_users_is_never_markup(home: Path) -> None:
 
 
 def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_counts(home: Path) -> None:
-    given: list[dict[str, object]] = [{}, {"seeds": [0, 1]}, {"epochs": 1}]
+    given: list[dict[str, object]] = [{"seeds": [0, 1]}, {}, {"seeds": [0, 1], "epochs": 1}]
     for values in given:
         make_run(home, "alignment_matrix", "laptop", "alignment", values)
     text = report.build().read_text()
     chosen = re.search(r'nearest to its paper: <a href="alignment_matrix-(laptop-\w+)/', text)
     assert chosen is not None
     settings = yaml.safe_load((home / "runs" / "alignment_matrix" / chosen[1] / "settings.yaml").read_text())
-    assert (settings["seeds"], settings["epochs"]) == ([0, 1], 10)
+    preset = studies.resolve("alignment_matrix", "laptop")
+    assert (settings["seeds"], settings["epochs"]) == (preset.seeds, preset.epochs)
 
 
 def test_the_site_can_be_moved_and_built_elsewhere(site: Path, tmp_path: Path) -> None:

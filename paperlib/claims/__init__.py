@@ -74,14 +74,9 @@ def rows(paper: str, table: str) -> dict[str, dict[str, float]]:
 
 
 def judge(
-    paper: str,
-    run: Run,
-    measured: pd.DataFrame,
-    classes: int,
-    doubts: Mapping[str, Sequence[str]] | None = None,
-    case: str | None = None,
-    excluded: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
+    paper: str, run: Run, measured: pd.DataFrame, classes: int, doubts: Mapping[str, Sequence[str]] | None = None,
+    case: str | None = None, excluded: Mapping[str, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
 
     `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure, kept as measures.json.
@@ -176,13 +171,9 @@ def _sizes(
 
 
 def verdict(
-    kind: Literal["gain", "keep", "ratio"],
-    difference: float,
-    low: float,
-    high: float,
-    claimed: float | None,
+    kind: Literal["gain", "keep", "ratio"], difference: float, low: float, high: float, claimed: float | None,
     floor: float = 0.0,
-) -> tuple[Outcome, str]:
+) -> tuple[Outcome, str]:  # fmt: skip
     """The outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason in words.
 
     gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
@@ -255,10 +246,7 @@ def _words(name: str, value: Any) -> str:
 
 
 def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table of the paper beside what was measured, in percent.
-
-    One row a method; columns (measure, paper | here | low | high).
-    """
+    """A table of the paper beside what was measured (%): a row a method; columns (measure, paper | here | low | high)."""
     known = rows(paper, table)
     here = measured.set_index(["method", "measure"])
     methods = [method for method in known if (method, "clean") in here.index]
@@ -269,9 +257,8 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
         found = [here.loc[pair] if pair in here.index else None for pair in pairs]
         if any(measure in row for row in known.values()):
             columns[measure, "paper"] = [known.get(method, {}).get(measure, math.nan) for method, _ in pairs]
-        columns[measure, "here"] = [math.nan if row is None else 100 * row["mean"] for row in found]
-        columns[measure, "low"] = [math.nan if row is None else 100 * row["low"] for row in found]
-        columns[measure, "high"] = [math.nan if row is None else 100 * row["high"] for row in found]
+        for name, key in (("here", "mean"), ("low", "low"), ("high", "high")):
+            columns[measure, name] = [math.nan if row is None else 100 * row[key] for row in found]
     return pd.DataFrame(columns, index=pd.Index(methods + extra, name="method"))
 
 

@@ -33,16 +33,9 @@ DESCRIPTIONS = {
     "folder:PATH": f"your own images: {folder.LAYOUT}",
 }
 EXTENTS = {  # test images and classes of what is known before it is there; of scenes, where no number is asked for
-    "toy": (600, 2),
-    "scenes": (2000, 10),
-    "scenes4": (2000, 4),
-    "cifar10": (10_000, 10),
-    "cifar100": (10_000, 100),
-    "stl10": (8000, 10),
-    "tiny_imagenet": (10_000, 200),
-    "imagenet100": (5000, 100),
-    "fashion_mnist": (10_000, 10),
-}
+    "toy": (600, 2), "scenes": (2000, 10), "scenes4": (2000, 4), "cifar10": (10_000, 10), "cifar100": (10_000, 100),
+    "stl10": (8000, 10), "tiny_imagenet": (10_000, 200), "imagenet100": (5000, 100), "fashion_mnist": (10_000, 10),
+}  # fmt: skip
 SCENES_TEST_SEED = 1_000_003  # added to a seed: the stream of scenes to test on
 
 

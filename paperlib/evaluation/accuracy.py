@@ -1,10 +1,11 @@
 """Accuracy under every attack, image by image, with the checks that an honest evaluation passes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,9 @@ class AttackError(RuntimeError):
 
 
 def evaluate(
-    model: nn.Module,
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    file: Path | None = None,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    box: tuple[float, float] | None = BOX,
-) -> tuple[dict[str, Tensor], list[str]]:
+    model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], file: Path | None = None, *,
+    seed: int = 0, device: torch.device | str = "cpu", box: tuple[float, float] | None = BOX,
+) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
     """Which images the model classifies correctly, clean and under each attack: bool N by name, and masking flags.
 
     Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
@@ -47,13 +42,14 @@ def evaluate(
     outcomes are saved after each chunk, and what it holds, or another run's file of that name, is not computed again.
     Several devices take a chunk each; the outcomes do not depend on how many they are.
     """
-    recipe = _recipe(model, data, attacks, seed)
+    each = [[name, *described(attack)] for name, attack in attacks.items()]
+    recipe = digest(model, data, [each, seed, shareable(data.images, CHUNK)])
     outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
     flags: list[str] = []
     keeps = None if distributed.rank() else file  # the first process does
-    if keeps and (kept := recall(recipe, keeps, f"{keeps.parent.name}/{keeps.name}", _outcomes)):
-        source, stored, flags = kept
-        outcomes = {name: stored[name] for name in outcomes}  # in the attacks' order
+    if keeps and (kept := recall(recipe, keeps, f"{keeps.parent.name}/{keeps.name}", lambda of: (of, *read_tensors(of)))):
+        source, stored, about = kept
+        outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
         if source != keeps:
             write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
     known = distributed.handed_out(outcomes)
@@ -105,14 +101,9 @@ def _in_rounds(
 
 
 def evaluate_each(
-    run: Run,
-    trained: Trained,
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    label: str = "test",
-    *,
+    run: Run, trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], label: str = "test", *,
     box: tuple[float, float] | None = BOX,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
 
     Columns: method, seed, measure, n, correct, value (here the accuracy) and its binomial interval low … high, all in
@@ -135,15 +126,11 @@ def evaluate_each(
 
 
 def distances_each(
-    run: Run,
-    trained: Trained,
-    data: ImageSet,
-    attacks: Mapping[str, Attack],
-    chunk: int = 50,  # images attacked together
+    run: Run, trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], chunk: int = 50
 ) -> pd.DataFrame:
     """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
 
-    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by chunk.
+    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by `chunk` images.
     """
     rows = []
     for method, seed, model in each_model(trained):
@@ -191,6 +178,12 @@ def sweep(run: Run, trained: Trained, data: ImageSet, attack: Attack, factors: S
         rises = ordered["value"].diff() > MONOTONE
         table.loc[ordered.index[rises], "flags"] += "accuracy rises with eps"
     return table
+
+
+def by_image(outcomes: Iterable[tuple[str, int, str, np.ndarray]]) -> pd.DataFrame:
+    """Rows as `evaluate_each` has, of a method, seed, measure and outcomes each: with n, value (their mean) and each."""
+    rows = [(method, seed, measure, len(each), float(each.mean()), each) for method, seed, measure, each in outcomes]
+    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def combine(table: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
@@ -244,13 +237,9 @@ def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def _assert_allowed(
-    name: str,
-    attack: Attack,
-    images: Tensor,
-    adversarial: Tensor,
-    found: dict[str, Tensor],
+    name: str, attack: Attack, images: Tensor, adversarial: Tensor, found: dict[str, Tensor],
     box: tuple[float, float] | None,
-) -> None:
+) -> None:  # fmt: skip
     settings = attack.keywords
     eps, kind = settings["eps"], settings["norm"]
     size = float(lengths((adversarial - images).double(), kind).max())
@@ -261,14 +250,3 @@ def _assert_allowed(
         raise AttackError(f"{name}: adversarial images reach from {low:g} to {high:g}, outside {box}")
     if eps == 0 and not torch.equal(found[name], found["clean"]):
         raise AttackError(f"{name}: eps = 0 changes the accuracy; the model gives different answers to one input")
-
-
-def _outcomes(file: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
-    outcomes, about = read_tensors(file)
-    return file, outcomes, about["flags"]
-
-
-def _recipe(model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int) -> str:
-    return digest(
-        model, data, [[[name, *described(one)] for name, one in attacks.items()], seed, shareable(data.images, CHUNK)]
-    )

@@ -147,6 +147,12 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def in_percent(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a `summary` for a figure: the mean also as value, × 100, and so are low and high."""
+    shares = 100 * found[["mean", "low", "high"]]
+    return found.assign(value=shares["mean"], low=shares["low"], high=shares["high"])
+
+
 def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
     """Accuracy against ε, of `evaluation.sweep`: columns line (the method), n, "ε × 255" (in L2: "ε"), value, low, high.
 
@@ -154,11 +160,9 @@ def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
     """
     axis, scale = ("ε × 255", 255) if norm == "linf" else ("ε", 1)
     sizes = sweep.drop_duplicates("measure").set_index("measure")["eps"]
-    found = summary(sweep)
-    shares = 100 * found[["mean", "low", "high"]].rename(columns={"mean": "value"})
-    return pd.concat(
-        [found["method"].rename("line"), found["n"], (scale * found["measure"].map(sizes)).rename(axis), shares], axis=1
-    )
+    found = in_percent(summary(sweep)).rename(columns={"method": "line"})
+    found[axis] = scale * found["measure"].map(sizes)
+    return found[["line", "n", axis, "value", "low", "high"]]
 
 
 def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataFrame:

@@ -155,12 +155,7 @@ def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(
-    x: np.ndarray,
-    y: np.ndarray,
-    groups: np.ndarray,
-    control: np.ndarray | None = None,
-    draws: int = 1000,
-    seed: int = 0,
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, control: np.ndarray | None = None, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman's ρ of N pairs with its 95 % interval over `groups`, of which those of one come and go together.
 
@@ -170,7 +165,6 @@ def rank_correlation(
     five groups.
     """
     names, members = np.unique(groups, return_inverse=True)
-
     every = np.stack([x, y] if control is None else [x, y, control])
 
     def of(chosen: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from paperlib.evaluation import against_eps, at_chance, combine, difference, summary
+from paperlib.evaluation import against_eps, at_chance, by_image, combine, difference, in_percent, summary
 from paperlib.runs.files import InputError
 
 REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
@@ -25,10 +25,8 @@ def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             raise InputError(
                 f"the tables of {method}, seed {seed}, are not of the same images: their clean outcomes differ"
             )
-        survived = np.logical_and.reduce(list(part["each"]))
-        rows.append((method, seed, "worst", len(survived), float(survived.mean()), survived))
-    columns = ["method", "seed", "measure", "n", "value", "each"]
-    return combine(*tables, pd.DataFrame(rows, columns=columns))
+        rows.append((method, seed, "worst", np.logical_and.reduce(list(part["each"]))))
+    return combine(*tables, by_image(rows))
 
 
 def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int, against: str = "standard") -> pd.DataFrame:
@@ -82,11 +80,10 @@ def points(trials: pd.DataFrame, table: pd.DataFrame, curve: pd.DataFrame, norm:
     lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in trials["outcome"].items()}
     swept = against_eps(curve, norm)
     (axis,) = [name for name in swept if str(name).startswith("ε")]
-    found = summary(table)
+    found = in_percent(summary(table))
     left = found[found["measure"].isin([*SHOWN, "worst"]) & found["method"].isin(lines)]
-    shares = 100 * left[["mean", "low", "high"]].rename(columns={"mean": "value"})
     names = left["measure"].replace({"worst": "best of all"})
-    who = shares.assign(panel="who attacks", line=left["method"], x=names)
+    who = left.assign(panel="who attacks", line=left["method"], x=names)
     who = who.sort_values("x", key=lambda column: column.map([*SHOWN, "best of all"].index), kind="stable")
     both = pd.concat(
         [swept.rename(columns={axis: "x"}).assign(panel=f"PGD (margin) against {axis}"), who], ignore_index=True

@@ -19,6 +19,8 @@ from paperlib.figures.style import COLOURS, MARKERS, WIDTHS, new, save
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs.run import Run
 
+TWO_CLASSES = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
+
 
 def decision_boundaries(run: Run, trained: Trained, data: ImageSet) -> Figure:
     """The paper's Figure 3: test points over the predicted class of the plane, one panel a method, its first seed."""
@@ -29,8 +31,7 @@ def decision_boundaries(run: Run, trained: Trained, data: ImageSet) -> Figure:
     for axis, model in zip(axes, first_models(trained).values(), strict=True):
         with torch.no_grad():
             predicted = model(plane).argmax(1).view(400, 400).T
-        colours = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
-        axis.pcolormesh(*grids, predicted, cmap=colours, vmin=0, vmax=1, rasterized=True)
+        axis.pcolormesh(*grids, predicted, cmap=TWO_CLASSES, vmin=0, vmax=1, rasterized=True)
         for label, (colour, marker) in enumerate(zip(COLOURS[1:3], "ox", strict=True)):
             points = data.images[data.labels == label]
             axis.scatter(*points.T, s=5, c=colour, marker=marker, linewidths=0.6, label=data.classes[label])
@@ -95,8 +96,7 @@ def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: floa
     figure, axes = tiles(run, [title(method) for method in values], ratio=1.0, sharey=True)
     axis_values = np.linspace(0, 1, len(next(iter(values.values()))))
     for axis, plane in zip(axes, values.values(), strict=True):
-        colours = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
-        axis.pcolormesh(axis_values, axis_values, plane > 0, cmap=colours, vmin=0, vmax=1, rasterized=True)
+        axis.pcolormesh(axis_values, axis_values, plane > 0, cmap=TWO_CLASSES, vmin=0, vmax=1, rasterized=True)
         axis.contour(axis_values, axis_values, plane, levels=[0.0], colors="#B00000", linewidths=1)
         axis.plot(axis_values, wave_height(axis_values), color="0.3", linestyle="--", linewidth=0.8)
         for label, (colour, marker) in enumerate(zip(COLOURS[1:3], "ox", strict=True)):

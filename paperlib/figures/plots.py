@@ -100,26 +100,18 @@ def panels(run: Run, data: pd.DataFrame, name: str, *, x: str, label: str = "acc
         present = [line for line in drawn if (part["line"] == line).any()]
         for number, line in enumerate(present):
             own = part[part["line"] == line]
-            own = own if words else own.sort_values(x, kind="stable")
-            at = (
-                own[x].map(words.index) + (number - (len(present) - 1) / 2) * 0.7 / len(present)
-                if words
-                else own[x].astype(float)
-            )
-            look = {**drawn[line], "linewidth": 1, "markersize": 3.5, "label": title(line)} | (
-                {"linestyle": "none"} if words else {}
-            )
+            look = {**drawn[line], "linewidth": 1, "markersize": 3.5, "label": title(line)}
+            if words:
+                at = own[x].map(words.index) + (number - (len(present) - 1) / 2) * 0.7 / len(present)
+                look["linestyle"] = "none"
+            else:
+                own = own.sort_values(x, kind="stable")
+                at = own[x].astype(float)
             if len(own) > MANY and not words:
                 axis.plot(at, own["value"], **{**look, "marker": None})
                 if "low" in own:
-                    axis.fill_between(
-                        at,
-                        own["low"].astype(float),
-                        own["high"].astype(float),
-                        color=look["color"],
-                        alpha=0.15,
-                        linewidth=0,
-                    )
+                    low, high = own["low"].astype(float), own["high"].astype(float)
+                    axis.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0)
             else:
                 axis.errorbar(at, own["value"], arms(own), elinewidth=0.7, **look)
         if words:

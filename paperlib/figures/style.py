@@ -28,28 +28,14 @@ def style(venue: str) -> dict[str, Any]:
     For use on top of the style "default", so that a user's matplotlibrc changes nothing.
     """
     return {
-        "figure.figsize": (WIDTHS[venue], WIDTHS[venue] * 0.42),
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 150,
-        "savefig.dpi": 300,
-        "savefig.bbox": "standard",  # "tight" would change the width
-        "font.family": ["STIXGeneral", "DejaVu Serif"],
-        "mathtext.fontset": "stix",
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "legend.fontsize": 8,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=COLOURS),
-        "legend.frameon": False,
-        "pdf.fonttype": 42,
-        "ps.fonttype": 42,
+        "figure.figsize": (WIDTHS[venue], WIDTHS[venue] * 0.42), "figure.constrained_layout.use": True,
+        "figure.dpi": 150, "savefig.dpi": 300, "savefig.bbox": "standard",  # "tight" would change the width
+        "font.family": ["STIXGeneral", "DejaVu Serif"], "mathtext.fontset": "stix", "font.size": 9,
+        "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": cycler(color=COLOURS),
+        "legend.frameon": False, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "paperlib",
         "svg.fonttype": "none",  # text stays text, to be searched and edited
-        "svg.hashsalt": "paperlib",
-    }
+    }  # fmt: skip
 
 
 def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, **more: Any) -> tuple[Figure, Any]:

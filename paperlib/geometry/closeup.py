@@ -53,17 +53,11 @@ def close_up(
         looked, map_ = saliency(model, pair, labels.expand(2)) or ("", None)
         everywhere = labels.expand(len(plane))
         return CloseUp(
-            images=pair,
-            gradient=loss_gradient(model, images, labels, loss)[0],
-            logits=logits,
-            looked=looked,
-            saliency=map_,
-            shares=shares,
-            margins=margin(on_path, labels.expand(points)),
-            axis=axis,
-            losses=attack_loss(plane, everywhere, loss).view_as(a),
+            images=pair, gradient=loss_gradient(model, images, labels, loss)[0], logits=logits,
+            looked=looked, saliency=map_, shares=shares, margins=margin(on_path, labels.expand(points)),
+            axis=axis, losses=attack_loss(plane, everywhere, loss).view_as(a),
             plane_margins=margin(plane, everywhere).view_as(a),
-        )
+        )  # fmt: skip
 
 
 def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:

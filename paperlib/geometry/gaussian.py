@@ -4,8 +4,11 @@ Labels y = ±1 are random, x ~ N(y θ*, σ² I) in d dimensions, classifiers are
 have closed forms. Only the training samples are simulated.
 """
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -76,31 +79,25 @@ def samples_needed(
     Either all samples are labelled, or one is and the counted ones are not. Columns: dimension, samples (labelled or
     unlabelled), count (infinite beyond `most`).
     """
-    counts = np.unique(np.round(np.geomspace(1, most, math.ceil(math.log(most) / math.log(1.1)))).astype(int))
+    counts = np.unique(np.round(np.geomspace(1, most, math.ceil(math.log(most) / math.log(1.1)))).astype(int)).tolist()
     rows = []
-    for d in dimensions:
-        mean, sigma = np.ones(d), spread * d**0.25
-
-        def robust(kind: str, count: int, d: int = d, mean: np.ndarray = mean, sigma: float = sigma) -> float:
-            random = np.random.default_rng([d, count])
-            found = []
-            for _ in range(trials):
-                w = supervised(mean, sigma, count if kind == "labelled" else 1, random)
-                if kind == "unlabelled":
-                    w = consistent(w, mean, sigma, count, random)
-                found.append(errors(w, mean, sigma, eps)[1])
-            return float(np.mean(found))
-
-        for kind in ("labelled", "unlabelled"):
-            low, high = 0, len(counts)  # the error falls with the count: bisect
-            while low < high:
-                middle = (low + high) // 2
-                if robust(kind, int(counts[middle])) <= target:
-                    high = middle
-                else:
-                    low = middle + 1
-            rows.append((d, kind, float(counts[low]) if low < len(counts) else math.inf))
+    for d, kind in itertools.product(dimensions, ("labelled", "unlabelled")):
+        error = partial(_robust_error, d, spread, eps, trials, kind)  # it falls with the count
+        place = bisect_left(counts, True, key=lambda count, error=error: error(count) <= target)  # type: ignore[misc]
+        rows.append((d, kind, float(counts[place]) if place < len(counts) else math.inf))
     return pd.DataFrame(rows, columns=["dimension", "samples", "count"])
+
+
+def _robust_error(d: int, spread: float, eps: float, trials: int, kind: str, count: int) -> float:
+    """The mean robust error with `count` samples that are labelled, or unlabelled beside a labelled one."""
+    random, mean, sigma = np.random.default_rng([d, count]), np.ones(d), spread * d**0.25
+    found = []
+    for _ in range(trials):
+        w = supervised(mean, sigma, count if kind == "labelled" else 1, random)
+        if kind == "unlabelled":
+            w = consistent(w, mean, sigma, count, random)
+        found.append(errors(w, mean, sigma, eps)[1])
+    return float(np.mean(found))
 
 
 def onset(spread: float, eps: float) -> float:

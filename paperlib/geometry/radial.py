@@ -50,18 +50,9 @@ def into_cone(perturbation: Tensor, axis: Tensor, around: Literal["radial", "tan
 
 
 def pgd_in_cone(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    norm: Norm = "l2",
-    around: Literal["radial", "tangential"],
-    angle: float,
-    steps: int,
-    step_size: float,
-    loss: Loss = "margin",
-) -> Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm = "l2",
+    around: Literal["radial", "tangential"], angle: float, steps: int, step_size: float, loss: Loss = "margin",
+) -> Tensor:  # fmt: skip
     """PGD in L2 with the perturbation within `angle` degrees of the direction `radial`, or of its orthogonal complement.
 
     GFA splits a perturbation into a radial and a tangential part. "radial" with 0 moves only along the radial direction,
@@ -74,9 +65,6 @@ def pgd_in_cone(
     if not 0 <= angle <= 90:
         raise InputError(f"angle = {angle:g} degrees; choose from 0 to 90")
     axis = radial(model, images)
-
-    def inside(perturbation: Tensor) -> Tensor:
-        return project(into_cone(perturbation, axis, around, angle), eps, norm)
 
     def allowed(gradient: Tensor) -> Tensor:
         """The gradient's component that a cone of angle 0 allows; the projection would remove the rest."""
@@ -92,7 +80,8 @@ def pgd_in_cone(
             current = (images + change).detach().requires_grad_(True)
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(attack_loss(model(current), labels, loss).sum(), current)
-            change = inside(change + step_size * ascent(allowed(gradient), norm))
+            moved = change + step_size * ascent(allowed(gradient), norm)
+            change = project(into_cone(moved, axis, around, angle), eps, norm)
         with torch.no_grad():
             strength = margin(model(images + change), labels)
         better = strength > reached

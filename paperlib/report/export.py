@@ -91,7 +91,7 @@ def numbers(folder: Path, run: str) -> list[str]:
         if pair in cited and (number := _number(row, "mean", in_points(row["measure"], 1.0))):
             found[command(run, *pair)] = number
     named = " ".join(f"% {run}: {folder.parent.name}, {folder.name}".split())  # a folder may have a line's end in its name
-    return [named, *(_define(*one) for one in found.items())]
+    return [named, *(rf"\newcommand{{\{name}}}{{{value}}}" for name, value in found.items())]
 
 
 def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
@@ -99,10 +99,6 @@ def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
     found = (scale * row[part] if isinstance(row[part], float | int) else math.nan for part in (name, "low", "high"))
     value, low, high = found
     return "" if math.isnan(value) else latex(with_interval(value, low, high))
-
-
-def _define(name: str, value: str) -> str:
-    return rf"\newcommand{{\{name}}}{{{value}}}"
 
 
 def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:

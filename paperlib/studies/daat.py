@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from paperlib import models
 from paperlib.attacks import Attack, autoattack, evaluating, pgd, training_pgd
 from paperlib.data import EXTENTS, ImageSet, Splits, as_float, scenes
+from paperlib.evaluation import in_percent
 from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles
 from paperlib.geometry.depth import Distance, Operator, edges
@@ -28,6 +29,7 @@ from paperlib.models.trained import Trained
 from paperlib.runs.files import InputError, root
 from paperlib.runs.run import Run, method_of
 from paperlib.runs.settings import Count, Positive, Radius, Ramp
+from paperlib.studies.measures import training_time
 from paperlib.training import train_each
 
 Name = Literal["standard", "pgd_at", "without_align", "daat"]
@@ -208,11 +210,8 @@ def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dic
 
 def train(run: Run, settings: DaatSettings, named: Mapping[str, Method], data: Splits) -> dict[str, dict[int, nn.Module]]:
     """Train the methods with each seed, or with as many as `seeds_of` says."""
-    attack = selection_attack(settings)
-    trained: dict[str, dict[int, nn.Module]] = {}
-    for name, method in named.items():
-        trained |= train_each(run, {name: method}, data, attack, seeds=_seeds(settings, name))
-    return trained
+    counts = {name: len(_seeds(settings, name)) for name in named}
+    return train_each(run, named, data, selection_attack(settings), counts)
 
 
 def _seeds(settings: DaatSettings, name: str) -> list[int]:
@@ -342,13 +341,8 @@ def early_rows(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str],
 
 
 def costs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Training time by method: minutes, mean over seeds, and times PGD-AT's beside what B.1 states for DAAT."""
-    minutes = {
-        name: float(np.mean([one["seconds"] / 60 for training, one in histories.items() if method_of(training) == name]))
-        for name in names
-    }
-    table = pd.DataFrame({"minutes": minutes})
-    return table.assign(**{"× PGD-AT": table["minutes"] / minutes["pgd_at"], "paper": pd.Series({"daat": 2.0})})
+    """Training time by method, of `training_time`, beside what B.1 states for DAAT."""
+    return training_time(histories, names)[["minutes", "× PGD-AT"]].assign(paper=pd.Series({"daat": 2.0}))
 
 
 def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
@@ -363,13 +357,9 @@ def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame
     """Figure 3 (d): accuracy in percent against λ, DAAT without alignment at zero: columns line, λ, value, low, high."""
     places = {"without_align": 0.0, "daat": settings.weight}
     places |= {f"daat_lambda_{weight:g}": weight for weight in settings.weights}
-    rows = [
-        (row.measure, places[row.method], 100 * row.mean, 100 * row.low, 100 * row.high)
-        for row in summary.itertuples(index=False)
-        if row.method in places
-    ]
-    frame = pd.DataFrame(rows, columns=["line", "λ", "value", "low", "high"])
-    return frame.sort_values("λ", kind="stable")
+    found = in_percent(summary[summary["method"].isin(places)]).rename(columns={"measure": "line"})
+    found["λ"] = found["method"].map(places)
+    return found[["line", "λ", "value", "low", "high"]].sort_values("λ", kind="stable")
 
 
 def moving(settings: DaatSettings) -> Source:

@@ -25,8 +25,7 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     batch size in GiB, extrapolated from small batches. Raises InputError for a study without a rehearsal.
     """
     known = studies.declared("REHEARSALS")
-    rehearsal = known.get(notebook)
-    if rehearsal is None:
+    if (rehearsal := known.get(notebook)) is None:
         raise InputError(f"{notebook} has no dry run; {', '.join(known)} has")
     count, size, classes = _extent(settings)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
@@ -56,7 +55,7 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - begun
                 if name == last:
-                    peaks.append(_peak(device))
+                    peaks.append(torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory())
                 progress.update()
             rate = sizes[-1] / seconds
             rows[name] = {"img/s": rate, "days": count * settings.epochs / rate / 86_400}
@@ -72,10 +71,3 @@ def _extent(settings: Any) -> tuple[int, int, int]:
         return settings.train_images or count, settings.image_size or size, classes
     train = load(settings.data, train_images=settings.train_images, image_size=settings.image_size).train
     return len(train), int(train.images.shape[-1]), len(train.classes)
-
-
-def _peak(device: str) -> int:
-    """Peak bytes of the GPU's memory since the last reset, or of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return peak_memory()

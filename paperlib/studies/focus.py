@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperlib import evaluation
 from paperlib.attacks import Attack, Norm, each_image, lengths
 from paperlib.data import ImageSet, as_float, chunk_size
 from paperlib.evaluation import measuring
@@ -48,10 +49,8 @@ def by_image(run: Run, trained: Trained, data: ImageSet, measure: Measure, **giv
             for start in range(0, len(data), together):
                 for name, values in measure(model, on(run.device, data[start : start + together]), **given).items():
                     found.setdefault(name, []).append(values.detach().cpu())
-        for name, parts in found.items():
-            each = torch.cat(parts).double().numpy()
-            rows.append((method, seed, name, len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+        rows += [(method, seed, name, torch.cat(parts).double().numpy()) for name, parts in found.items()]
+    return evaluation.by_image(rows)
 
 
 # Attention and the edges of depth ----------------------------------------------------------------------------------
@@ -150,13 +149,7 @@ def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: st
 
 
 def cams_by_eps(
-    run: Run,
-    trained: Trained,
-    data: ImageSet,
-    *,
-    attack: Attack,
-    layer: str,
-    factors: Sequence[float],
+    run: Run, trained: Trained, data: ImageSet, *, attack: Attack, layer: str, factors: Sequence[float]
 ) -> pd.DataFrame:
     """How far Grad-CAM moves (DAAT, Figures 2 and 4) under `attack` at each factor of its ε.
 
@@ -166,8 +159,7 @@ def cams_by_eps(
     for factor in factors:
         size = {name: factor * attack.keywords[name] for name in ("eps", "step_size")}
         found = by_image(run, trained, data, cam_stability, attack=partial(attack, **size), layer=layer)
-        own = found[found["measure"] == "cam_correlation"]
-        parts.append(own.assign(measure=f"cam_correlation_{factor:g}"))
+        parts.append(found[found["measure"] == "cam_correlation"].assign(measure=f"cam_correlation_{factor:g}"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", "seed", "measure"])
 
 

@@ -1,7 +1,7 @@
 """The study `gfa_landscape`: what GFA's notebook can be told, and what it trains, attacks and measures."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +27,7 @@ from paperlib.attacks import (
 )
 from paperlib.attacks.minimum_norm import l2_attacks, pixel_attacks
 from paperlib.data import ImageSet, Splits, as_float
+from paperlib.evaluation import by_image, evaluate_each, in_percent
 from paperlib.evaluation.intervals import distance_table
 from paperlib.evaluation.settings import ImageSettings, Plan, check_changes, planned
 from paperlib.geometry import weighted_layers
@@ -201,25 +202,20 @@ def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
 
 def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack]:
     """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, AutoAttack."""
-    eps = settings.eps_linf
+    eps, restarts = settings.eps_linf, settings.restarts
     steps = partial(pgd, steps=40, step_size=eps / 8)
-    again = partial(steps, eps=eps, norm="linf", restarts=settings.restarts)
-    whole = partial(autoattack, eps=eps, norm="linf")
-    parts: dict[str, Attack] = {}
-    last: dict[str, Attack] = {}
-    if settings.autoattack_images:  # the parts that the paper lists one by one, and all of them
-        parts = {"apgd_t": partial(whole, only="apgd-t"), "fab_t": partial(whole, only="fab-t")}
-        last = {"autoattack": whole}
-    return {
+    found: dict[str, Attack] = {
         "apgd_ce": partial(apgd, eps=eps, norm="linf"),
         "apgd_dlr": partial(apgd, eps=eps, norm="linf", loss="dlr"),
-        **parts,
         "square": partial(square, eps=eps, norm="linf", queries=settings.queries),
         "transfer": partial(transfer, source=source, attack=steps, eps=eps, norm="linf"),
-        "restarts": again,
-        "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=settings.restarts),
-        **last,
+        "restarts": partial(steps, eps=eps, norm="linf", restarts=restarts),
+        "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=restarts),
     }
+    if settings.autoattack_images:  # the parts that the paper lists one by one, and all of them
+        whole = partial(autoattack, eps=eps, norm="linf")
+        found |= {"apgd_t": partial(whole, only="apgd-t"), "fab_t": partial(whole, only="fab-t"), "autoattack": whole}
+    return found
 
 
 def adaptive(
@@ -234,7 +230,7 @@ def adaptive(
     """
     best = images.clone()
     with torch.no_grad():
-        reached = _margin(model, best, labels)
+        reached = margin(outputs(model, best), labels)
     unit = radial(model, images)
     for _ in range(restarts):
         corner = eps * torch.randn_like(images).sign()
@@ -243,7 +239,7 @@ def adaptive(
         for step in range(steps + 1):
             current = current.detach().requires_grad_(True)
             with torch.enable_grad():
-                strength = _margin(model, current, labels)
+                strength = margin(outputs(model, current), labels)
                 (gradient,) = torch.autograd.grad(strength.sum(), current)
             better = strength.detach() > reached
             best = torch.where(each_image(better, images), current.detach(), best)
@@ -252,10 +248,6 @@ def adaptive(
             change = current.detach() - images + size * gradient.nan_to_num(0, 0, 0).sign()
             current = (images + change.clamp(-eps, eps)).clamp(0, 1)
     return best
-
-
-def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return margin(outputs(model, images), labels)
 
 
 def sweep_attack() -> Attack:
@@ -289,11 +281,7 @@ PLANS = {"gfa_landscape": plan}
 
 def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
     """Accuracy under each minimum-norm attack within L2 `eps`: rows as `evaluate_each` has, measure "<attack>_l2"."""
-    rows = [
-        (row.method, row.seed, f"{row.attack}_l2", len(row.each), float((row.each > eps).mean()), row.each > eps)
-        for row in found.itertuples(index=False)
-    ]
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+    return by_image((row.method, row.seed, f"{row.attack}_l2", row.each > eps) for row in found.itertuples(index=False))
 
 
 JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models; reviews of it name no others
@@ -309,11 +297,8 @@ def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
     kept = np.logical_and.reduce(list(own.loc[own["measure"] == "clean", "each"]))
     if not kept.any():
         return own[:0]
-    rows = [
-        (row.method, row.seed, f"{row.measure}_joint", int(kept.sum()), float(row.each[kept].mean()), row.each[kept])
-        for row in own[own["measure"] != "clean"].itertuples(index=False)
-    ]
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+    attacked = own[own["measure"] != "clean"].itertuples(index=False)
+    return by_image((row.method, row.seed, f"{row.measure}_joint", row.each[kept]) for row in attacked)
 
 
 def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
@@ -346,9 +331,8 @@ def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[st
     rows = [
         (
             f"input of {key.rsplit('cosine ', 1)[1]}",
-            f"{training.rsplit('-seed', 1)[0]}, {'validation' if key.startswith('validation') else 'training'}",
-            epoch["epoch"],
-            epoch[key],
+            f"{method_of(training)}, {'validation' if key.startswith('validation') else 'training'}",
+            *(epoch["epoch"], epoch[key]),
         )
         for training, history in histories.items()
         if method_of(training) in names
@@ -375,11 +359,10 @@ def cosine_rows(run: Run, trained: Trained, parts: Mapping[str, ImageSet], name:
     for method, seed, model in each_model(trained):
         for part, data in parts.items():
             each = cosines(model.to(run.device), data, [name], run.settings.task)[0].double().numpy()
-            rows.append((f"{method} on {part}", seed, "cosine", len(each), float(each.mean()), each))
             with evaluating(model), torch.no_grad():
                 right = model(as_float(data.images).to(run.device)).argmax(1).cpu() == data.labels
-            rows.append((f"{method} on {part}", seed, "clean", len(right), float(right.double().mean()), right.numpy()))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+            rows += [(f"{method} on {part}", seed, "cosine", each), (f"{method} on {part}", seed, "clean", right.numpy())]
+    return by_image(rows)
 
 
 def cones(settings: GfaSettings) -> dict[str, Attack]:
@@ -394,13 +377,11 @@ def cones(settings: GfaSettings) -> dict[str, Attack]:
 
 def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
     """Accuracy against the angle: columns panel, line, "angle (degrees)", value, low, high in percent."""
-    rows = [
-        (f"around the {place[0]} {'line' if place[0] == 'radial' else 'plane'}", row.method, float(place[1]),
-         100 * row.mean, 100 * row.low, 100 * row.high)
-        for row in summary.itertuples(index=False)
-        if len(place := str(row.measure).split("_")) == 2 and place[0] in ("radial", "tangential")
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["panel", "line", "angle (degrees)", "value", "low", "high"])
+    found = in_percent(summary[summary["measure"] != "clean"])
+    places = found["measure"].str.split("_", expand=True)  # of `cones`: around what, and the angle
+    panels = places[0].map({"radial": "around the radial line", "tangential": "around the tangential plane"})
+    found = found.assign(panel=panels, line=found["method"], **{"angle (degrees)": places[1].astype(float)})
+    return found[["panel", "line", "angle (degrees)", "value", "low", "high"]]
 
 
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -408,36 +389,23 @@ def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table
 
     Columns panel (the method, and of what), line, "β of the first layer", value, low, high.
     """
-    summary = pd.concat(summaries, ignore_index=True)
-    rows: list[tuple[Any, ...]] = []
+    found = in_percent(pd.concat(summaries, ignore_index=True))
+    found = found[found["measure"].isin(["clean", "pgd_margin"])]
+    cosine = table["test images", name].rename("value").rename_axis("method").reset_index()
+    cosine = cosine.assign(measure="cosine", low=cosine["value"], high=cosine["value"])
+    parts = []
     for arm in (arm for arm in ARMS if arm in settings.methods):
         beta = settings.betas[arm][0]  # type: ignore[index]
         places = {"standard": 0.0, arm: beta} | {f"{arm}_x{factor:g}": factor * beta for factor in settings.sweep}
-        rows += [
-            (
-                f"{arm.upper()}, accuracy (%)",
-                str(row.measure),
-                places[row.method],
-                100 * row.mean,
-                100 * row.low,
-                100 * row.high,
-            )
-            for row in summary.itertuples(index=False)
-            if row.method in places and row.measure in ("clean", "pgd_margin")
-        ]
-        found = {method: float(table.loc[method, ("test images", name)]) for method in places if method in table.index}
-        rows += [
-            (f"{arm.upper()}, cosine", "cosine", places[method], value, value, value) for method, value in found.items()
-        ]
-    frame = pd.DataFrame(rows, columns=["panel", "line", "β of the first layer", "value", "low", "high"])
+        for of, rows in (("accuracy (%)", found), ("cosine", cosine)):
+            own = rows[rows["method"].isin(places)].rename(columns={"measure": "line"})
+            parts.append(own.assign(panel=f"{arm.upper()}, {of}", **{"β of the first layer": own["method"].map(places)}))
+    frame = pd.concat(parts)[["panel", "line", "β of the first layer", "value", "low", "high"]]
     return frame.sort_values("β of the first layer", kind="stable")
 
 
-def others_each(
-    run: Run, groups: Mapping[str, Trained], data: ImageSet,
-    evaluate_each: Callable[..., pd.DataFrame],
-) -> pd.DataFrame:  # fmt: skip
-    """`evaluation.evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
+def others_each(run: Run, groups: Mapping[str, Trained], data: ImageSet) -> pd.DataFrame:
+    """`evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
     tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items()]  # type: ignore[arg-type]
     return pd.concat(tables, ignore_index=True)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Loss, ascent, attack_loss, each_image, margin, pgd
 from paperlib.data import ImageSet, as_float, chunk_size
-from paperlib.evaluation import measuring
+from paperlib.evaluation import by_image, measuring
 from paperlib.evaluation.intervals import mean_interval
 from paperlib.geometry import layer_inputs, weighted_layers
 from paperlib.geometry.radial import radial
@@ -106,8 +106,8 @@ def flatness(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
                 found.append((clean.std(1).cpu(), (margin(clean, labels) - margin(moved, labels)).cpu()))
         spread, fall = (torch.cat(parts) for parts in zip(*found, strict=True))
         each = (fall / spread.median().clamp_min(torch.finfo(spread.dtype).tiny)).double().numpy()
-        rows.append((method, seed, "flatness", len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+        rows.append((method, seed, "flatness", each))
+    return by_image(rows)
 
 
 def gradient_sizes(run: Run, trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:

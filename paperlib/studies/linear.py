@@ -7,7 +7,6 @@ bound on all pixels is never larger.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -108,10 +107,7 @@ def smallest_bound(images: Tensor, signs: Tensor, support: Tensor, eps: float) -
 def smallest_bounds(
     train: ImageSet, oracle: Oracle, first: int, second: int, *, eps: float, operator: depth.Operator, images: int = 60
 ) -> pd.DataFrame:
-    """The smallest Δ/γ on each support for the first `images` training images of each class: index support, column Δ/γ.
-
-    And n, how many images that are.
-    """
+    """By support, the smallest Δ/γ for the first `images` training images of each class, and n, how many they are."""
     every, signs, chosen = pair(train, first, second)
     with torch.no_grad():
         edges = depth.outlines(oracle(every, chosen.depth), operator)
@@ -170,12 +166,10 @@ def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: 
     low, high = binomial_interval(int(held.sum()), len(held))
     attacked = pgd(_Linear(weight, bias), images, (signs < 0).long(), eps=eps, norm="linf", steps=10, step_size=eps / 2)
     left = signs * _score(attacked, weight, bias) > 0
-    shares: Mapping[str, Tensor] = {"clean (%)": right, "robust (%)": held, "attack (%)": left}
-    percent = {name: 100 * float(values.double().mean()) for name, values in shares.items()}
+    clean, robust, attack = (100 * float(values.double().mean()) for values in (right, held, left))
     return {
-        "clean (%)": percent["clean (%)"], "γ": margin, "Δ": bound, "Δ/γ": bound / margin,
-        "robust (%)": percent["robust (%)"], "low": 100 * low, "high": 100 * high, "attack (%)": percent["attack (%)"],
-        "n": len(signs), "each": held.numpy(),
+        "clean (%)": clean, "γ": margin, "Δ": bound, "Δ/γ": bound / margin, "robust (%)": robust, "low": 100 * low,
+        "high": 100 * high, "attack (%)": attack, "n": len(signs), "each": held.numpy(),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from paperlib.attacks import Attack, Loss, Norm, autoattack, fgsm, pgd, square, 
 from paperlib.data import ImageSet, Splits, as_float, scenes
 from paperlib.evaluation.settings import DepthSettings, Plan, planned
 from paperlib.geometry import oracles, weighted_layers
-from paperlib.geometry.oracles import Oracle, Target
+from paperlib.geometry.oracles import Target
 from paperlib.geometry.saliency import Attention, activated, attended
 from paperlib.methods import Method
 from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining, ConsistencyAT, GradientPenalty, Standard
@@ -145,16 +145,11 @@ def training_attack(settings: MatrixSettings, loss: Loss = "ce", start_deviation
     )
 
 
-def oracle(settings: MatrixSettings, size: int) -> Oracle:
-    """Where the depth of images of `size` pixels comes from."""
-    if settings.oracle == "exact":
-        return oracles.exact
-    return oracles.by_learned(size, settings.depth_images, settings.depth_epochs)
-
-
 def target(settings: MatrixSettings, size: int) -> Target:
-    """G, the edges of depth."""
-    return oracles.target(oracle(settings, size))
+    """G, the edges of depth of images of `size` pixels: the scenes' own, or as a network learnt it from scenes."""
+    learned = settings.oracle == "learned"
+    depth = oracles.by_learned(size, settings.depth_images, settings.depth_epochs) if learned else oracles.exact
+    return oracles.target(depth)
 
 
 def attention(settings: MatrixSettings) -> Attention:
@@ -241,10 +236,7 @@ def _term_alone(method: Method) -> Method:
 
 
 def train(
-    run: Run,
-    named: Mapping[str, Method],
-    data: Splits,
-    epochs: Mapping[str, int] | None = None,
+    run: Run, named: Mapping[str, Method], data: Splits, epochs: Mapping[str, int] | None = None
 ) -> dict[str, dict[int, nn.Module]]:
     """Train the methods with each seed, or with as many as `seeds_of` says.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, ascent, evaluating, margin, project
 from paperlib.data import ImageSet, Splits, as_float
-from paperlib.evaluation import at_chance
+from paperlib.evaluation import at_chance, in_percent
 from paperlib.evaluation.intervals import rank_correlation
 from paperlib.geometry import alignment_defect, all_classes, class_gradients, cosine
 from paperlib.geometry.oracles import Target
@@ -20,6 +20,7 @@ from paperlib.geometry.saliency import Attention
 from paperlib.methods import Batch, Method
 from paperlib.methods.gfa import aligned
 from paperlib.methods.pag import Targets
+from paperlib.runs.run import method_of
 from paperlib.training import cost
 
 # What each measure is, and whose.
@@ -173,6 +174,16 @@ def within(parts: Mapping[str, pd.DataFrame], robust: str) -> pd.DataFrame:
 # What it costs -----------------------------------------------------------------------------------------------------
 
 
+def training_time(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Of each named method that was trained: minutes (mean over seeds), times PGD-AT's where that is there, and epochs."""
+    each = [(method_of(training), one["seconds"] / 60, len(one["epochs"])) for training, one in histories.items()]
+    table = pd.DataFrame(each, columns=["method", "minutes", "epochs"]).groupby("method").mean()
+    table = table.loc[[name for name in names if name in table.index]].rename_axis(None)
+    if "pgd_at" in table.index:
+        table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
+    return table
+
+
 def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, device: torch.device) -> pd.Series:
     """Each defence's step in plain steps: multiplications counted, see `cost`.
 
@@ -212,17 +223,10 @@ def front(table: pd.DataFrame, robust: str, found: pd.Series) -> pd.DataFrame:
     "front" is True where no other method is at least as good in all three and better in one. `table` is of `summary`, whose
     methods that `found` has no cost for are left out.
     """
-    known = {(row["method"], row["measure"]): row for row in table.to_dict("records")}
-    rows: dict[str, dict[str, Any]] = {}
-    for name in found.index:
-        if (name, "clean") not in known or (name, robust) not in known:
-            continue
-        rows[name] = {
-            f"{measure} {end}".strip(): 100 * known[name, measure][key]
-            for measure in ("clean", robust)
-            for end, key in (("", "mean"), ("low", "low"), ("high", "high"))
-        } | {"cost": float(found[name])}
-    frame = pd.DataFrame(rows).T
+    known = in_percent(table).pivot(index="method", columns="measure", values=["value", "low", "high"])
+    ends = {f"{measure} {end}": known[end, measure] for measure in ("clean", robust) for end in ("value", "low", "high")}
+    frame = pd.DataFrame(ends).rename(columns={"clean value": "clean", f"{robust} value": robust})
+    frame = frame.reindex(found.index).dropna(subset=["clean", robust]).assign(cost=found)
     goals = np.column_stack([frame["clean"], frame[robust], -frame["cost"]])
     frame["front"] = [not ((goals >= one).all(1) & (goals > one).any(1)).any() for one in goals]
     return frame

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, Norm, autoattack, pgd
 from paperlib.data import EXTENTS, ImageSet, Splits, as_float, subset
+from paperlib.evaluation import by_image
 from paperlib.evaluation.settings import ImageSettings, Plan, planned
 from paperlib.geometry import all_classes, distance_to_boundary
 from paperlib.methods import Method
@@ -126,10 +127,7 @@ def toy_attacks(settings: ToySettings) -> dict[str, Attack]:
 
 
 def toy_margins(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
-    """Distance of every test sample to the boundary along and across the line x₂ = 2 x₁, up to 60.
-
-    Columns method, seed, direction, distance.
-    """
+    """Distances of test samples to the boundary along and across x₂ = 2 x₁, to 60: method, seed, direction, distance."""
     directions = {"along": torch.tensor([1.0, 2.0]) / 5**0.5, "across": torch.tensor([-2.0, 1.0]) / 5**0.5}
     parts = [
         pd.DataFrame(
@@ -279,13 +277,7 @@ def toward_every_class(run: Run, trained: Trained, image: Tensor, classes: int) 
     aims = torch.arange(classes, device=run.device)
     settings = run.settings
     changed = {
-        method: targeted_images(
-            model.to(run.device),
-            repeated,
-            aims,
-            eps=settings.score_eps,
-            steps=settings.score_steps,
-        )
+        method: targeted_images(model.to(run.device), repeated, aims, eps=settings.score_eps, steps=settings.score_steps)
         for method, model in first_models(trained).items()
     }
     return repeated, changed
@@ -311,11 +303,10 @@ def alignment_rows(run: Run, trained: Trained, target: Targets, data: ImageSet) 
 
     `each` is the mean over classes by image, an array N.
     """
-    rows = []
-    for method, seed, model in each_model(trained):
-        each = alignment(model.to(run.device), data, target, run.settings.gradient).mean(1).numpy()
-        rows.append((method, seed, "alignment", len(each), float(each.mean()), each))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+    return by_image(
+        (method, seed, "alignment", alignment(model.to(run.device), data, target, run.settings.gradient).mean(1).numpy())
+        for method, seed, model in each_model(trained)
+    )
 
 
 def norm_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self, get_args
@@ -11,9 +12,10 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from paperlib import models
-from paperlib.attacks import Attack, Loss, autoattack, evaluating, pgd, training_pgd
+from paperlib.attacks import Attack, Loss, autoattack, pgd, training_pgd
 from paperlib.data import ImageSet, Splits, as_float, joined, subset
 from paperlib.data.toy import load_wave
+from paperlib.evaluation import by_image, measuring
 from paperlib.evaluation.intervals import mean_interval
 from paperlib.evaluation.settings import NormSettings, Plan, check_changes, planned
 from paperlib.geometry import alignment_defect, decision_plane, fragmentation, nonlinear_layers
@@ -24,6 +26,7 @@ from paperlib.methods.ramped import ramped
 from paperlib.models.trained import Trained, each_model, first_models
 from paperlib.runs.run import Run, method_of
 from paperlib.runs.settings import Count, Positive, Radius, Ramp, Share
+from paperlib.studies.measures import training_time
 from paperlib.training import train_each
 
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
@@ -94,15 +97,10 @@ STUDIES = {"raat_boundary": RaatSettings}
 
 def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
     """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
-    in_box = _in_box(settings) and start_deviation is None
     return training_pgd(
-        eps=settings.eps,
-        norm=settings.norm,
-        steps=settings.train_steps,
-        loss=loss,
-        start_deviation=start_deviation,
-        start_in_box=in_box,
-    )
+        eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation,
+        start_in_box=_in_box(settings) and start_deviation is None,
+    )  # fmt: skip
 
 
 def _in_box(settings: RaatSettings) -> bool:
@@ -161,10 +159,7 @@ def methods(settings: RaatSettings) -> dict[str, Method]:
     """The methods of Table 1."""
     everything: dict[Name, Method] = {
         "pgd_at": AdversarialTraining(training_attack(settings)),
-        "trades": _at_weight(settings, "trades"),
-        "mart": _at_weight(settings, "mart"),
-        "cons_at": _at_weight(settings, "cons_at"),
-        "raat": _at_weight(settings, "raat"),
+        **{name: _at_weight(settings, name) for name in get_args(Weighted)},
         "raat_plus_plus": _raat(settings, attack=training_attack(settings, start_deviation=START), boosted=True),
     }
     return _ramped(settings, {name: everything[name] for name in settings.methods})
@@ -228,11 +223,7 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
 
 def component_methods(settings: RaatSettings) -> dict[str, Method]:
     """Figure 5 (a). `two_views` is PGD-AT on two augmentations: the twofold batch without either idea."""
-    components = {
-        "two_views": {"bound": False, "dicar": False},
-        "bound": {"dicar": False},
-        "dicar": {"bound": False},
-    }
+    components = {"two_views": {"bound": False, "dicar": False}, "bound": {"dicar": False}, "dicar": {"bound": False}}
     return _ramped(settings, {name: _raat(settings, **components[name]) for name in settings.components})
 
 
@@ -265,13 +256,9 @@ def toy_methods(settings: RaatSettings) -> dict[str, Method]:
 
     The points have no augmentation, so RAAT's two views differ by the attack's random start alone.
     """
-    steps = settings.train_steps
-    attack = training_pgd(eps=settings.toy_eps, norm="linf", steps=steps)
-    return {
-        "toy_vanilla": Standard(),
-        "toy_pgd_at": AdversarialTraining(attack),
-        "toy_raat": _raat(settings, attack=attack),
-    }
+    attack = training_pgd(eps=settings.toy_eps, norm="linf", steps=settings.train_steps)
+    plain, aligned = AdversarialTraining(attack), _raat(settings, attack=attack)
+    return {"toy_vanilla": Standard(), "toy_pgd_at": plain, "toy_raat": aligned}
 
 
 def toy_sweep(run: Run, trained: Trained) -> pd.DataFrame:
@@ -418,13 +405,10 @@ def defects_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -
     """
     attack, rows = attacks(run.settings)["pgd_10"], []
     for method, seed, model in each_model(trained):
-        probe = nn.Sequential()
-        probe.add_module("model", model.to(run.device))
-        probe.add_module("probabilities", nn.Softmax(1))
+        probe = nn.Sequential(OrderedDict(model=model, probabilities=nn.Softmax(1)))
         layers = [f"model.{name}" for name in nonlinear_layers(model)] + ["probabilities"]
         found = []
-        with evaluating(probe), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with measuring(run, seed, probe):
             for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
                 x = as_float(images).to(run.device)
                 adversarial = attack(model, x, labels.to(run.device))
@@ -503,7 +487,8 @@ def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFra
     for name, values in settings.weights.items():
         own = _own_weight(settings, name)
         places += [
-            ("λ", name if value == own else f"{name}_lambda_{value:g}", value, name) for value in sorted({own, *values})
+            ("λ, under PGD-10", name if value == own else f"{name}_lambda_{value:g}", value, name)
+            for value in sorted({own, *values})
         ]
     rows = [
         (panel, line or row.measure, place, 100 * row.mean, 100 * row.low, 100 * row.high)
@@ -521,18 +506,7 @@ def costs(
 
     "step" is what one costs in plain steps, of `measures.costs`, where it was counted.
     """
-    rows = {}
-    for name in names:
-        own = [history for training, history in histories.items() if method_of(training) == name]
-        if own:
-            rows[name] = {
-                "minutes": float(np.mean([history["seconds"] for history in own])) / 60,
-                "epochs": len(own[0]["epochs"]),
-            }
-    table = pd.DataFrame(rows).T
-    if "pgd_at" in table.index:
-        table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
-    table.insert(len(table.columns), "step", step)
+    table = training_time(histories, names).assign(step=step)
     for measure in dict.fromkeys(summary["measure"]):
         part = summary[summary["measure"] == measure].set_index("method")["mean"]
         if measure in ("clean", "pgd_10", "autoattack"):
@@ -541,10 +515,7 @@ def costs(
 
 
 def time_points(cost: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """What a method reaches for its training time, of `costs`: columns panel, line, "training (minutes)", value, low, high.
-
-    Accuracies in percent.
-    """
+    """Accuracy (%) against the time of training, of `costs`: panel, line, "training (minutes)", value, low, high."""
     rows = [
         (f"{panel} (%)", row.method, cost.loc[row.method, "minutes"], 100 * row.mean, 100 * row.low, 100 * row.high)
         for measure, panel in (("clean", "no attack"), ("pgd_10", "PGD-10"))
@@ -570,9 +541,8 @@ def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
         ratio = 2 * clean * robust / total if total else 0.0
         slopes = (2 * robust**2 / total**2, 2 * clean**2 / total**2) if total else (0.0, 0.0)
         around = ratio + slopes[0] * (a - clean) + slopes[1] * (r - robust)
-        rows.append((method, seed, "mean", len(a), (clean + robust) / 2, (a + r) / 2))
-        rows.append((method, seed, "nrr", len(a), ratio, around))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+        rows += [(method, seed, "mean", (a + r) / 2), (method, seed, "nrr", around)]
+    return by_image(rows)
 
 
 def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
