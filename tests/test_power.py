@@ -239,13 +239,13 @@ def test_the_command_line_prints_it(
             cli.main()
         return int(ended.value.code or 0)
 
-    assert call("plan", "cifar_pag", "--preset", "laptop", "-p", "test_images=300") == 0
+    assert call("plan", "cifar_pag", "--preset", "quick", "-p", "test_images=300") == 0
     out = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 140 for line in out)
     assert any(line.startswith("l2-one-image: One Image targets") for line in out)
     assert "  not run   rigd_linf is not trained" in "\n".join(out)
     assert " 300 " in out[2]
-    assert out[-1] == power.told(planned("cifar_pag", "laptop", test_images=300))
+    assert out[-1] == power.told(planned("cifar_pag", "quick", test_images=300))
     assert out[-1].startswith("8 of 21 claims can be decided at this preset; 4 cannot; 4 give no number; 5 not run;")
     assert call("plan", "toy") == 2
     assert f"no notebook 'toy'; there are {', '.join(sorted(studies.known()))}" in capsys.readouterr().err
