@@ -246,7 +246,7 @@ def test_the_command_line_prints_it(
     assert "  not run   rigd_linf is not trained" in "\n".join(out)
     assert " 300 " in out[2]
     assert out[-1] == power.told(planned("cifar_pag", "quick", test_images=300))
-    assert out[-1].startswith("8 of 21 claims can be decided at this preset; 4 cannot; 4 give no number; 5 not run;")
+    assert out[-1].startswith("6 of 23 claims can be decided at this preset; 4 cannot; 4 give no number; 9 not run;")
     assert call("plan", "toy") == 2
     assert f"no notebook 'toy'; there are {', '.join(sorted(studies.known()))}" in capsys.readouterr().err
     assert call("plan", "cifar_pag", "-p", "epoch=3") == 2
