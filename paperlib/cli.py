@@ -129,7 +129,7 @@ def reproduce(
 ) -> None:
     """Run every notebook that has claims at a preset and end with a table of what held."""
     from paperlib import report, studies
-    from paperlib.runs import deadline
+    from paperlib.runs import deadline, overview
     from paperlib.runs import run as runs
     from paperlib.runs.settings import as_options
 
@@ -157,7 +157,7 @@ def reproduce(
     print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
     for name, (_, seconds, folder) in ended.items():
         file = folder / "claims.json"
-        counts = report.tally(read_json(file)) if file.exists() else ("–", "–", "–")
+        counts = overview.tally(read_json(file)) if file.exists() else ("–", "–", "–")
         state = runs.status(folder)["state"]
         scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
@@ -323,12 +323,11 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
 ) -> None:
     """Every run: its preset and what differs from it, state, time, disk use, last progress, and how many claims held."""
-    from paperlib import report
-    from paperlib.report.export import damaged_left_out
+    from paperlib.runs.overview import damaged_left_out, runs
 
     while True:
         lines = []
-        for entry in report.runs():
+        for entry in runs():
             with damaged_left_out(entry["folder"]):
                 lines.append(_line(entry))
         width = max((len(name) for name, _ in lines), default=0)
@@ -340,9 +339,8 @@ def status(
 
 
 def _line(entry: dict[str, Any]) -> tuple[str, str]:
-    """What a run of `report.runs` is, and how it stands."""
-    from paperlib import report
-    from paperlib.runs import progress
+    """What a run of `overview.runs` is, and how it stands."""
+    from paperlib.runs import overview, progress
     from paperlib.runs import run as runs
     from paperlib.runs.tidy import size_of
 
@@ -354,7 +352,7 @@ def _line(entry: dict[str, Any]) -> tuple[str, str]:
     if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
-        held, missed, untested = report.tally(entry["claims"])
+        held, missed, untested = overview.tally(entry["claims"])
         line += f"  held {held}, not held {missed}, not tested {untested}"
     return name, f"{line}  {about['error']}" if about.get("error") else line
 
@@ -388,9 +386,14 @@ def report_(
     to: Annotated[Path | None, typer.Option(help="folder for the site; runs/report where left out")] = None,
 ) -> None:
     """Build the site over all runs: the ledger of claims, a page a run, and files for your own paper."""
-    from paperlib import report
+    from paperlib.runs import made
 
-    print(f"report: {_relative(report.build(to))}")
+    target = to or root() / "runs" / "report"
+    if not made.current(target):
+        from paperlib import report
+
+        report.build(target)
+    print(f"report: {_relative(target / 'index.html')}")
 
 
 @app.command()

@@ -186,3 +186,18 @@ def test_the_help_does_not_wait_for_pytorch() -> None:
     script = "import sys, paperlib.cli; print([name for name in ('torch', 'pandas', 'pydantic') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_only_reads_runs_does_not_wait_for_pytorch(
+    command: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site that is to be made needs PyTorch; one that is as it would be made does not."""
+    studies.start("toy_pag", {"epochs": 3}).finish()
+    assert call(monkeypatch, command) == 0
+    told = capsys.readouterr().out
+    script = f"import sys\nsys.argv = ['paperlib', '{command}']\nfrom paperlib import cli\n"
+    script += "try:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{told}False\n"
+    assert "toy_pag, quick: epochs = 3" in told or "report: " in told

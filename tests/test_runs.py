@@ -58,7 +58,19 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
     assert tuple(presets) == (runs.PRESETS if notebook in studies.declared("PLANS") else ("quick",))
     for name, values in presets.items():
         assert set(values) == set(studies.known()[notebook].model_fields), name
-        studies.resolve(notebook, name)
+        own = studies.resolve(notebook, name).model_dump()
+        assert runs.changed(values, own) == {}, name
+        assert runs.changed(values, {**own, "seeds": [3], "old": 1, "venue": "wide"}) == {"seeds": [3], "venue": "wide"}
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "same"),
+    [("8/255", 8 / 255, True), ("8/255", "8/255", True), (1, 1.0, True), (3, "3", True), ("007", "007", True),
+     ("1e-3", 0.001, True), (["1/4"], [0.25], True), (None, None, True), ("null", None, True), (False, True, False),
+     (1, 2, False), ("a", "b", False), (["1/4"], [0.5], False), (0.1, None, False)],
+)  # fmt: skip
+def test_what_a_preset_says_in_other_words_is_not_changed(written: Any, value: Any, same: bool) -> None:
+    assert runs.changed({"x": written}, {"x": value}) == ({} if same else {"x": value})
 
 
 @pytest.mark.parametrize(
