@@ -41,6 +41,7 @@ VenueOption = Annotated[
 Within = Annotated[
     str | None, typer.Option(help="end at a checkpoint before that time is over, say 9m or 1h30m; the same command goes on")
 ]
+Pixels = Annotated[int | None, typer.Option(min=1, max=4096, help="to bring a folder's images to")]
 WidthOption = Annotated[
     Literal["text", "column"], typer.Option(help="width of the text, or of one of the venue's two columns")
 ]
@@ -224,8 +225,8 @@ def audit(
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
-    images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
-    size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
+    images: Annotated[int, typer.Option(min=10, max=100_000, help="test images at most")] = 500,
+    size: Pixels = None,
     classes: Annotated[Path | None, typer.Option(help="the classes of the model's outputs in order, a name a line")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
@@ -398,7 +399,8 @@ def report_(
 
 @app.command()
 def data(
-    name: str, size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None
+    name: str,
+    size: Pixels = None,
 ) -> None:
     """Fetch, read or render a data set once, so that runs find it ready."""
     from paperlib.data import load
@@ -444,7 +446,9 @@ def _check_machine(settings: "Settings") -> None:
     import torch
 
     from paperlib.runs import run as runs
+    from paperlib.studies import sizes
 
+    sizes.check_memory(settings)
     gpu, devices = runs.device_of(settings).type == "cuda", settings.devices
     there = torch.cuda.device_count() if gpu else max(2, os.cpu_count() or 1)
     if devices > there:
