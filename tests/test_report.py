@@ -609,6 +609,21 @@ def test_a_damaged_run_is_left_out_and_named(home: Path, capsys: pytest.CaptureF
     assert "<td>paper</td>" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("settings.yaml", b"", "should be settings by name"), ("settings.yaml", b"[1]", "should be settings by name"),
+     ("settings.yaml", b"a: [", "not YAML"), ("toy_pag.html", b"\xcd\x07", "no text"),
+     ("status.json", b"", "not a JSON file")],
+)  # fmt: skip
+def test_the_damaged_file_is_named(
+    name: str, content: bytes, words: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(home, "toy_pag", "quick", "pag").folder
+    (folder / name).write_bytes(content)
+    report.build()
+    assert f"{folder / name}: {words}" in capsys.readouterr().err
+
+
 def test_only_what_changed_is_made_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [make_run(home, "toy_pag", preset, "pag").folder for preset in ("quick", "paper")]
     site = report.build().parent

@@ -264,7 +264,11 @@ def _write_page(page: dict[str, Any], place: Path) -> None:
     shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
     for file in shown:
         if file.suffix in (".html", ".yaml") and file.exists():
-            write_text(place / file.name, without_places(file.read_text(encoding="utf-8"), page["settings"]))
+            try:
+                text = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file}: no text ({error}); delete it and start the run again") from None
+            write_text(place / file.name, without_places(text, page["settings"]))
         elif file.exists():
             _copy(file, place / file.name)
     figures_here = "#figures" if page["figures"] else None

@@ -34,6 +34,8 @@ def runs() -> list[dict[str, Any]]:
             about = status(folder)
             told = {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
             chosen = read_yaml(settings) if settings.exists() else {}
+            if not isinstance(chosen, dict):
+                raise InputError(f"{settings}: should be settings by name; delete it and start the run again")
             found.append(
                 {
                     "folder": folder,
