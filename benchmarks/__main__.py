@@ -6,6 +6,8 @@ slows down slows all of them. `python -m benchmarks NAME…` runs some of them a
 
 import inspect
 import os
+import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from paperlib.methods import Batch, Step, pag
 from paperlib.methods.baselines import MART, TRADES, AdversarialTraining, ConsistencyAT, Standard
 from paperlib.methods.raat import RAAT, RAATSharp
 from paperlib.models.batchnorm import BatchNorm2d
+from paperlib.runs import overview
 from paperlib.runs.files import InputError, read_json, root, write_json, write_text
 from paperlib.runs.run import environment
 from paperlib.runs.settings import TrainingSettings
@@ -519,9 +522,47 @@ def reading() -> list[Row]:
     return rows
 
 
+# Runs --------------------------------------------------------------------------
+
+
+def many_runs() -> list[Row]:
+    """`paperlib status` and `report` over 200 runs, which are copies of the finished ones that are here.
+
+    CPU seconds of whole commands, the least of three; measured beside two other processes, which make them more.
+    """
+    finished = [run["folder"] for run in overview.runs() if run["status"]["state"] == "finished"]
+    if not finished:
+        raise InputError("many_runs: there is no finished run here to copy; `paperlib run toy_pag` makes one")
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("notebooks", "docs"):
+            (Path(place) / name).symlink_to(root() / name)
+        for number in range(200):
+            source = finished[number % len(finished)]
+            copy = Path(place) / "runs" / source.parent.name / f"quick-{number:08x}"
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".lock"))
+        seconds = partial(_cpu_seconds, Path(place))
+        rows = {"status": min(seconds("status") for _ in range(3)), "report, the first time": seconds("report")}
+        rows["report, nothing changed"] = min(seconds("report") for _ in range(3))
+        (copy / "claims.json").touch()
+        rows["report, one run changed"] = seconds("report")
+    return [{"what": what, "CPU seconds": round(took, 1)} for what, took in rows.items()]
+
+
+def _cpu_seconds(place: Path, command: str) -> float:
+    """Of a command of paperlib in the project folder `place`."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before, environ = used(), {**os.environ, "PAPERLIB_ROOT": str(place)}
+    subprocess.run([sys.executable, "-m", "paperlib.cli", command], env=environ, stdout=subprocess.DEVNULL, check=True)
+    return used() - before
+
+
 BENCHMARKS = (
     attack, engines, methods, adversarial_methods, raat_at_full_width, one_gradient, ten_gradients, sampled_classes,
-    alignment, memory, rendering, reading,
+    alignment, memory, rendering, reading, many_runs,
 )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ VenueOption = Annotated[
 Within = Annotated[
     str | None, typer.Option(help="end at a checkpoint before that time is over, say 9m or 1h30m; the same command goes on")
 ]
+Pixels = Annotated[int | None, typer.Option(min=1, max=4096, help="to bring a folder's images to")]
 WidthOption = Annotated[
     Literal["text", "column"], typer.Option(help="width of the text, or of one of the venue's two columns")
 ]
@@ -129,7 +130,7 @@ def reproduce(
 ) -> None:
     """Run every notebook that has claims at a preset and end with a table of what held."""
     from paperlib import report, studies
-    from paperlib.runs import deadline
+    from paperlib.runs import deadline, overview
     from paperlib.runs import run as runs
     from paperlib.runs.settings import as_options
 
@@ -157,7 +158,7 @@ def reproduce(
     print(f"\n{'notebook':16} {'time':>7}  {'held':>5} {'not held':>9} {'not tested':>11}  status")
     for name, (_, seconds, folder) in ended.items():
         file = folder / "claims.json"
-        counts = report.tally(read_json(file)) if file.exists() else ("–", "–", "–")
+        counts = overview.tally(read_json(file)) if file.exists() else ("–", "–", "–")
         state = runs.status(folder)["state"]
         scale = "" if file.exists() and not read_json(file)[0]["scale"] else ", not as the paper in all settings"
         print(f"{name:16} {seconds:6.0f}s  {counts[0]:>5} {counts[1]:>9} {counts[2]:>11}  {state}{scale}")
@@ -224,8 +225,8 @@ def audit(
     eps: Annotated[str, typer.Option(help="radius for which robustness is claimed, in units of [0,1], say 8/255")],
     weights: Annotated[Path | None, typer.Option(help="safetensors, or a checkpoint of PyTorch's")] = None,
     norm: Annotated[Norm, typer.Option(help="linf or l2")] = "linf",
-    images: Annotated[int, typer.Option(min=10, help="test images at most")] = 500,
-    size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None,
+    images: Annotated[int, typer.Option(min=10, max=100_000, help="test images at most")] = 500,
+    size: Pixels = None,
     classes: Annotated[Path | None, typer.Option(help="the classes of the model's outputs in order, a name a line")] = None,
 ) -> None:
     """Is a model's robustness real? Signs of masked gradients, a verdict, and a report."""
@@ -323,12 +324,11 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
 ) -> None:
     """Every run: its preset and what differs from it, state, time, disk use, last progress, and how many claims held."""
-    from paperlib import report
-    from paperlib.report.export import damaged_left_out
+    from paperlib.runs.overview import damaged_left_out, runs
 
     while True:
         lines = []
-        for entry in report.runs():
+        for entry in runs():
             with damaged_left_out(entry["folder"]):
                 lines.append(_line(entry))
         width = max((len(name) for name, _ in lines), default=0)
@@ -340,9 +340,8 @@ def status(
 
 
 def _line(entry: dict[str, Any]) -> tuple[str, str]:
-    """What a run of `report.runs` is, and how it stands."""
-    from paperlib import report
-    from paperlib.runs import progress
+    """What a run of `overview.runs` is, and how it stands."""
+    from paperlib.runs import overview, progress
     from paperlib.runs import run as runs
     from paperlib.runs.tidy import size_of
 
@@ -354,7 +353,7 @@ def _line(entry: dict[str, Any]) -> tuple[str, str]:
     if about["state"] != "finished" and (news := progress.of_run(folder)):
         line += f"  {news}"
     if entry["claims"]:
-        held, missed, untested = report.tally(entry["claims"])
+        held, missed, untested = overview.tally(entry["claims"])
         line += f"  held {held}, not held {missed}, not tested {untested}"
     return name, f"{line}  {about['error']}" if about.get("error") else line
 
@@ -388,14 +387,20 @@ def report_(
     to: Annotated[Path | None, typer.Option(help="folder for the site; runs/report where left out")] = None,
 ) -> None:
     """Build the site over all runs: the ledger of claims, a page a run, and files for your own paper."""
-    from paperlib import report
+    from paperlib.runs import made
 
-    print(f"report: {_relative(report.build(to))}")
+    target = to or root() / "runs" / "report"
+    if not made.current(target):
+        from paperlib import report
+
+        report.build(target)
+    print(f"report: {_relative(target / 'index.html')}")
 
 
 @app.command()
 def data(
-    name: str, size: Annotated[int | None, typer.Option(min=1, help="pixels to bring a folder's images to")] = None
+    name: str,
+    size: Pixels = None,
 ) -> None:
     """Fetch, read or render a data set once, so that runs find it ready."""
     from paperlib.data import load
@@ -441,7 +446,9 @@ def _check_machine(settings: "Settings") -> None:
     import torch
 
     from paperlib.runs import run as runs
+    from paperlib.studies import sizes
 
+    sizes.check_memory(settings)
     gpu, devices = runs.device_of(settings).type == "cuda", settings.devices
     there = torch.cuda.device_count() if gpu else max(2, os.cpu_count() or 1)
     if devices > there:

@@ -42,6 +42,14 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["run", "raat_boundary", "-p", "toy={}"], "toy: its points are no images to crop or flip"),
         (["run", "cifar_pag", "-p", "teacher_linf=/nowhere/x.pt"], "teacher_linf = '/nowhere/x.pt': no such file"),
         (["run", "cifar_pag", "-p", "data=mnist"], "'mnist' is not a data set"),
+        (["run", "cifar_pag", "-p", "train_images=90000000"], "scenes of 32 px need 1373 GiB while they are rendered"),
+        (["run", "raat_boundary", "-p", "gaussian_dimensions=[1000000000000]"], "less than or equal to 100000000"),
+        (["run", "raat_boundary", "-p", "toy_hidden=[90000000]"], "less than or equal to 10000"),
+        (
+            ["audit", "--model", "x.py:y", "--data", "scenes", "--eps", "0.1", "--images", "90000000"],
+            "than or equal to 100000",
+        ),
+        (["data", "folder:x", "--size", "90000000"], "than or equal to 4096"),
         (["reproduce", "--preset", "tiny"], "preset = 'tiny'"),
         (["data", "mnist"], "'mnist' is not a data set"),
         (["data", "folder:/nowhere"], "there is no folder train in it"),
@@ -186,3 +194,18 @@ def test_the_help_does_not_wait_for_pytorch() -> None:
     script = "import sys, paperlib.cli; print([name for name in ('torch', 'pandas', 'pydantic') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_only_reads_runs_does_not_wait_for_pytorch(
+    command: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site that is to be made needs PyTorch; one that is as it would be made does not."""
+    studies.start("toy_pag", {"epochs": 3}).finish()
+    assert call(monkeypatch, command) == 0
+    told = capsys.readouterr().out
+    script = f"import sys\nsys.argv = ['paperlib', '{command}']\nfrom paperlib import cli\n"
+    script += "try:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{told}False\n"
+    assert "toy_pag, quick: epochs = 3" in told or "report: " in told

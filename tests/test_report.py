@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
+from filelock import FileLock
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,8 +26,9 @@ from paperlib import audit, claims, figures, report, studies
 from paperlib.claims import power
 from paperlib.figures import tables
 from paperlib.report import export, front, left_open
+from paperlib.runs import made
 from paperlib.runs import run as runs
-from paperlib.runs.files import write_json
+from paperlib.runs.files import read_json, write_json, write_text
 from paperlib.studies import raat as raat_study
 
 OUTCOMES = ("reproduced", "direction only", "not reproduced", "not tested here")
@@ -606,6 +608,75 @@ def test_a_damaged_run_is_left_out_and_named(home: Path, capsys: pytest.CaptureF
     assert "damaged and left out (KeyError" in capsys.readouterr().err
     assert text.count("<td>quick</td>") == 1
     assert "<td>paper</td>" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("settings.yaml", b"", "should be settings by name"), ("settings.yaml", b"[1]", "should be settings by name"),
+     ("settings.yaml", b"a: [", "not YAML"), ("toy_pag.html", b"\xcd\x07", "no text"),
+     ("status.json", b"", "not a JSON file")],
+)  # fmt: skip
+def test_the_damaged_file_is_named(
+    name: str, content: bytes, words: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(home, "toy_pag", "quick", "pag").folder
+    (folder / name).write_bytes(content)
+    report.build()
+    assert f"{folder / name}: {words}" in capsys.readouterr().err
+
+
+def test_only_what_changed_is_made_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [make_run(home, "toy_pag", preset, "pag").folder for preset in ("quick", "paper")]
+    site = report.build().parent
+    pages = [site / f"toy_pag-{folder.name}" / "index.html" for folder in folders]
+    assert made.current(site)
+
+    def again() -> list[bool]:
+        """Whether the site noticed, and which of the two pages were written."""
+        before = [page.stat().st_ino if page.exists() else 0 for page in pages]
+        noticed = not made.current(site)
+        report.build()
+        return [noticed, *(page.stat().st_ino != old for page, old in zip(pages, before, strict=True))]
+
+    assert again() == [False, False, False]
+    file = folders[0] / "claims.json"
+    write_json(file, [{**claim, "reason": "another reason"} for claim in read_json(file)])
+    assert again() == [True, True, False]
+    assert "another reason" in pages[0].read_text()
+    assert made.current(site)
+    pages[1].write_text("edited")
+    assert again() == [True, False, True]
+    (pages[1].parent / "settings.yaml").unlink()
+    assert again() == [True, False, True]
+    for file in (home / "docs" / "results" / "mine.md", site / "index.html"):
+        write_text(file, "# Mine")
+        assert again() == [True, False, False]
+    assert "Mine" in (site / "published" / "mine.html").read_text()
+    (home / "notebooks").unlink()
+    shutil.copytree(REPOSITORY / "notebooks", home / "notebooks")
+    assert again() == [False, False, False]
+    notebook = home / "notebooks" / "toy_pag.py"
+    write_text(notebook, re.sub("^# # .*", "# # Another heading", notebook.read_text(), count=1, flags=re.MULTILINE))
+    assert again() == [True, True, True]
+    assert "Another heading" in pages[1].read_text()
+    with FileLock(folders[1] / ".lock"):
+        assert again() == [True, False, True]
+    assert again() == [True, False, True]
+    (folders[0] / "training" / "x").mkdir(parents=True)
+    (folders[0] / "training" / "x" / "weights.safetensors").write_text("")
+    assert again() == [False, False, False]
+    write_text(site / made.KEPT, "[1")
+    assert again() == [True, True, True]
+    capsys.readouterr()
+    (folders[1] / "plan.json").write_text("{")
+    for _ in range(2):  # what is damaged is named each time
+        report.build()
+        assert "plan.json: not a JSON file" in capsys.readouterr().err
+        assert not made.current(site)
+    shutil.rmtree(folders[1])
+    report.build()
+    assert made.current(site)
+    assert not capsys.readouterr().err
 
 
 def test_names_in_a_runs_files_lead_nowhere_else(home: Path) -> None:

@@ -15,6 +15,7 @@ from paperlib.runs import files, progress
 from paperlib.runs import run as runs
 from paperlib.runs.files import InputError, read_json, write_json
 from paperlib.runs.values import read_value
+from paperlib.studies import sizes
 
 # Settings ------------------------------------------------------------------------
 
@@ -58,7 +59,19 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
     assert tuple(presets) == (runs.PRESETS if notebook in studies.declared("PLANS") else ("quick",))
     for name, values in presets.items():
         assert set(values) == set(studies.known()[notebook].model_fields), name
-        studies.resolve(notebook, name)
+        own = studies.resolve(notebook, name).model_dump()
+        assert runs.changed(values, own) == {}, name
+        assert runs.changed(values, {**own, "seeds": [3], "old": 1, "venue": "wide"}) == {"seeds": [3], "venue": "wide"}
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "same"),
+    [("8/255", 8 / 255, True), ("8/255", "8/255", True), (1, 1.0, True), (3, "3", True), ("007", "007", True),
+     ("1e-3", 0.001, True), (["1/4"], [0.25], True), (None, None, True), ("null", None, True), (False, True, False),
+     (1, 2, False), ("a", "b", False), (["1/4"], [0.5], False), (0.1, None, False)],
+)  # fmt: skip
+def test_what_a_preset_says_in_other_words_is_not_changed(written: Any, value: Any, same: bool) -> None:
+    assert runs.changed({"x": written}, {"x": value}) == ({} if same else {"x": value})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,16 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
         ({"crop_padding": 10**6}, "crop_padding = 1000000"),
         ({"batch_size": 10**11}, "batch_size = 100000000000"),
         ({"width": 10**5}, "width = 100000"),
+        (
+            {"data": "cifar10", "train_images": 90_000_000},
+            "train_images = 90000000, validation_images = 40: cifar10 has 50000 training images.*at most 49960",
+        ),
+        ({"data": "stl10", "train_images": None, "validation_images": 6000}, "stl10 has 5000 training images.*at most 0"),
+        ({"data": "fashion_mnist", "test_images": 10_001}, "test_images = 10001: fashion_mnist has 10000"),
+        ({"data": "imagenet100", "train_images": 130_000}, "imagenet100 has 130000 training images.*at most 129960"),
+        ({"data": "folder:x", "image_size": 90_000_000}, "image_size = 90000000: should be at most 4096 pixels"),
+        ({"data": "cifar10", "image_size": 64}, "image_size = 64: cifar10 has a size of its own"),
+        ({"sources": ["kmeans"], "clusters": 301, "weights": {"kmeans": 1.0}}, "clusters = 301: should be at most 300"),
         ({"image_size": 33}, "image_size = 33: scenes are rendered at 32 or 64 px"),
         ({"model": "vit", "width": 7, "stem_stride": 1}, "width = 7: vit has heads of 32"),
         ({"eps_linf": 0.0}, "eps_linf = 0.0: Input should be greater than 0"),
@@ -102,6 +125,39 @@ def test_presets_are_complete_valid_and_nothing_else(notebook: str) -> None:
 def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         studies.resolve("cifar_pag", "quick", overrides)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "overrides", "message"),
+    [
+        ("cifar_pag", {"train_images": 90_000_000}, "train_images = 90000000: scenes of 32 px need 1373 GiB"),
+        ("cifar_pag", {"image_size": 64, "test_images": 20_000}, "test_images = 20000: scenes of 64 px.*at most 16384$"),
+        ("cifar_pag", {"validation_images": 65_537}, "validation_images = 65537: scenes.*at most 65536$"),
+        ("alignment_matrix", {"depth_images": 10**8}, "depth_images = 100000000: scenes"),
+        (
+            "cifar_pag",
+            {"model": "resnet18", "width": 512},
+            "to train resnet18 of it takes 8 GiB for its weights",
+        ),
+    ],
+)
+def test_what_is_larger_than_the_memory_is_refused_before_it_is_made(
+    notebook: str, overrides: dict[str, Any], message: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of 1 GiB: 65,536 times the 16 kiB that a scene of 32 px takes."""
+    monkeypatch.setattr(sizes.os, "sysconf", {"SC_PHYS_PAGES": 2**18, "SC_PAGE_SIZE": 2**12}.__getitem__)
+    with pytest.raises(InputError, match=message):
+        studies.start(notebook, overrides)
+    assert not (home / "runs").exists()
+
+
+def test_as_much_as_there_is_may_be_asked_for() -> None:
+    whole = {"data": "cifar10", "train_images": 49_000, "validation_images": 1000, "test_images": 10_000}
+    sizes.check_memory(studies.resolve("cifar_pag", "quick", whole), 1)
+    most = studies.resolve("cifar_pag", "quick", {"train_images": 65_536, "test_images": 65_536, "width": 256})
+    sizes.check_memory(most, 2**30)
+    with pytest.raises(InputError, match="at most 65535"):
+        sizes.check_memory(most, 2**30 - 1)
 
 
 def test_unknown_notebooks_and_presets_are_refused() -> None:

@@ -17,7 +17,6 @@ from paperlib.runs.files import InputError, write_json
 from paperlib.runs.run import Run, read_presets
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
-HELD = ("reproduced", "direction only")
 MARKS: dict[Outcome, str] = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
 ROOM = 10  # points below 100 that a gain needs to show
 SIZE = 0.5  # of the claimed difference that a reproduction must reach

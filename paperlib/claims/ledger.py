@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from paperlib.runs.files import InputError
+from paperlib.runs.files import InputError, read_yaml
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -102,12 +101,10 @@ class Ledger(_Part):
 
 def read(file: Path) -> dict[str, Any]:
     """A claims file as plain data. Raises InputError, naming file and place, when it is not as `Ledger` says."""
+    content = read_yaml(file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
         Ledger.model_validate(content)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors()[:5]]
         raise InputError(f"{file}: {'; '.join(faults)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
     return cast(dict[str, Any], content)

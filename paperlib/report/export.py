@@ -2,33 +2,21 @@
 
 import math
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from paperlib.claims import load, paper_of, papers
 from paperlib.figures.names import in_points, title, with_interval
 from paperlib.figures.tables import latex
-from paperlib.runs.files import read_json, write_json, write_text
+from paperlib.runs.files import read_json, read_yaml, write_json, write_text
+from paperlib.runs.overview import damaged_left_out
 from paperlib.runs.run import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
 OURS = "this project"  # the venue of a ledger that is of no paper
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-
-
-@contextmanager
-def damaged_left_out(folder: Path) -> Iterator[None]:
-    """Report a run with damaged files on stderr and go on without it."""
-    try:
-        yield
-    except Exception as error:  # no list of errors has what any content of any file may lead to
-        print(f"paperlib: {folder} is damaged and left out ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
@@ -109,7 +97,7 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
     "footnote" has the numbers of images. Baselines have no authors.
     """
     values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
-    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) if values else {}
+    settings = read_yaml(folder / "settings.yaml") if values else {}
     if "data" not in settings:  # nothing was measured, or only on the toy
         return {}
     kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}

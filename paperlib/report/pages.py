@@ -4,7 +4,6 @@ They load nothing from the network: equations become MathML, and images lie besi
 """
 
 import base64
-import functools
 import html
 import io
 import math
@@ -16,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from paperlib import figures, studies
+from paperlib import figures
 from paperlib.audit import Audit, as_json
-from paperlib.claims import HELD, MARKS, load, number, paper_of, papers
+from paperlib.claims import MARKS, load, number, paper_of, papers
 from paperlib.claims.power import UNTOLD
 from paperlib.figures.names import title
 from paperlib.report import export, front, left_open, published
 from paperlib.report.markdown import heading, with_formulas
-from paperlib.runs.files import InputError, read_json, root, shipped, write_atomically, write_json, write_text
-from paperlib.runs.run import changed, status
-from paperlib.runs.settings import Settings
+from paperlib.runs import made, overview
+from paperlib.runs.files import InputError, read_json, root, seen, shipped, within, write_atomically, write_json, write_text
+from paperlib.runs.overview import damaged_left_out, tally
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
@@ -57,41 +55,15 @@ def notebook_page(executed: Path) -> Path:
 
 
 def runs() -> list[dict[str, Any]]:
-    """Every run with a status, newest first: folder, status, settings, those not as in the preset, claims, audits …"""
-    found, usual = [], functools.cache(_usual)
-    for file in (root() / "runs").glob("*/*/status.json"):
-        folder = file.parent
-        claims, about, settings = (folder / name for name in ("claims.json", "environment.json", "settings.yaml"))
-        with export.damaged_left_out(folder):
-            told = _status(folder)
-            chosen = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-            preset = usual(told["notebook"], told["preset"])
-            found.append(
-                {
-                    "folder": folder,
-                    "status": told,
-                    "settings": chosen,
-                    "changed": changed(preset, chosen) if preset else {},
-                    "claims": read_json(claims) if claims.exists() else [],
-                    "environment": read_json(about)[-1] if about.exists() else {},
-                    "audits": _audits(folder),
-                }
-            )
-    return sorted(found, key=lambda run: run["status"]["started"], reverse=True)
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    """The run's `status`, with the notebook from its path. Raises InputError or KeyError where it is damaged."""
-    about = status(folder)
-    return {**about, "preset": str(about["preset"]), "notebook": folder.parent.name}
-
-
-def _usual(notebook: str, preset: str) -> Settings | None:
-    """A preset's settings; None where there is no such preset any more."""
-    try:
-        return studies.resolve(notebook, preset)
-    except InputError:
-        return None
+    """As `overview.runs`, with each run's environment and audits."""
+    found = []
+    for run in overview.runs():
+        folder = run["folder"]
+        with damaged_left_out(folder):
+            about = folder / "environment.json"
+            environment = read_json(about)[-1] if about.exists() else {}
+            found.append({**run, "environment": environment, "audits": _audits(folder)})
+    return found
 
 
 def _audits(folder: Path) -> list[dict[str, Any]]:
@@ -122,13 +94,6 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "figure": figure, "low": low, "threshold": threshold, "at": at}
 
 
-def tally(claims: list[dict[str, Any]]) -> tuple[int, int, int]:
-    """How many claims held, did not hold, and were not tested."""
-    held = sum(claim["outcome"] in HELD for claim in claims)
-    untested = sum(claim["outcome"] == "not tested here" for claim in claims)
-    return held, len(claims) - held - untested, untested
-
-
 # The site ----------------------------------------------------------------------------------------------------------
 
 PRESETS = ("paper", "gpu", "laptop", "quick")  # the nearest to the paper first
@@ -139,14 +104,19 @@ def build(target: Path | None = None) -> Path:
     """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
 
     The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`,
-    and beside them what the project has published.
+    and beside them what the project has published. The page of a run that has not changed since is left as it is.
     """
     target = target or root() / "runs" / "report"
-    pages = []
+    before, damaged = made.of_site(target), len(overview.left_out)
+    of_all, known = made.of_all(), made.stored(target).get("runs", {})
+    pages, kept = [], {}
     for run in runs():
-        with export.damaged_left_out(run["folder"]):
-            page = _page(run)
-            _write_page(page, target)
+        with damaged_left_out(run["folder"]):
+            page, own = _page(run), made.digest(of_all, made.of_run(run["folder"]))
+            place = target / page["name"]
+            if known.get(page["name"]) != [own, made.digest(seen(place))]:
+                _write_page(page, place)
+            kept[page["name"]] = [own, made.digest(seen(place))]
             pages.append(page)
     for name, (words, body) in published.bodies(target / "published").items():
         _write(target / "published" / f"{name}.html", "published.html", words=words, body=Markup(body))
@@ -160,6 +130,8 @@ def build(target: Path | None = None) -> Path:
         ] + _audits_of_models(target),
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
+    whole = before if len(overview.left_out) == damaged else ""  # what is damaged is named each time
+    write_json(target / made.KEPT, {"site": [whole, made.digest(seen(target))], "runs": kept})
     return target / "index.html"
 
 
@@ -169,7 +141,7 @@ def _verdicts(chosen: list[dict[str, Any]]) -> dict[str, Any]:
     for result in published.results():
         page = f"published/{result['page']}.html"
         place = {**result, "page": page, "notebook": "published", "name": "published", "figures": [], "executed": None}
-        with export.damaged_left_out(published.folder()):
+        with damaged_left_out(published.folder()):
             shown = [_shown(claim, place, _title(result["paper"])) for claim in result["claims"]]
             known += [{**claim, "published": True} for claim in shown]
     plans = {page["notebook"]: left_open.plans(page["notebook"]) for page in chosen if _left_open(page)}
@@ -220,7 +192,7 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
         page = f"audit-{file.parent.name}/index.html"
-        with export.damaged_left_out(file.parent):
+        with damaged_left_out(file.parent):
             _refuse_links(file.parent)
             stored = read_json(file)
             _copy(file.with_name("index.html"), target / page)
@@ -285,14 +257,18 @@ def _page(run: dict[str, Any]) -> dict[str, Any]:
     return page
 
 
-def _write_page(page: dict[str, Any], target: Path) -> None:
-    """Write the page of a run, and copy what it shows beside it."""
-    place, folder = target / page["name"], page["folder"]
+def _write_page(page: dict[str, Any], place: Path) -> None:
+    """Write the page of a run into the folder `place`, and copy what it shows beside it."""
+    folder = page["folder"]
     shown = [folder / f"{page['notebook']}.html", folder / "settings.yaml"]
     shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
     for file in shown:
         if file.suffix in (".html", ".yaml") and file.exists():
-            write_text(place / file.name, without_places(file.read_text(encoding="utf-8"), page["settings"]))
+            try:
+                text = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file}: no text ({error}); delete it and start the run again") from None
+            write_text(place / file.name, without_places(text, page["settings"]))
         elif file.exists():
             _copy(file, place / file.name)
     figures_here = "#figures" if page["figures"] else None
@@ -341,9 +317,9 @@ def _refuse_links(folder: Path) -> None:
 
     The site reads nothing of trainings and evaluations, which may lie on another disk.
     """
-    for file in folder.rglob("*"):
-        if file.is_symlink() and file.relative_to(folder).parts[0] not in ("training", "evaluation"):
-            raise InputError(f"{file} is a link; put the file itself there")
+    for file in within(folder):
+        if file.is_symlink() and Path(file).relative_to(folder).parts[0] not in made.UNREAD:
+            raise InputError(f"{file.path} is a link; put the file itself there")
 
 
 def without_places(text: str, given: Mapping[str, Any]) -> str:
@@ -351,6 +327,8 @@ def without_places(text: str, given: Mapping[str, Any]) -> str:
 
     These hold the project, the user's own files, and what is `given` by its absolute path.
     """
+    if "/" not in text:
+        return text
     paths = [str(value).removeprefix("folder:") for value in given.values()]
     home = Path(os.path.expanduser("~"))  # Path.home() raises an error for a user without one
     folders = {root(), home, *(Path(path).parent for path in paths if path.startswith("/"))} - {Path("/")}

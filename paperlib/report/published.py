@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nbconvert.filters import markdown2html
 
 from paperlib.claims import load, papers
-from paperlib.report.export import damaged_left_out
 from paperlib.report.markdown import heading, with_formulas
-from paperlib.runs.files import read_json, root, write_atomically
+from paperlib.runs.files import read_json, read_yaml, root, write_atomically
+from paperlib.runs.overview import damaged_left_out
 
 LINK = re.compile(r'(href|src)="([^"]*)"')
 ELSEWHERE = ("#", "http:", "https:", "mailto:")
@@ -29,7 +28,7 @@ def results() -> list[dict[str, Any]]:
         place = file.parent.relative_to(folder())
         with damaged_left_out(file.parent):
             claims = read_json(file)
-            settings = yaml.safe_load(file.with_name("settings.yaml").read_text(encoding="utf-8"))
+            settings = read_yaml(file.with_name("settings.yaml"))
             page = place.parts[0] if (folder() / f"{place.parts[0]}.md").exists() else _page_that_shows(place)
             of = str(settings.get("data", "toy")).rstrip("/").rpartition("/")[2]
             ids = {claim["id"] for claim in claims}

@@ -3,6 +3,8 @@
 `runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
 finished there is not computed again. A process holds the folder's lock while it works. The operating system releases it
 when the process dies, so a run that says "running" without a lock was killed.
+
+PyTorch takes seconds to import, and is imported only where something computes: `paperlib status` does without.
 """
 
 import ast
@@ -20,18 +22,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from paperlib import __version__
-from paperlib.runs import deadline, distributed, progress
-from paperlib.runs.files import InputError, locked, read_json, root, shipped, temporary, write_json, write_text
-from paperlib.runs.settings import ANY_RUN, Settings, check
-from paperlib.runs.tensors import read_about
+from paperlib.runs import deadline, progress
+from paperlib.runs.files import InputError, locked, read_json, read_yaml, root, shipped, temporary, write_json, write_text
+from paperlib.runs.settings import ANY_RUN, Settings
 from paperlib.runs.values import read_value
+
+if TYPE_CHECKING:
+    import torch
 
 AGES = 1e11  # seconds: more than any clock tells
 TAKEN = "another process is at work on this run"
@@ -56,22 +59,23 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
         raise InputError(f"no notebook {notebook!r}; there are {', '.join(known)}")
     file = folder / f"{notebook}.yaml"
     try:
-        presets = yaml.safe_load(file.read_text(encoding="utf-8"))
+        presets = read_yaml(file)
     except OSError as error:
         raise InputError(
             f"{file}: cannot be read ({error.strerror}); the project's folder, or PAPERLIB_ROOT, should hold notebooks/"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too: YAML's own dates and numbers
-        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
         raise InputError(f"{file}: should be presets by name, each with settings by name")
     return {name: values for name, values in presets.items() if not str(name).startswith(".")}
 
 
-def changed(usual: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The `values` that differ from a preset's; settings of other versions, which it has not, are left out."""
-    known = usual.model_dump()
-    return {name: value for name, value in values.items() if name in known and value != known[name]}
+def changed(usual: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` that differ from a preset's as written; settings of other versions, which it has not, are left out."""
+
+    def same(written: Any, value: Any) -> bool:  # what reads as a number may be meant as a text
+        return value == written or value == (read := read_value(written)) or str(value) == str(read)
+
+    return {name: value for name, value in values.items() if name in usual and not same(usual[name], value)}
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
@@ -84,8 +88,10 @@ def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
 # A run -------------------------------------------------------------------------------------------------------------
 
 
-def device_of(settings: Settings) -> torch.device:
+def device_of(settings: Settings) -> "torch.device":
     """The device of the settings; `auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
+    import torch
+
     here = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" != here:
         raise InputError("device = 'cuda', but PyTorch finds no GPU here; use auto or cpu")
@@ -104,14 +110,13 @@ class Run:
     clock: float = field(default_factory=time.monotonic)  # as `started`, by a clock that is never set
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """As `device_of` has it."""
         return device_of(self.settings)
 
     def _repr_html_(self) -> str:
         """Where the run is and what differs from its preset; the settings are folded, those that differ in bold."""
-        usual = check(type(self.settings), read_presets(self.notebook)[self.preset])
-        own = changed(usual, self.settings.model_dump())
+        own = changed(read_presets(self.notebook)[self.preset], self.settings.model_dump())
         texts = {name: html.escape(str(value)) for name, value in self.settings}
         bold = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in own)
         rows = "".join(
@@ -128,6 +133,8 @@ class Run:
 
         Raises InputError where the folder was removed since the run began, and what was computed with it.
         """
+        from paperlib.runs import distributed
+
         distributed.agreed(None)
         if distributed.rank():
             return
@@ -178,6 +185,8 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run:
 
     Raises InputError when another process is at work in the same folder, or the number of devices is not as started.
     """
+    from paperlib.runs import distributed
+
     folder = folder_of(notebook, preset, settings)
     folder.mkdir(parents=True, exist_ok=True)
     if settings.devices != distributed.expected():
@@ -228,6 +237,8 @@ def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path]
 
     None where no run has it yet. Raises InputError where `file` is damaged; other runs' damaged files are passed over.
     """
+    from paperlib.runs.tensors import read_about
+
     for other in (file, *(sorted(root().glob(f"runs/*/*/{elsewhere}")) if recipe else ())):
         try:
             if read_about(other).get("recipe") == recipe:
@@ -401,6 +412,10 @@ def _locked(folder: Path) -> bool:
 
 def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
+    import torch
+
+    from paperlib.runs import distributed
+
     return {
         "paperlib": __version__,
         "commit": _commit(),

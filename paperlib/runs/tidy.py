@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from paperlib import __version__
-from paperlib.runs.files import ROOM, InputError, locked, read_json, rooms, root
+from paperlib.runs.files import ROOM, InputError, locked, read_json, rooms, root, within
 from paperlib.runs.run import hold, release, status
 
 HOUR = 3600.0  # an older temporary file is left over, since writing one takes seconds
@@ -78,7 +79,8 @@ def _of_run(folder: Path) -> tuple[str, str]:
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; links count nothing."""
     total = 0
-    for file in [path, *path.rglob("*")]:
+    for file in within(path) if path.is_dir() else [path]:
         with suppress(FileNotFoundError):  # gone meanwhile
-            total += file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
+            about = os.lstat(file)
+            total += about.st_size if stat.S_ISREG(about.st_mode) else 0
     return total

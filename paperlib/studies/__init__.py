@@ -11,6 +11,7 @@ from paperlib.evaluation.settings import Plan
 from paperlib.runs import run
 from paperlib.runs.files import InputError, root
 from paperlib.runs.settings import Settings, check
+from paperlib.studies import sizes
 
 
 def known() -> dict[str, type[Settings]]:
@@ -45,7 +46,9 @@ def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] |
         raise InputError(f"no study of notebook {notebook!r}; there are {', '.join(sorted(kinds))}")
     if preset not in presets:
         raise InputError(f"preset = {preset!r}: {notebook} has {', '.join(presets)}")
-    return check(kinds[notebook], {**presets[preset], **_from_here(overrides or {})})
+    settings = check(kinds[notebook], {**presets[preset], **_from_here(overrides or {})})
+    sizes.check(settings)
+    return settings
 
 
 def _from_here(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,8 +66,10 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run:
 
     `run.given` says which of them count; the text "null" stands for the value None. Papermill hands misspelt parameters
     over without a word, so the cell it injects is read as well. Raises InputError for parameters that are unknown or
-    wrong, and when another process is at work in the same folder.
+    wrong, or larger than this machine's memory, and when another process is at work in the same folder.
     """
     given = run.given(resolve(notebook).model_dump(), namespace)
     preset = namespace.get("preset", "quick")
-    return run.begin(notebook, preset, resolve(notebook, preset, given))
+    settings = resolve(notebook, preset, given)
+    sizes.check_memory(settings)
+    return run.begin(notebook, preset, settings)

@@ -25,7 +25,7 @@ from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partitio
 from paperlib.methods.ramped import ramped
 from paperlib.models.trained import Trained, each_model, first_models
 from paperlib.runs.run import Run, method_of
-from paperlib.runs.settings import Count, Positive, Radius, Ramp, Share
+from paperlib.runs.settings import MOST, Count, Positive, Radius, Ramp, Share
 from paperlib.studies.measures import training_time
 from paperlib.training import train_each
 
@@ -33,7 +33,7 @@ Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
 Beside = Literal["pgd_at_long", "wa", "raat_sharp"]
 Weighted = Literal["trades", "mart", "cons_at", "raat"]  # whose regularisation has the weight λ
-Dimensions = Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(sorted)]
+Dimensions = Annotated[list[Annotated[int, Field(ge=2, le=MOST)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
@@ -64,7 +64,7 @@ class RaatSettings(NormSettings):
     toy_points: Count
     toy_atypical: Share  # of the toy's points, with the label of the other side
     toy_atypicals: list[Share]  # other shares, at which the toy is trained once more; [] for none
-    toy_hidden: Annotated[list[Count], Field(min_length=1)]
+    toy_hidden: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)]
     toy_eps: Radius
     gaussian_dimensions: Dimensions
     gaussian_spread: Positive  # σ / d^¼
