@@ -232,7 +232,7 @@ def test_misspelt_papermill_parameters_are_refused_before_anything_starts(home: 
 def test_null_is_a_value_and_none_is_the_presets(home: Path) -> None:
     run = studies.start("cifar_pag", {"preset": "laptop", "classes_per_step": "null", "weights": None})
     assert run.settings.classes_per_step is None
-    assert run.settings.weights["one_image"] == 0.1
+    assert run.settings.weights["one_image"] == 0.5
     run.finish()
 
 
