@@ -170,7 +170,7 @@ parts = evaluation.combine(table, same, strong, scores, aligned, study.norm_rows
 # %%
 summary, reported = study.with_sweep(s, evaluation.summary(parts)), "table2" if s.data == "stl10" else "table1"
 main = summary[summary["method"].isin([*networks])]
-display(figures.accuracies(run, main, claims.rows("pag", reported)))
+display(figures.accuracies(run, main[main["measure"] != "alignment"], claims.rows("pag", reported)))
 tables.save(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) beside the paper's.")
 
 # %% [markdown]

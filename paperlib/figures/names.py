@@ -61,7 +61,7 @@ pgd_at toy_pgd_at teacher_linf : pgd_at_long two_views teacher_l2
 class_mean pag raat toy_raat first mlp_first daat jacobian : daat_exact raat_sharp
 nearest_neighbor deep mlp_deep raat_plus_plus without_align : dicar daat_learned
 one_image trades daat_shuffled : bound daat_pretrained
-kmeans mart uniform daat_uniform
+kmeans mart uniform daat_uniform : wrong_class
 rigd rigd_linf cons_at daat_rgb_edges : rigd_l2 teacher
 gradient_penalty : wa
 """
