@@ -5,7 +5,7 @@
 
 Three networks for rendered scenes, plain, by PGD-AT and by TRADES, 1,000 test images each, ε = 4/255 in L∞. An image on
 which the two differ is attacked by the original with five other seeds: it changes with its seed if one of them answers
-otherwise. It takes two hours of one core. Batches are kept in runs/outcomes/batches.jsonl.
+otherwise. It has not been run yet. Batches are kept in runs/outcomes/batches.jsonl.
 """
 
 import json
