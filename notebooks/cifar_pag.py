@@ -10,9 +10,9 @@
 # # PAG on images: does a classifier become robust when its gradients point toward class representatives?
 #
 # Section 5.2 of *Do Perceptually Aligned Gradients Imply Adversarial Robustness?* (Ganz, Kawar & Elad, ICML 2023), with
-# Tables 1–4 and Figures 2, 4 and 5. The network, in the paper a ResNet-18, sees clean images only. Beside the cross-entropy, its input gradients
-# are trained to point from each image toward a representative of each class. The paper reports about 50 % accuracy under
-# an L2 attack, without adversarial training. Plain training has 0 %.
+# Tables 1–4 and Figures 2, 4 and 5. The network, in the paper a ResNet-18, sees clean images only. Beside the
+# cross-entropy, its input gradients are trained to point from each image toward a representative of each class. The paper
+# reports about 50 % accuracy under an L2 attack, without adversarial training. Plain training has 0 %.
 #
 # This notebook trains every source of targets and puts the numbers beside the paper's. It also asks what the paper does
 # not: does the robustness survive AutoAttack, and are the gradients masked?
