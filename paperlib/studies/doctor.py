@@ -15,11 +15,11 @@ from paperlib.runs.files import root
 from paperlib.training import computes_in_bf16
 
 SECONDS = 2.0  # of steps in each precision
-# Seconds that `quick` takes in one thread, another notebook beside it, DAAT's networks from the zoo; and the training rate
-# in fp32 on the same machine, an AMD EPYC without matrix units, torch 2.15. The rate here over that one scales the seconds.
+# Seconds that `quick` takes in one thread, another notebook beside it, DAAT's and PAG's networks from the zoo; and the
+# training rate in fp32 on the same machine, an AMD EPYC without matrix units, torch 2.15, which the seconds go with.
 QUICK = {
-    "alignment_matrix": 299, "cifar_pag": 159, "daat_imagenet100": 181, "gfa_landscape": 166, "jacobian_norm": 103,
-    "raat_boundary": 142, "toy_pag": 79,
+    "alignment_matrix": 267, "cifar_pag": 110, "daat_imagenet100": 170, "gfa_landscape": 177, "jacobian_norm": 104,
+    "raat_boundary": 156, "toy_pag": 104,
 }  # fmt: skip
 RATE = 910.0
 
