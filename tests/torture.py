@@ -2,14 +2,15 @@
 
     python tests/torture.py [--kills 100] [--seed 0] [--home FOLDER]
 
-The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. SIGKILL ends each start of
-it at a random moment, every other one while a file of some kind is being written: all its processes, the notebook's kernel
-or the command alone. The next start goes on.
+The run renders scenes, trains, attacks (AutoAttack as well), audits, draws, and builds the site. Once it has ended, a file
+of each kind is emptied, halved, and filled with noise. Then `status`, `report` and `run` must end in words, none in a
+traceback.
+Then, from an empty folder, SIGKILL ends each start of it at a random moment: all its processes, the notebook's kernel or
+the command alone. Every other one ends while a file of some kind is being written. The next start goes on.
 After each kill every file must be whole and the status true, and no training that is done may be done again. A run that
 ends must have the weights, outcomes, verdicts, tables, figures and exports of the undisturbed one, bit for bit. The next
-begins in an empty folder. At last a file of each kind is emptied, halved, and filled with noise: then `status`, `report`
-and `run` end in words, and none in a traceback. Ends with a summary, and exit code 1 where something was wrong. Linux
-only: processes are found in /proc.
+begins in an empty folder. Ends with a summary, and exit code 1 where something was wrong. Linux only: processes are found
+in /proc.
 """
 
 import argparse
@@ -231,9 +232,10 @@ def main() -> int:
         return 1
     whole, wanted = time.monotonic() - begun, outcome(home)
     print(f"undisturbed: {whole:.0f} s, {len(wanted)} files to compare", flush=True)
+    faults = damaged(home)
 
     fresh(home)
-    kills, finished, faults = 0, 0, []
+    kills, finished = 0, 0
     while kills < asked.kills or (home / "runs").exists():  # the last kill's run is brought to its end
         before, whom, since = trained(home), chance.choice(WHOM), time.time()
         running = start(home)
@@ -260,8 +262,6 @@ def main() -> int:
             differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
             faults += [f"after {kills} kills {name} is not as undisturbed" for name in differing]
             print(f"finished after {kills} kills: {differing or 'as undisturbed'}", flush=True)
-        if kills >= asked.kills:
-            faults += damaged(home)
         fresh(home)
     passed = time.monotonic() - begun
     print(f"\n{kills} kills, {finished} runs finished, {len(faults)} faults, {passed / 60:.0f} min, seed {asked.seed}")
