@@ -39,13 +39,17 @@ SEED = 0
 Build = Callable[[], tuple[nn.Module, nn.Module | None]]  # the network and its stand-in
 Case = tuple[str, str, str, Norm, float, Build]  # kind, base, data, norm, ε
 
-PLAIN = ["scenes4/standard-seed1", "scenes/study_other_0-seed0"]
-ROBUST = ["scenes4/jacobian-seed1", "scenes/pgd_at-seed0", "scenes4/gradient_penalty-seed1", "scenes/trades-seed0"]
-OTHERS = {"scenes4": "scenes4/jacobian-seed1", "scenes": "scenes/raat-seed1"}
+PLAIN = ["quick/standard-seed1", "scenes/study_other_0-seed0"]
+ROBUST = ["quick/jacobian-seed1", "scenes/pgd_at-seed0", "quick/gradient_penalty-seed1", "scenes/trades-seed0"]
+OTHERS = {"scenes4": "quick/jacobian-seed1", "scenes": "scenes/raat-seed1"}
 
 
 def frozen(name: str) -> nn.Module:
     return zoo.load(name).requires_grad_(False)
+
+
+def data_of(name: str) -> str:
+    return str(zoo.card(name)["asked"]["data"])
 
 
 # Quickly trained networks --------------------------------------------------------------------------------------------
@@ -129,9 +133,9 @@ def planted() -> Iterator[Case]:
     for number, (kind, defend) in enumerate(DEFENCES.items()):
         bases = [PLAIN[number % 2], ROBUST[number % 4]]
         for base in bases:
-            data = base.partition("/")[0]
+            data = data_of(base)
             if "another" in kind or "at random" in kind:
-                base = base if base != OTHERS[data] else "scenes4/standard-seed1"
+                base = base if base != OTHERS[data] else "quick/standard-seed1"
             other = frozen(OTHERS[data])
             yield kind, base, data, "linf", EPS, lambda defend=defend, base=base, other=other: defend(frozen(base), other)  # type: ignore[misc]
     for attack in (0.0, EPS):
@@ -150,19 +154,19 @@ def honest() -> Iterator[Case]:
         *(f"scenes/{name}-seed{seed}" for name in ("cons_at", "mart", "raat_plus_plus", "two_views") for seed in (0, 1)),
         *(f"scenes/{name}-seed2" for name in ("pgd_at", "trades", "raat")),
         *(f"scenes/study_{name}-seed0" for name in ("boundary_0.1", "full", "other_0.1", "threshold_0.3")),
-        *(f"scenes4/{name}-seed0" for name in ("daat", "pgd_at", "standard")),
-        *(f"scenes4/{name}-seed1" for name in ("gradient_penalty", "jacobian", "standard")),
+        *(f"quick/{name}-seed0" for name in ("daat", "pgd_at", "standard")),
+        *(f"quick/{name}-seed1" for name in ("gradient_penalty", "jacobian", "standard")),
     ]  # fmt: skip
     for name in names:
-        yield "as trained", name, name.partition("/")[0], "linf", EPS, alone(partial(frozen, name))
+        yield "as trained", name, data_of(name), "linf", EPS, alone(partial(frozen, name))
     for name, norm, eps in (
         ("scenes/pgd_at-seed1", "linf", 8 / 255), ("scenes/pgd_at-seed1", "linf", 1 / 255),
-        ("scenes/trades-seed1", "l2", 0.5), ("scenes4/standard-seed1", "linf", 8 / 255),
-        ("scenes4/standard-seed1", "linf", 16 / 255),
-        ("scenes/study_other_0-seed0", "linf", 8 / 255), ("scenes4/jacobian-seed1", "linf", 8 / 255),
-        ("scenes4/standard-seed1", "l2", 0.5), ("scenes/mart-seed2", "linf", 8 / 255),
+        ("scenes/trades-seed1", "l2", 0.5), ("quick/standard-seed1", "linf", 8 / 255),
+        ("quick/standard-seed1", "linf", 16 / 255),
+        ("scenes/study_other_0-seed0", "linf", 8 / 255), ("quick/jacobian-seed1", "linf", 8 / 255),
+        ("quick/standard-seed1", "l2", 0.5), ("scenes/mart-seed2", "linf", 8 / 255),
     ):  # fmt: skip
-        yield f"claimed at {eps:.3g} in {norm}", name, name.partition("/")[0], norm, eps, alone(partial(frozen, name))  # type: ignore[misc]
+        yield f"claimed at {eps:.3g} in {norm}", name, data_of(name), norm, eps, alone(partial(frozen, name))  # type: ignore[misc]
     for name, kind in (("scenes/raat-seed0", torch.float16), ("scenes/trades-seed0", torch.bfloat16)):
         made = alone(lambda name=name, kind=kind: Half(frozen(name), kind))  # type: ignore[misc]
         yield f"in {str(kind)[6:]}", name, "scenes", "linf", EPS, made

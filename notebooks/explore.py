@@ -21,7 +21,7 @@
 
 # %% tags=["parameters"]
 preset: str = "quick"  # the one there is
-model: str = "scenes4/standard-seed1"  # a network of the zoo, or FILE.py:FUNCTION
+model: str = "quick/standard-seed1"  # a network of the zoo, or FILE.py:FUNCTION
 weights: str = None  # of FILE.py:FUNCTION: a file of safetensors or of PyTorch
 data: str = None  # scenes4 · scenes · cifar10 · folder:PATH · …; None: those of the zoo's network
 image: int = 0  # which of the first hundred test images

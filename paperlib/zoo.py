@@ -22,7 +22,7 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """The networks by name, "<data>/<method>-seed<seed>"."""
+    """The networks by name, "<data>/<method>-seed<seed>", or "quick/…" for those of the preset `quick`."""
     return sorted(str(file.relative_to(folder()).with_suffix("")) for file in folder().glob(f"*/*{CARD}"))
 
 

@@ -102,7 +102,7 @@ def unlike(model: nn.Module, some: ImageSet, eps: float = 4 / 255) -> Tensor:
 
 
 def test_the_cosine_with_finite_differences_is_that_with_the_true_gradient(scenes: ImageSet) -> None:
-    first, second = zoo.load("scenes4/jacobian-seed1"), zoo.load("scenes4/gradient_penalty-seed1")
+    first, second = zoo.load("quick/jacobian-seed1"), zoo.load("quick/gradient_penalty-seed1")
     x = as_float(scenes.images)
     top = first(x).topk(2, dim=1).indices.unbind(1)
 
@@ -130,7 +130,7 @@ def test_gradients_of_something_else_are_told_on_trained_networks_and_honest_one
     """The outputs do rise along them, so that their slope alone tells nothing."""
     check = audit.CHECKS["gradient unlike finite differences"]
     for name, other in (("jacobian", "gradient_penalty"), ("standard", "jacobian")):
-        model, foreign = (zoo.load(f"scenes4/{one}-seed1") for one in (name, other))
+        model, foreign = (zoo.load(f"quick/{one}-seed1") for one in (name, other))
         changed, _ = defences.DEFENCES[defence](model, foreign)
         assert checks.mean_figure(unlike(changed, scenes)).low > check.threshold
         for eps in (4 / 255, 16 / 255):  # the latter is four times what any of them is trained at

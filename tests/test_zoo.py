@@ -52,21 +52,21 @@ def test_what_a_training_asks_for_is_taken_from_the_zoo(home: Path, capsys: pyte
     data = scenes(run)
     first = training.train_each(run, {"standard": Standard()}, data)["standard"][0]
     table = evaluation.evaluate_each(run, {"standard": {0: first}}, data.test, {})
-    assert cards.add(run.folder) == zoo.names() == ["scenes4/standard-seed0"]
-    found = zoo.load("scenes4/standard-seed0")
+    assert cards.add(run.folder) == zoo.names() == ["quick/standard-seed0"]
+    found = zoo.load("quick/standard-seed0")
     x = data.test.images.float() / 255
     assert not found.training
     assert torch.equal(found(x), first(x))
-    clean = zoo.card("scenes4/standard-seed0")["accuracies"]["clean"]
+    clean = zoo.card("quick/standard-seed0")["accuracies"]["clean"]
     assert (clean["n"], clean["value"]) == (30, table["value"][0])
 
     other = started(sweep_images=30)  # another run that asks for the same training
     run.folder.rename(home / "away")
     again = training.train_each(other, {"plain": Standard()}, data)["plain"][0]
-    assert "scenes4/standard-seed0 of the zoo; retrain = true" in capsys.readouterr().out
+    assert "quick/standard-seed0 of the zoo; retrain = true" in capsys.readouterr().out
     assert torch.equal(again(x), first(x))
     known = read_json(other.folder / "training" / "plain-seed0" / "history.json")
-    assert known["zoo"] == "scenes4/standard-seed0"
+    assert known["zoo"] == "quick/standard-seed0"
     assert cards.add(other.folder) == []  # what came from there is not filed again
 
     anew = started(retrain=True)
@@ -80,28 +80,28 @@ def test_a_network_that_other_code_trained_is_said_and_trained_anew(home: Path, 
     data = scenes(run)
     training.train_each(run, {"standard": Standard()}, data)
     cards.add(run.folder)
-    card = zoo.folder() / "scenes4" / "standard-seed0.json"
+    card = zoo.folder() / "quick" / "standard-seed0.json"
     known = read_json(card)
     write_json(card, {**known, "asked": {**known["asked"], "code": "other"}})
     run.folder.rename(home / "away")
     again = started(sweep_images=30)
     training.train_each(again, {"plain": Standard()}, data)
-    assert "scenes4/standard-seed0 of the zoo was trained by other code; trained anew" in capsys.readouterr().out
+    assert "quick/standard-seed0 of the zoo was trained by other code; trained anew" in capsys.readouterr().out
     assert "zoo" not in read_json(again.folder / "training" / "plain-seed0" / "history.json")
 
 
 def test_a_network_of_the_same_name_by_another_recipe_is_replaced_only_when_asked(home: Path) -> None:
     run = started()
     training.train_each(run, {"standard": Standard()}, scenes(run))
-    assert cards.add(run.folder) == cards.add(run.folder) == ["scenes4/standard-seed0"]  # the same
+    assert cards.add(run.folder) == cards.add(run.folder) == ["quick/standard-seed0"]  # the same
     other = started(epochs=2)
     training.train_each(other, {"standard": Standard(), "another": Standard()}, scenes(other))
-    with pytest.raises(InputError, match="scenes4/standard-seed0 is in the zoo, by another recipe; --replace"):
+    with pytest.raises(InputError, match="quick/standard-seed0 is in the zoo, by another recipe; --replace"):
         cards.add(other.folder)
-    assert zoo.names() == ["scenes4/standard-seed0"]
-    assert len(zoo.card("scenes4/standard-seed0")["epochs"]) == 1
+    assert zoo.names() == ["quick/standard-seed0"]
+    assert len(zoo.card("quick/standard-seed0")["epochs"]) == 1
     assert len(cards.add(other.folder, replace=True)) == 2
-    assert len(zoo.card("scenes4/standard-seed0")["epochs"]) == 2
+    assert len(zoo.card("quick/standard-seed0")["epochs"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_network_trains_anew_to_the_same(tmp_path: Path, monkeypatch: pytest.M
     (filed: 89.6) and 92.4 to 94.7 % of the answers of the filed network, and their first epoch's loss was at most 0.0007
     from its. With another seed that is 0.0071 and 88.2 %, with a learning rate of a tenth less the loss is 0.0043 away.
     """
-    name = "scenes4/standard-seed1"
+    name = "quick/standard-seed1"
     card, filed = zoo.card(name), zoo.load(name)
     same = {one: card["asked"]["training"][one] for one in ("epochs", "batch_size", "learning_rate")}
     settings = studies.resolve("jacobian_norm", "quick", {**same, "seeds": [1], "test_images": 800})

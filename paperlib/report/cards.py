@@ -14,7 +14,7 @@ def add(run: Path, replace: bool = False) -> list[str]:
     """File every network of a run whose training the zoo can answer, with its accuracies: the names, in order.
 
     Raises InputError for a folder without trainings and, unless `replace` is set, where a network of the same name was
-    asked for otherwise; then nothing is filed.
+    asked for otherwise; then nothing is filed. They are named after the data, those of the preset `quick` after it.
     """
     if not (histories := sorted(run.glob("training/*/history.json"))):
         raise InputError(
@@ -22,7 +22,8 @@ def add(run: Path, replace: bool = False) -> list[str]:
         )
     known_of = {file: read_json(file) for file in histories}
     found = {file: one for file, one in known_of.items() if one.get("asked") is not None and "zoo" not in one}
-    names = {file: f"{known['asked']['data']}/{file.parent.name}" for file, known in found.items()}
+    quick = run.name.startswith("quick-")
+    names = {file: f"{'quick' if quick else known['asked']['data']}/{file.parent.name}" for file, known in found.items()}
     there = set(zoo.names())
     for file, name in names.items():
         if not replace and name in there and zoo.card(name)["asked"] != found[file]["asked"]:
