@@ -122,7 +122,7 @@ trained = study.train(run, s, study.methods(s, size, frozen), images)
 replaced = study.train(run, s, study.controls(s, size, frozen), images)
 swept = study.train(run, s, study.weights(s, size, frozen), images)
 everything = trained | replaced
-tables.save(run, study.costs(training.histories(run), list(everything)), "cost", "Training time.", 2)
+tables.save(run, study.costs(training.histories(run, everything)), "cost", "Training time.", 2)
 
 # %% [markdown]
 # ### Table 1
@@ -258,7 +258,7 @@ evaluation.flags(table, strong, curve)
 # claim. The caption says where the run differs from the paper.
 
 # %%
-early = study.early_rows(training.histories(run), list(trained), len(images.validation))
+early = study.early_rows(training.histories(run, trained), len(images.validation))
 more = [evaluation.summary(part) for part in (study.budget_rows(s, curve), early, further) if len(part)]
 measured = evaluation.combine(summary, measures, depths, *more, linear.rows(proposition), linear.bound_rows(bounds))
 verdicts = claims.judge("daat", run, measured, len(images.test.classes), audit.signs(run), excluded=linear.untold(proposition))

@@ -109,7 +109,7 @@ mlp_scores = study.others_each(run, {s.task: small}, points.test) if small else 
 
 # %%
 parts = {"train images": subset(points.train, s.landscape_images, 0), "test images": subset(points.test, s.landscape_images, 0)}
-curves = study.cosine_curves(training.histories(run), list(small))
+curves = study.cosine_curves(training.histories(run, small))
 display(figures.panels(run, curves, "mlp_cosines", x="epoch", label="mean cosine over the epoch"))
 display(tables.save(run, study.cosine_table(run, small, parts, mlp_layers), "mlp", "MLP: mean cosine at each layer's input.", 3))
 tables.save(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)), "mlp_accuracy",

@@ -122,8 +122,8 @@ val_attack = study.attacks(s)["pgd_10"]
 part = images if s.study_images is None else study.fewer(images, s.study_images)
 studied = training.train_each(run, study.study_methods(s), part, val_attack, seeds=s.seeds[:1],
                               epochs=s.study_epochs or 1, milestones=study.study_milestones(s))
-curves = study.study_curves(training.histories(run, studied), s.eta)
-shares = study.share_curves(training.histories(run, studied), list(studied))
+histories = training.histories(run, studied)
+curves, shares = study.study_curves(histories, s.eta), study.share_curves(histories)
 
 # %%
 if studied:
@@ -196,7 +196,7 @@ display(figures.accuracies(run, main[~main["measure"].isin(["mean", "nrr"])], cl
 
 # %%
 steps = measures.costs(defences | study.long_methods(s), network, images, run.device)
-cost = study.costs(training.histories(run), main, list(networks), steps)
+cost = study.costs(training.histories(run, networks), main, steps)
 figures.panels(run, study.time_points(cost, main), "time", x="training (minutes)", label="")
 
 # %% [markdown]

@@ -213,8 +213,9 @@ def test_the_untrained_oracle_has_the_published_shape() -> None:
 
 
 def test_early_and_by_budget_are_measures_that_claims_name() -> None:
-    history = {"epochs": [{"epoch": e + 1, "clean_accuracy": 0.1 * e, "robust_accuracy": 0.05 * e} for e in range(10)]}
-    rows = study.early_rows({"daat-seed3": history, "judge-seed1000": history}, ["daat"], 50)
+    epochs = np.arange(10)
+    history = pd.DataFrame({"epoch": epochs + 1, "clean_accuracy": 0.1 * epochs, "robust_accuracy": 0.05 * epochs})
+    rows = study.early_rows(history.assign(method="daat", seed=3), 50)
     assert rows[["method", "seed", "measure", "n"]].to_numpy().tolist() == [
         ["daat", 3, "early_clean", 50], ["daat", 3, "early_pgd", 50],
     ]  # fmt: skip
@@ -227,9 +228,8 @@ def test_early_and_by_budget_are_measures_that_claims_name() -> None:
 
 
 def test_costs_are_means_over_seeds_and_times_pgd_ats() -> None:
-    seconds = {"pgd_at-seed0": 60.0, "pgd_at-seed1": 120.0, "daat-seed0": 180.0}
-    histories = {name: {"seconds": took, "epochs": []} for name, took in seconds.items()}
-    table = study.costs(histories, ["pgd_at", "daat"])
+    rows = [("pgd_at", 0, 60.0, 1), ("pgd_at", 1, 120.0, 1), ("daat", 0, 180.0, 1), ("daat", 0, 180.0, 2)]
+    table = study.costs(pd.DataFrame(rows, columns=["method", "seed", "seconds", "epoch"]))
     assert table["minutes"].to_dict() == {"pgd_at": 1.5, "daat": 3.0}
     assert table["× PGD-AT"].to_dict() == {"pgd_at": 1.0, "daat": 2.0}
     assert table.loc["daat", "paper"] == 2.0

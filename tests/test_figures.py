@@ -2,7 +2,6 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -204,13 +203,9 @@ def test_heads_have_the_number_of_images_below_each_attack(run: runs.Run) -> Non
 
 
 def test_curves_of_training_are_means_and_ranges_over_seeds_in_percent(run: runs.Run) -> None:
-    def history(clean: float) -> dict[str, Any]:
-        epochs = [{"epoch": epoch, "clean_accuracy": clean, "total": 10 * clean} for epoch in (1, 2, 3)]
-        return {"epochs": epochs}
-
-    figure = figures.training_curves(
-        run, {"daat-seed0": history(0.4), "daat-seed1": history(0.6)}, ["clean_accuracy", "total"]
-    )
+    rows = [("daat", seed, epoch, clean, 10 * clean) for seed, clean in ((0, 0.4), (1, 0.6)) for epoch in (1, 2, 3)]
+    histories = pd.DataFrame(rows, columns=["method", "seed", "epoch", "clean_accuracy", "total"])
+    figure = figures.training_curves(run, histories, ["clean_accuracy", "total", "of no method"])
     shares, loss = figure.axes
     line, _, (arms,) = shares.containers[0]
     assert line.get_xydata().tolist() == [[1, 50], [2, 50], [3, 50]]

@@ -643,14 +643,11 @@ def test_the_tables_of_others_stand_beside_runs_of_their_case() -> None:
 
 
 def test_costs_and_times_are_read_from_the_histories() -> None:
-    def history(seconds: float, epochs: int) -> dict[str, Any]:
-        rows = [{"epoch": e + 1, "clean_accuracy": 0.1 * e, "robust_accuracy": 0.0} for e in range(epochs)]
-        return {"seconds": seconds, "epochs": rows}
-
-    histories = {"pgd_at-seed0": history(60, 2), "pgd_at-seed1": history(120, 2), "raat-seed0": history(180, 2),
-                 "pgd_at_long-seed0": history(190, 4), "study_full-seed0": history(1, 1)}  # fmt: skip
+    took = [("pgd_at", 0, 60, 2), ("pgd_at", 1, 120, 2), ("raat", 0, 180, 2), ("pgd_at_long", 0, 190, 4)]
+    rows = [(method, seed, seconds, epoch + 1) for method, seed, seconds, epochs in took for epoch in range(epochs)]
+    histories = pd.DataFrame(rows, columns=["method", "seed", "seconds", "epoch"])
     summary = pd.DataFrame({"method": ["pgd_at", "raat"], "measure": "clean", "mean": [0.5, 0.6]})
-    table = study.costs(histories, summary, ["pgd_at", "raat", "pgd_at_long"], pd.Series({"pgd_at": 3.0, "raat": 9.0}))
+    table = study.costs(histories, summary, pd.Series({"pgd_at": 3.0, "raat": 9.0}))
     assert table["minutes"].to_dict() == pytest.approx({"pgd_at": 1.5, "raat": 3.0, "pgd_at_long": 190 / 60})
     assert table["× PGD-AT"].to_dict() == pytest.approx({"pgd_at": 1, "raat": 2, "pgd_at_long": 190 / 90})
     assert table["epochs"].to_dict() == {"pgd_at": 2, "raat": 2, "pgd_at_long": 4}
@@ -749,14 +746,9 @@ def test_selecting_on_the_test_images_holds_nothing_out() -> None:
 
 
 def test_figure_2_is_read_from_the_histories() -> None:
-    def history(clean: float) -> dict[str, Any]:
-        epochs = [{"epoch": e, "clean_accuracy": clean, "robust_accuracy": clean / 2, "boundary": 0.1} for e in (1, 2)]
-        return {"epochs": epochs, "seconds": 60}
-
-    histories = {  # one training each
-        "study_full-seed0": history(0.8), "study_boundary_0.1-seed0": history(0.7),
-        "study_threshold_0.3-seed0": history(0.6), "raat-seed0": history(0.1),
-    }  # fmt: skip
+    clean = {"study_full": 0.8, "study_boundary_0.1": 0.7, "study_threshold_0.3": 0.6, "raat": 0.1}  # one training each
+    rows = [(name, epoch, share, share / 2, 0.1) for name, share in clean.items() for epoch in (1, 2)]
+    histories = pd.DataFrame(rows, columns=["method", "epoch", "clean_accuracy", "robust_accuracy", "boundary"])
     curves = study.study_curves(histories, 0.1)
     assert set(curves["panel"]) == {
         "boundary samples",
@@ -767,8 +759,8 @@ def test_figure_2_is_read_from_the_histories() -> None:
     assert table.loc["× 0.1", ("boundary samples", "robust accuracy")] == pytest.approx(35)
     assert table.loc["η = 0.1", ("threshold of the partition", "clean accuracy")] == pytest.approx(70)  # the same training
     assert table.loc["η = 0.3", ("threshold of the partition", "clean accuracy")] == pytest.approx(60)
-    shares = study.share_curves(histories, ["study_full", "raat"])
-    assert set(shares["line"]) == {"baseline", "raat"}
+    shares = study.share_curves(histories)
+    assert set(shares["line"]) == {"baseline", "boundary 0.1", "threshold 0.3", "raat"}
     assert set(shares["value"]) == {10.0}
 
 

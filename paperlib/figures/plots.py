@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,20 +63,13 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
     return save(run, figure, "accuracies", data.drop(columns="seeds"))
 
 
-def training_curves(run: Run, histories: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> Figure:
-    """A panel for each of the columns of the training histories, against the epoch: mean and range of a method's seeds."""
-    frames = [
-        pd.DataFrame(history["epochs"])
-        .reindex(columns=["epoch", *columns])
-        .assign(line=name.rsplit("-seed", 1)[0])
-        .melt(["line", "epoch"], columns, "panel")
-        for name, history in histories.items()
-    ]
-    data = pd.concat(frames).dropna(subset="value")
+def training_curves(run: Run, histories: pd.DataFrame, columns: Sequence[str]) -> Figure:
+    """A panel for each of the columns of `training.histories`, against the epoch: mean and range of a method's seeds."""
+    rows = histories.rename(columns={"method": "line"}).reindex(columns=["line", "epoch", *columns])
+    data = rows.melt(["line", "epoch"], var_name="panel").dropna(subset="value")
     data["value"] *= np.where(data["panel"].str.endswith("_accuracy"), 100, 1)
     found = data.groupby(["panel", "line", "epoch"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
     found = found.rename(columns={"mean": "value", "min": "low", "max": "high"})
-    found = found.sort_values("panel", key=lambda names: names.map(list(columns).index), kind="stable")
     found["panel"] = found["panel"].map(lambda column: CURVES.get(column, title(column)))
     return panels(run, found, "training", x="epoch", label="")
 

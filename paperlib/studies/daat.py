@@ -1,9 +1,9 @@
 """The study `daat_imagenet100`: what DAAT's notebook can be told, and what it trains, attacks and measures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from paperlib.methods.ramped import ramped
 from paperlib.models import external
 from paperlib.models.trained import Trained
 from paperlib.runs.files import InputError, root
-from paperlib.runs.run import Run, method_of
+from paperlib.runs.run import Run
 from paperlib.runs.settings import Count, Positive, Radius, Ramp
 from paperlib.studies.measures import training_time
 from paperlib.training import train_each
@@ -325,24 +325,20 @@ def agreement(run: Run, data: ImageSet, size: int, grid: tuple[int, int]) -> pd.
 EARLY = 0.2  # share of the training that "early" means: that in which features are aligned
 
 
-def early_rows(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str], validation: int) -> pd.DataFrame:
+def early_rows(histories: pd.DataFrame, validation: int) -> pd.DataFrame:
     """Figure 3 (a) and (b) early on: validation accuracy after the first fifth of the epochs, of `validation` images.
 
     Rows as `evaluate_each` has, measures "early_clean" and "early_pgd".
     """
-    rows = []
-    for training, history in histories.items():
-        name, seed = method_of(training), int(training.rsplit("-seed", 1)[1])
-        if name in names:
-            epoch = history["epochs"][max(1, round(EARLY * len(history["epochs"]))) - 1]
-            for measure, key in (("early_clean", "clean_accuracy"), ("early_pgd", "robust_accuracy")):
-                rows.append((name, seed, measure, validation, epoch[key]))
-    return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value"])
+    last = histories.groupby(["method", "seed"])["epoch"].transform("max")
+    early = histories[histories["epoch"] == (EARLY * last).round().clip(lower=1)]
+    early = early.rename(columns={"clean_accuracy": "early_clean", "robust_accuracy": "early_pgd"}).assign(n=validation)
+    return early.melt(["method", "seed", "n"], ["early_clean", "early_pgd"], "measure")
 
 
-def costs(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def costs(histories: pd.DataFrame) -> pd.DataFrame:
     """Training time by method, of `training_time`, beside what B.1 states for DAAT."""
-    return training_time(histories, names)[["minutes", "× PGD-AT"]].assign(paper=pd.Series({"daat": 2.0}))
+    return training_time(histories)[["minutes", "× PGD-AT"]].assign(paper=pd.Series({"daat": 2.0}))
 
 
 def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from paperlib.methods import Method, outputs
 from paperlib.methods.baselines import AdversarialTraining, GradientPenalty, Standard, Task
 from paperlib.methods.gfa import GFA, RadialTwin, Watched, check_differentiable_twice, cosines
 from paperlib.models.trained import Trained, each_model
-from paperlib.runs.run import Run, method_of
+from paperlib.runs.run import Run
 from paperlib.runs.settings import Count, Images, Positive, Radius, Share
 from paperlib.training import train_each
 
@@ -323,25 +323,16 @@ def cosine_table(run: Run, trained: Trained, parts: Mapping[str, ImageSet], name
     return pd.DataFrame(rows).T
 
 
-def cosine_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def cosine_curves(histories: pd.DataFrame) -> pd.DataFrame:
     """The cosines over training: columns panel (the layer), line (the method, and on which images), epoch, value.
 
     On training images as the loss saw them, mean over the epoch; on validation images after it, in evaluation mode.
     """
-    rows = [
-        (
-            f"input of {key.rsplit('cosine ', 1)[1]}",
-            f"{method_of(training)}, {'validation' if key.startswith('validation') else 'training'}",
-            *(epoch["epoch"], epoch[key]),
-        )
-        for training, history in histories.items()
-        if method_of(training) in names
-        for epoch in history["epochs"]
-        for key in epoch
-        if key.startswith(("cosine ", "validation cosine "))
-    ]
-    frame = pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
-    return frame.groupby(["panel", "line", "epoch"], sort=False, as_index=False).mean()
+    keys = [key for key in histories if key.startswith(("cosine ", "validation cosine "))]
+    rows = histories.melt(["method", "epoch"], keys, "key").dropna(subset="value")
+    on = rows["key"].str.startswith("validation").map({True: "validation", False: "training"})
+    rows = rows.assign(panel=rows["key"].str.replace(".*cosine ", "input of ", regex=True), line=rows["method"] + ", " + on)
+    return rows.groupby(["panel", "line", "epoch"], sort=False, as_index=False)["value"].mean()
 
 
 def _row(method: str, measure: str, value: float, low: float, high: float, seeds: int, n: int) -> dict[str, Any]:

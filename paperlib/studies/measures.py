@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ from paperlib.geometry.saliency import Attention
 from paperlib.methods import Batch, Method
 from paperlib.methods.gfa import aligned
 from paperlib.methods.pag import Targets
-from paperlib.runs.run import method_of
 from paperlib.training import cost
 
 # What each measure is, and whose.
@@ -174,11 +172,11 @@ def within(parts: Mapping[str, pd.DataFrame], robust: str) -> pd.DataFrame:
 # What it costs -----------------------------------------------------------------------------------------------------
 
 
-def training_time(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Of each named method that was trained: minutes (mean over seeds), times PGD-AT's where that is there, and epochs."""
-    each = [(method_of(training), one["seconds"] / 60, len(one["epochs"])) for training, one in histories.items()]
-    table = pd.DataFrame(each, columns=["method", "minutes", "epochs"]).groupby("method").mean()
-    table = table.loc[[name for name in names if name in table.index]].rename_axis(None)
+def training_time(histories: pd.DataFrame) -> pd.DataFrame:
+    """Of each method of `training.histories`: minutes (mean over seeds), times PGD-AT's where that is there, and epochs."""
+    each = histories.groupby(["method", "seed"], sort=False).agg(minutes=("seconds", "first"), epochs=("epoch", "max"))
+    table = each.groupby("method", sort=False).mean().rename_axis(None)
+    table["minutes"] /= 60
     if "pgd_at" in table.index:
         table.insert(1, "× PGD-AT", table["minutes"] / table.loc["pgd_at", "minutes"])
     return table

@@ -1,7 +1,7 @@
 """The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -24,7 +24,7 @@ from paperlib.methods.baselines import MART, START, TRADES, AdversarialTraining,
 from paperlib.methods.raat import RAAT, Form, PartitionedAT, RAATSharp, partition
 from paperlib.methods.ramped import ramped
 from paperlib.models.trained import Trained, each_model, first_models
-from paperlib.runs.run import Run, method_of
+from paperlib.runs.run import Run
 from paperlib.runs.settings import MOST, Count, Positive, Radius, Ramp, Share
 from paperlib.studies.measures import training_time
 from paperlib.training import train_each
@@ -321,7 +321,7 @@ PLANS = {"raat_boundary": plan}
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.DataFrame:
+def study_curves(histories: pd.DataFrame, eta: float) -> pd.DataFrame:
     """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
 
     Panels: boundary samples, other samples, threshold. The baseline stands in each that has something to
@@ -329,22 +329,18 @@ def study_curves(histories: Mapping[str, Mapping[str, Any]], eta: float) -> pd.D
     """
     panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
     panels["random"] = panels["boundary"]
-    rows = []
-    for training, history in histories.items():
-        name = method_of(training)
-        if not name.startswith("study_"):
-            continue
+    parts = []
+    for name, history in histories[histories["method"].str.startswith("study_")].groupby("method", sort=False):
         _, part, *value = name.split("_")
         words = {"full": "baseline", "threshold": "η = ", "random": "as many at random × "}
         line = words.get(part, "× ") + "".join(value)
         places = [(panel, line) for panel in dict.fromkeys(panels.values())] if part == "full" else [(panels[part], line)]
         if part == "boundary" and value == [f"{eta:g}"]:
             places.append((panels["threshold"], f"η = {eta:g}"))
-        for epoch in history["epochs"]:
-            for measure in ("clean_accuracy", "robust_accuracy"):
-                for place in places:
-                    rows.append((place[0], measure.replace("_", " "), place[1], epoch["epoch"], 100 * epoch[measure]))
-    frame = pd.DataFrame(rows, columns=["panel", "measure", "line", "epoch", "value"])
+        found = history.melt("epoch", ["clean_accuracy", "robust_accuracy"], "measure")
+        parts += [found.assign(panel=panel, line=line) for panel, line in places]
+    frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "measure", "value", "panel", "line"])
+    frame = frame.assign(measure=frame["measure"].str.replace("_", " "), value=100 * frame["value"])
     compared = frame.groupby("panel")["line"].transform("nunique") > 1
     frame = frame[compared] if compared.any() else frame
     return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
@@ -356,23 +352,12 @@ def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
     return late.pivot_table(index="line", columns=["panel", "measure"], values="value", sort=False)
 
 
-def share_curves(histories: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def share_curves(histories: pd.DataFrame) -> pd.DataFrame:
     """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
-    rows = [
-        (panel, _line(training), epoch["epoch"], 100 * epoch[share])
-        for training, history in histories.items()
-        if method_of(training) in names
-        for epoch in history["epochs"]
-        for share, panel in (("misclassified", "misclassified"), ("boundary", "boundary"))
-        if share in epoch
-    ]
-    return pd.DataFrame(rows, columns=["panel", "line", "epoch", "value"])
-
-
-def _line(training: str) -> str:
-    """How a training of Figure 2 is named where all of them stand in one panel."""
-    name = method_of(training).removeprefix("study_")
-    return "baseline" if name == "full" else name.replace("_", " ")
+    names = histories["method"].str.removeprefix("study_")  # all of Figure 2's in one panel
+    lines = names.where(names != "full", "baseline").str.replace("_", " ")
+    rows = histories.assign(line=lines).reindex(columns=["line", "epoch", "misclassified", "boundary"])
+    return rows.melt(["line", "epoch"], var_name="panel").dropna().assign(value=lambda found: 100 * found["value"])
 
 
 def shares_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
@@ -499,14 +484,12 @@ def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
 
 
-def costs(
-    histories: Mapping[str, Mapping[str, Any]], summary: pd.DataFrame, names: Sequence[str], step: pd.Series
-) -> pd.DataFrame:
+def costs(histories: pd.DataFrame, summary: pd.DataFrame, step: pd.Series) -> pd.DataFrame:
     """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%).
 
     "step" is what one costs in plain steps, of `measures.costs`, where it was counted.
     """
-    table = training_time(histories, names).assign(step=step)
+    table = training_time(histories).assign(step=step)
     for measure in dict.fromkeys(summary["measure"]):
         part = summary[summary["measure"] == measure].set_index("method")["mean"]
         if measure in ("clean", "pgd_10", "autoattack"):

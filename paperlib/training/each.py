@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ from paperlib.data import Splits
 from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import Standard
 from paperlib.runs.files import read_json
-from paperlib.runs.run import Run, method_of
+from paperlib.runs.run import Run
 from paperlib.training.devices import draw_from, mix
 from paperlib.training.loop import Batches, fit
 
@@ -74,10 +75,17 @@ def one_batch(run: Run, data: Splits, averaged: nn.Module | None = None) -> tupl
     return batch, Step(total // 2, total, epoch, averaged, settings.epochs)
 
 
-def histories(run: Run, methods: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The history of every finished training of a run, or of the named methods' alone, by its name.
+def histories(run: Run, methods: Collection[str]) -> pd.DataFrame:
+    """One row an epoch of each finished training of the named methods.
 
-    seconds (of training alone), validation_seconds, and epochs with losses and accuracies.
+    Columns method, seed, seconds (of the whole training, without validation), epoch, and the epoch's losses and
+    accuracies; NaN where a method has none of that name.
     """
-    files = {file.parent.name: file for file in sorted(run.folder.glob("training/*/history.json"))}
-    return {name: read_json(file) for name, file in files.items() if methods is None or method_of(name) in methods}
+    rows = [
+        {"method": method, "seed": int(file.parent.name.rpartition("-seed")[2]), "seconds": history["seconds"], **epoch}
+        for method in methods
+        for file in sorted(run.folder.glob(f"training/{method}-seed*/history.json"))
+        for history in [read_json(file)]
+        for epoch in history["epochs"]
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["method", "seed", "seconds", "epoch"])
