@@ -56,7 +56,7 @@ models.summary(network, images.images.shape[1:])
 
 # %%
 seen, label = explore.look(run.settings, network, images)
-display(figures.close_up(run, seen, label, images.classes))
+display(figures.close_up(run, seen, label, images.classes, run.settings.norm))
 run.finish()
 
 # %% [markdown]

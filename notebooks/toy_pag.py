@@ -102,7 +102,7 @@ trained = training.train_each(run, methods, data)
 # %%
 distances = study.toy_margins(run, trained, data.test)
 display(figures.decision_boundaries(run, trained, data.test))
-figures.margins(run, distances)
+figures.margins(run, distances, run.settings.eps)
 
 # %% [markdown]
 # ## Under attack

@@ -224,7 +224,7 @@ def test_what_lies_beyond_the_search_does_not_fall_and_what_is_wrong_falls_at_ze
     assert line.get_xdata().tolist()[:4] == [0, 0, 1, 2]
     assert figure.axes[0].get_xlim()[1] < 3  # one image in fifty squashes no other
     margins = pd.DataFrame({"method": "pag", "seed": 0, "direction": ["along", "across"], "distance": [60.0, 5.0]})
-    across = figures.margins(run, margins).axes
+    across = figures.margins(run, margins, eps=15.0).axes
     assert [axis.get_title() for axis in across] == ["along the manifold", "across the manifold"]
     assert across[0].lines[0].get_ydata().min() == 100
 

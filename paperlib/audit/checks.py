@@ -30,6 +30,7 @@ from paperlib.runs import distributed
 from paperlib.runs.files import InputError, read_json, write_json
 from paperlib.runs.progress import Bar
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 from paperlib.runs.tensors import digest
 
 Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
@@ -501,7 +502,7 @@ def _accuracies(found: Found) -> pd.DataFrame:
 
 
 def audit_each(
-    run: Run,
+    run: Run[Settings],
     trained: Trained,
     data: ImageSet,
     *,
@@ -544,7 +545,7 @@ def as_json(found: Audit) -> dict[str, Any]:
     }
 
 
-def signs(run: Run) -> dict[str, list[str]]:
+def signs(run: Run[Settings]) -> dict[str, list[str]]:
     """The checks of the run's audit that speak against each method; none for most."""
     return {
         file.stem: [row["check"] for row in read_json(file)["checks"] if row["sign"]]

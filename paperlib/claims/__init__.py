@@ -15,6 +15,7 @@ from paperlib.claims import ledger
 from paperlib.evaluation.intervals import FEWEST
 from paperlib.runs.files import InputError, write_json
 from paperlib.runs.run import Run, read_presets
+from paperlib.runs.settings import Settings
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 MARKS: dict[Outcome, str] = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
@@ -73,7 +74,7 @@ def rows(paper: str, table: str) -> dict[str, dict[str, float]]:
 
 
 def judge(
-    paper: str, run: Run, measured: pd.DataFrame, classes: int, doubts: Mapping[str, Sequence[str]] | None = None,
+    paper: str, run: Run[Settings], measured: pd.DataFrame, classes: int, doubts: Mapping[str, Sequence[str]] | None = None,
     case: str | None = None, excluded: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
@@ -222,7 +223,7 @@ def verdict(
     return "direction only", f"{found}, less than half of the paper's {claimed:+.1f}"
 
 
-def differences(run: Run, scale: Mapping[str, Any], case: str) -> list[str]:
+def differences(run: Run[Settings], scale: Mapping[str, Any], case: str) -> list[str]:
     """Where the run's settings differ from the paper's, in words; empty where they do not.
 
     The paper's are those of the preset `paper`, but for what `scale` says: `by_case` for another case than the preset's,

@@ -262,7 +262,7 @@ def lines(plan: pd.DataFrame, width: int = 140) -> list[str]:
     return [*found, told(plan)]
 
 
-def show(run: Run, plan: Plan) -> Any:
+def show(run: Run[Settings], plan: Plan) -> Any:
     """The plan of a run as a notebook shows it; kept as plan.json in its folder."""
     found = table(run.notebook, run.settings, plan, run.folder)
     write_json(run.folder / "plan.json", found.to_dict("records"))

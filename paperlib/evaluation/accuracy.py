@@ -20,6 +20,7 @@ from paperlib.runs import deadline, distributed
 from paperlib.runs.files import root
 from paperlib.runs.progress import Bar, live
 from paperlib.runs.run import Run, recall
+from paperlib.runs.settings import Settings
 from paperlib.runs.tensors import described, digest, read_tensors, write_tensors
 
 CHUNK = 250  # images attacked together at most, and lost when the process is killed
@@ -101,7 +102,7 @@ def _in_rounds(
 
 
 def evaluate_each(
-    run: Run, trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], label: str = "test", *,
+    run: Run[Settings], trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], label: str = "test", *,
     box: tuple[float, float] | None = BOX,
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
@@ -126,7 +127,7 @@ def evaluate_each(
 
 
 def distances_each(
-    run: Run, trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], chunk: int = 50
+    run: Run[Settings], trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], chunk: int = 50
 ) -> pd.DataFrame:
     """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
 
@@ -161,7 +162,7 @@ def _distances(
     return {"distance": distances(model, images, labels, attack(model, images, labels), "l2")}
 
 
-def sweep(run: Run, trained: Trained, data: ImageSet, attack: Attack, factors: Sequence[float]) -> pd.DataFrame:
+def sweep(run: Run[Settings], trained: Trained, data: ImageSet, attack: Attack, factors: Sequence[float]) -> pd.DataFrame:
     """Accuracy against eps: `attack` at its own eps times each factor, its step size scaled alike.
 
     Columns as of `evaluate_each`, and eps. A rise of accuracy with eps is flagged.
@@ -209,7 +210,7 @@ def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, co
 
 
 @contextmanager
-def measuring(run: Run, seed: int, model: nn.Module) -> Iterator[nn.Module]:
+def measuring(run: Run[Settings], seed: int, model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode on the run's device, and within everything random drawn from the seed."""
     with evaluating(model.to(run.device)), torch.random.fork_rng():
         torch.manual_seed(seed)

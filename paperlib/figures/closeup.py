@@ -17,6 +17,7 @@ from paperlib.attacks import Norm, lengths
 from paperlib.figures.style import COLOURS, WIDTHS, new, save, style
 from paperlib.geometry.closeup import CloseUp
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 GRID = (2, 4)  # panels
 HEIGHT = 0.6  # of the figure, as a share of its width
@@ -24,10 +25,10 @@ SCREEN = (8.0, 100)  # inches and dots an inch of the picture that is drawn agai
 SMALL = 7  # points, of all words
 
 
-def close_up(run: Run, seen: CloseUp, label: int, classes: Sequence[str]) -> Figure:
+def close_up(run: Run[Settings], seen: CloseUp, label: int, classes: Sequence[str], norm: Norm) -> Figure:
     """An image and its adversarial, the perturbation, the input gradient, where the network looks, margin and loss."""
     figure, axes = new(run, *GRID, height=WIDTHS[run.settings.venue] * HEIGHT)
-    Sheet(axes).show(seen, label, classes, run.settings.norm)
+    Sheet(axes).show(seen, label, classes, norm)
     return save(run, figure, "close_up", pd.DataFrame({"share": seen.shares.cpu(), "margin": seen.margins.cpu()}))
 
 

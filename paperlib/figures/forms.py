@@ -16,6 +16,7 @@ from torch import Tensor
 from paperlib.figures.names import LOOKS, title
 from paperlib.figures.style import COLOURS, MARKERS, WIDTHS, new, save
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 
 def looks(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -41,7 +42,7 @@ def looks(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def tiles(
-    run: Run, titles: Sequence[str], least: float = 1.55, ratio: float = 0.75, **more: Any
+    run: Run[Settings], titles: Sequence[str], least: float = 1.55, ratio: float = 0.75, **more: Any
 ) -> tuple[Figure, list[Any]]:
     """A figure of panels with `titles`, each at least `least` inches wide: as many side by side as the width holds.
 
@@ -72,7 +73,7 @@ def legend(figure: Figure, axes: Sequence[Any]) -> None:
                       ncols=-(-len(found) // lines), columnspacing=1.2)  # fmt: skip
 
 
-def nothing(run: Run, name: str, data: pd.DataFrame, words: str = "nothing of this was trained") -> Figure:
+def nothing(run: Run[Settings], name: str, data: pd.DataFrame, words: str = "nothing of this was trained") -> Figure:
     """A figure that says why there is nothing to see."""
     figure, axis = new(run, height=0.5)
     axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=8)
@@ -120,7 +121,7 @@ def coloured(values: Tensor, colours: str = "gray", low: float | None = None, hi
     return torch.from_numpy(plt.get_cmap(colours)(shares)[..., :3]).permute(2, 0, 1)
 
 
-def stamps(run: Run, rows: Mapping[str, Sequence[Tensor]], heads: Sequence[str] = ()) -> Figure:
+def stamps(run: Run[Settings], rows: Mapping[str, Sequence[Tensor]], heads: Sequence[str] = ()) -> Figure:
     """A sheet of images C×H×W in [0,1], a row for each name, under `heads`, as wide as the venue has it. To be saved.
 
     Turned over where a row would be too long for the width and a column is not.

@@ -18,11 +18,12 @@ from paperlib.figures.plots import beyond, panels
 from paperlib.figures.style import COLOURS, MARKERS, WIDTHS, new, save
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 TWO_CLASSES = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
 
 
-def decision_boundaries(run: Run, trained: Trained, data: ImageSet) -> Figure:
+def decision_boundaries(run: Run[Settings], trained: Trained, data: ImageSet) -> Figure:
     """The paper's Figure 3: test points over the predicted class of the plane, one panel a method, its first seed."""
     figure, axes = tiles(run, [title(method) for method in trained], sharey=True)
     reach = data.images.abs().amax(0) * 1.25
@@ -41,20 +42,20 @@ def decision_boundaries(run: Run, trained: Trained, data: ImageSet) -> Figure:
     return save(run, figure, "decision_boundaries")
 
 
-def margins(run: Run, distances: pd.DataFrame) -> Figure:
+def margins(run: Run[Settings], distances: pd.DataFrame, eps: float) -> Figure:
     """How far samples lie from the decision boundary, up to 60: columns method, direction, distance; all seeds together."""
     named = pd.DataFrame({"panel": distances["direction"] + " the manifold", "line": distances["method"],
                           "distance": distances["distance"]})  # fmt: skip
-    return beyond(run, named, "margins", "distance (dotted: ε)", 60.0, run.settings.eps)
+    return beyond(run, named, "margins", "distance (dotted: ε)", 60.0, eps)
 
 
-def distance_curves(run: Run, distances: pd.DataFrame) -> Figure:
+def distance_curves(run: Run[Settings], distances: pd.DataFrame) -> Figure:
     """Share of images that an attack needs more than a distance for, a panel an attack: columns attack, method, each."""
     named = distances.rename(columns={"attack": "panel", "method": "line", "each": "distance"}).explode("distance")
     return beyond(run, named.astype({"distance": float}), "distances", "L2 distance")
 
 
-def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Figure:
+def targets(run: Run[Settings], example: ImageSet, sources: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Figure:
     """The paper's Figure 2: where the image of a set of one is pointed to, g(x, t) of each class, a row a source."""
     image, classes = as_float(example.images).to(run.device), example.classes[:10]
     rows = {}
@@ -65,7 +66,11 @@ def targets(run: Run, example: ImageSet, sources: Mapping[str, Callable[[Tensor,
 
 
 def targeted(
-    run: Run, original: Tensor, changed: Mapping[str, Tensor], classes: Sequence[str], name: str = "targeted_images"
+    run: Run[Settings],
+    original: Tensor,
+    changed: Mapping[str, Tensor],
+    classes: Sequence[str],
+    name: str = "targeted_images",
 ) -> Figure:
     """PAG's Figures 4 and 5: images changed toward each class, N×C×… a method in order of the target class."""
     return save(
@@ -73,7 +78,7 @@ def targeted(
     )
 
 
-def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
+def tradeoff(run: Run[Settings], summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
     """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed)."""
     measured = summary["measure"].isin(["clean", "pgd_linf", "pgd_l2"]) & summary["method"].str.startswith("lambda_")
     rows = [
@@ -88,7 +93,7 @@ def tradeoff(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str
     return panels(run, pd.DataFrame(rows, columns=["line", "λ", "value", "low", "high"]), "tradeoff", x="λ")
 
 
-def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:
+def planes(run: Run[Settings], values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:
     """RAAT's Figures 1 and 3 on points in [0,1]²: prediction, its boundary, and the training points in their ε-boxes.
 
     `values` are z_1 − z_0 on a square grid, by method; the dashed line is the true boundary.
@@ -110,7 +115,7 @@ def planes(run: Run, values: Mapping[str, np.ndarray], data: ImageSet, eps: floa
     return save(run, figure, "planes")
 
 
-def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
+def gaussian(run: Run[Settings], gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
     """RAAT's Theorem 1: errors by dimension with and without consistency, and the samples needed beside c √d."""
     figure, (left, right) = tiles(run, ["error (%)", "samples for 1 % robust error"])
     for (estimator, error), part in gaps.groupby(["estimator", "error"], sort=False):
@@ -135,7 +140,7 @@ def gaussian(run: Run, gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
     return save(run, figure, "gaussian", needed)
 
 
-def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figure:
+def landscapes(run: Run[Settings], values: Mapping[str, np.ndarray], reach: float) -> Figure:
     """The loss over the radial × tangential plane, a panel a method, all on one colour scale; the cross is the image.
 
     `values` are square grids over ± `reach` in L2, rows along the tangential direction.
@@ -160,13 +165,13 @@ def landscapes(run: Run, values: Mapping[str, np.ndarray], reach: float) -> Figu
     return save(run, figure, "landscapes", pd.concat(frames, keys=values, names=["method"]).reset_index())
 
 
-def depth_sheet(run: Run, images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+def depth_sheet(run: Run[Settings], images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     """Images N×C×H×W in [0,1] above maps N×H×W by name, each map on its own scale from black to white."""
     rows = {"image": list(images), **{name: [coloured(one) for one in own] for name, own in maps.items()}}
     return save(run, stamps(run, rows), "depth")
 
 
-def changes(run: Run, name: str, images: Tensor, pairs: Mapping[str, tuple[Tensor, Tensor]], what: str) -> Figure:
+def changes(run: Run[Settings], name: str, images: Tensor, pairs: Mapping[str, tuple[Tensor, Tensor]], what: str) -> Figure:
     """Maps before and after an attack and their difference by method: red where the map rose, blue where it fell.
 
     A column for each image of N×C×H×W, the first of those that the maps N×h×w are of. Each map has its own scale, all
@@ -186,7 +191,7 @@ def changes(run: Run, name: str, images: Tensor, pairs: Mapping[str, tuple[Tenso
     return save(run, stamps(run, rows), name)
 
 
-def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
+def correlations(run: Run[Settings], found: pd.DataFrame, robust: str) -> Figure:
     """Rank correlation of each measure with robust accuracy, alone and beside the gradient's size, with 95 % intervals."""
     parts = {"ρ": "alone", "beside the gradient": "beside the gradient's size"}
     data = pd.concat(
@@ -203,7 +208,7 @@ def correlations(run: Run, found: pd.DataFrame, robust: str) -> Figure:
     return save(run, figure, "correlations", table)
 
 
-def against(run: Run, parts: Mapping[str, pd.DataFrame], measures: Sequence[str], robust: str) -> Figure:
+def against(run: Run[Settings], parts: Mapping[str, pd.DataFrame], measures: Sequence[str], robust: str) -> Figure:
     """Every measure of each model against its robust accuracy: one panel a measure, one mark a model.
 
     `parts` has the rows of `measures.by_model` of each kind of model, whose marks differ. A value farther out than three
@@ -234,7 +239,7 @@ def against(run: Run, parts: Mapping[str, pd.DataFrame], measures: Sequence[str]
     return save(run, figure, "measures", drawn.reset_index())
 
 
-def front(run: Run, found: pd.DataFrame, robust: str) -> Figure:
+def front(run: Run[Settings], found: pd.DataFrame, robust: str) -> Figure:
     """Clean and robust accuracy and cost side by side, the most robust method first.
 
     `found` is of `measures.front`; filled is what no other method is at least as good as in all three, and better in one.

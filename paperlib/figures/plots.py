@@ -14,11 +14,12 @@ from paperlib.figures.forms import arms, dots, legend, looks, nothing, stamps, t
 from paperlib.figures.names import CURVES, SCORES, title
 from paperlib.figures.style import COLOURS, WIDTHS, new, save, style
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 MANY = 12  # points from which an interval is a band, and no mark stands at each
 
 
-def contact_sheet(run: Run, data: ImageSet, name: str = "images") -> Figure:
+def contact_sheet(run: Run[Settings], data: ImageSet, name: str = "images") -> Figure:
     """The first images of each class (at most ten of each, and ten classes), one class a row."""
     per_class = min(10, int(WIDTHS[run.settings.venue] / 0.5))
     chosen = {
@@ -29,7 +30,9 @@ def contact_sheet(run: Run, data: ImageSet, name: str = "images") -> Figure:
     return save(run, stamps(run, {label: images[:count] for label, images in chosen.items()}), name)
 
 
-def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
+def accuracies(
+    run: Run[Settings], summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]] | None = None
+) -> Figure:
     """Accuracy of each method under each attack with 95 % intervals; seeds are faint dots, the paper's numbers strokes.
 
     `summary` is of `evaluation.summary`; what has too few images for an interval is left out, and scores that are no
@@ -63,7 +66,7 @@ def accuracies(run: Run, summary: pd.DataFrame, reported: Mapping[str, Mapping[s
     return save(run, figure, "accuracies", data.drop(columns="seeds"))
 
 
-def training_curves(run: Run, histories: pd.DataFrame, columns: Sequence[str]) -> Figure:
+def training_curves(run: Run[Settings], histories: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """A panel for each of the columns of `training.histories`, against the epoch: mean and range of a method's seeds."""
     rows = histories.rename(columns={"method": "line"}).reindex(columns=["line", "epoch", *columns])
     data = rows.melt(["line", "epoch"], var_name="panel").dropna(subset="value")
@@ -74,7 +77,7 @@ def training_curves(run: Run, histories: pd.DataFrame, columns: Sequence[str]) -
     return panels(run, found, "training", x="epoch", label="")
 
 
-def panels(run: Run, data: pd.DataFrame, name: str, *, x: str, label: str = "accuracy (%)") -> Figure:
+def panels(run: Run[Settings], data: pd.DataFrame, name: str, *, x: str, label: str = "accuracy (%)") -> Figure:
     """Lines of `value` against the column `x`: a panel for each value of the column panel, a line for each of line.
 
     Columns low and high, where there are any, become error bars, or bands where points are many. Where x is words, no
@@ -123,7 +126,7 @@ def panels(run: Run, data: pd.DataFrame, name: str, *, x: str, label: str = "acc
 
 
 def beyond(
-    run: Run, distances: pd.DataFrame, name: str, label: str, limit: float = np.inf, eps: float | None = None
+    run: Run[Settings], distances: pd.DataFrame, name: str, label: str, limit: float = np.inf, eps: float | None = None
 ) -> Figure:
     """Share of images that are farther than a distance from the boundary: columns panel, line, distance, a row an image.
 
@@ -153,7 +156,7 @@ def beyond(
     return save(run, figure, name, pd.concat(rows))
 
 
-def grid(run: Run, summary: pd.DataFrame) -> Figure:
+def grid(run: Run[Settings], summary: pd.DataFrame) -> Figure:
     """Accuracy in percent of every method (rows) under every attack (columns), n images each: a number and a shade."""
     table = 100 * summary.pivot_table(index="method", columns="measure", values="mean", sort=False)
     counts = summary.groupby("measure")["n"].min()

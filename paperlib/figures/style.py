@@ -11,6 +11,7 @@ from matplotlib.rcsetup import cycler
 
 from paperlib.runs.files import write_atomically, write_text
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 # Text width in inches, and that of a column where there are two.
 WIDTHS = {
@@ -38,14 +39,16 @@ def style(venue: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def new(run: Run, rows: int = 1, columns: int = 1, height: float | None = None, **more: Any) -> tuple[Figure, Any]:
+def new(
+    run: Run[Settings], rows: int = 1, columns: int = 1, height: float | None = None, **more: Any
+) -> tuple[Figure, Any]:
     """An empty figure in the run's venue style, `height` inches tall, and its axes as `plt.subplots` gives them."""
     plt.style.use(["default", style(run.settings.venue)])  # notebooks draw when the cell ends, so no context manager
     width = WIDTHS[run.settings.venue]
     return plt.subplots(rows, columns, figsize=(width, height or max(1.9, width * 0.42)), **more)
 
 
-def save(run: Run, figure: Figure, name: str, data: pd.DataFrame | None = None, words: str = "") -> Figure:
+def save(run: Run[Settings], figure: Figure, name: str, data: pd.DataFrame | None = None, words: str = "") -> Figure:
     """Write the figure as PDF, SVG and PNG under figures/, its data as CSV, and as JSON its settings and what it shows.
 
     The same data give the same bytes: the files carry no dates. Returns the figure, so that a notebook shows it.

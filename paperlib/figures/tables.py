@@ -11,6 +11,7 @@ from paperlib.figures.names import title, with_interval
 from paperlib.figures.style import WIDTHS
 from paperlib.runs.files import write_text
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 MOST = 7  # columns of a table in LaTeX
 CHARACTER, SEPARATION, POINTS = 4.6, 8, 72.27  # of LaTeX's small type, in its points: a character, a column's gap, an inch
@@ -18,7 +19,7 @@ LINES = 50  # of a page, after which a table goes on in another
 LONG = 34  # characters from which a column of text is broken into lines
 
 
-def save(run: Run, data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
+def save(run: Run[Settings], data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
     """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown.
 
     Intervals stand in the cell of their value, but in the CSV. An empty table is not written; what is shown says so.

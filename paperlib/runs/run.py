@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -98,13 +98,16 @@ def device_of(settings: Settings) -> "torch.device":
     return torch.device(here if settings.device == "auto" else settings.device)
 
 
+S_co = TypeVar("S_co", bound=Settings, covariant=True)
+
+
 @dataclass(frozen=True)
-class Run:
-    """One notebook with its settings, at work in its folder."""
+class Run(Generic[S_co]):
+    """One notebook with the settings of its study, at work in its folder."""
 
     notebook: str
     preset: str
-    settings: Any  # the study's own Settings
+    settings: S_co
     folder: Path
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)  # as `started`, by a clock that is never set
@@ -180,7 +183,7 @@ def edited(notebook: Path) -> dict[str, Any]:
     return {}
 
 
-def begin(notebook: str, preset: str, settings: Settings) -> Run:
+def begin(notebook: str, preset: str, settings: Settings) -> Run[Settings]:
     """Begin, or go on with, the run of these settings.
 
     Raises InputError when another process is at work in the same folder, or the number of devices is not as started.
@@ -312,7 +315,7 @@ def taken(about: Mapping[str, Any], now: float | None = None) -> float:
     return max(passed, float(about["seconds"])) if passed < AGES else float(about["seconds"])
 
 
-def _say(run: Run, state: str, **more: Any) -> None:
+def _say(run: Run[Settings], state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started, "clock": run.clock}
     place = {"process": os.getpid(), "host": platform.node()}
     seconds = time.monotonic() - run.clock  # of this session; trainings keep their own
@@ -321,7 +324,7 @@ def _say(run: Run, state: str, **more: Any) -> None:
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 
 
-def _own(run: Run) -> bool:
+def _own(run: Run[Settings]) -> bool:
     """Whether the status in a run's folder is that of this process, and so the folder that it began."""
     with suppress(FileNotFoundError):
         return bool(read_json(run.folder / "status.json").get("process") == os.getpid())
@@ -347,7 +350,7 @@ def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**about, "state": "killed", "seconds": taken(about, progress.clock(folder) or 0.0)}
 
 
-def _watch(run: Run) -> None:
+def _watch(run: Run[Settings]) -> None:
     """Record the error of a failed cell, and the end of a kernel before the run is finished."""
     atexit.register(lambda: _leave(run.folder) if run.folder in _locks else None)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -61,7 +61,7 @@ def _from_here(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**given, "data": f"folder:{place.resolve()}"}
 
 
-def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run:
+def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run[Any]:
     """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
 
     `run.given` says which of them count; the text "null" stands for the value None. Papermill hands misspelt parameters

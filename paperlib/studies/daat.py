@@ -208,7 +208,9 @@ def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dic
     return {f"daat_lambda_{weight:g}": method for weight, method in found.items()}
 
 
-def train(run: Run, settings: DaatSettings, named: Mapping[str, Method], data: Splits) -> dict[str, dict[int, nn.Module]]:
+def train(
+    run: Run[DaatSettings], settings: DaatSettings, named: Mapping[str, Method], data: Splits
+) -> dict[str, dict[int, nn.Module]]:
     """Train the methods with each seed, or with as many as `seeds_of` says."""
     counts = {name: len(_seeds(settings, name)) for name in named}
     return train_each(run, named, data, selection_attack(settings), counts)
@@ -276,7 +278,7 @@ PLANS = {"daat_imagenet100": plan}
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def tried(run: Run, model: nn.Module, data: ImageSet) -> tuple[int, int]:
+def tried(run: Run[DaatSettings], model: nn.Module, data: ImageSet) -> tuple[int, int]:
     """The grid of attention maps, found by putting two images through everything that is aligned and measured.
 
     So what does not fit the network or the data is refused before anything is trained. Raises InputError.
@@ -302,7 +304,7 @@ def tried(run: Run, model: nn.Module, data: ImageSet) -> tuple[int, int]:
     return grid
 
 
-def agreement(run: Run, data: ImageSet, size: int, grid: tuple[int, int]) -> pd.DataFrame:
+def agreement(run: Run[DaatSettings], data: ImageSet, size: int, grid: tuple[int, int]) -> pd.DataFrame:
     """How well each source's G agrees with the best one at hand, exact where the data have depth, on the attention's grid.
 
     Rows by source; mean and 5th percentile of the cosine of the two over the images that have edges.

@@ -86,7 +86,7 @@ def attended() -> bool:
     return bool(asked.get("content", {}).get("allow_stdin", False))
 
 
-def controls(run: Run, network: nn.Module, images: ImageSet) -> Any:
+def controls(run: Run[ExploreSettings], network: nn.Module, images: ImageSet) -> Any:
     """The controls above the picture, to be shown; a sentence where nobody is there to move them."""
     return Controls(run.settings, network, images).box if attended() else NOBODY
 

@@ -23,6 +23,7 @@ from paperlib.geometry.oracles import Oracle, Target, luminance
 from paperlib.geometry.saliency import Attention, grad_cam
 from paperlib.models.trained import Trained, each_model
 from paperlib.runs.run import Run
+from paperlib.runs.settings import Settings
 
 Measure = Callable[..., dict[str, Tensor]]  # of a model, an `ImageSet`, and what it is given by name
 
@@ -36,7 +37,7 @@ def on(device: torch.device | str, data: ImageSet) -> ImageSet:
     return replace(data, images=as_float(data.images).to(device), **others)
 
 
-def by_image(run: Run, trained: Trained, data: ImageSet, measure: Measure, **given: Any) -> pd.DataFrame:
+def by_image(run: Run[Settings], trained: Trained, data: ImageSet, measure: Measure, **given: Any) -> pd.DataFrame:
     """A measure of every image, method and seed: columns method, seed, measure, n, accuracy (the mean), each (an array N).
 
     `given` goes to the measure. What is random in it is drawn from the seed.
@@ -118,7 +119,7 @@ def _scaled(maps: Tensor) -> Tensor:
 
 
 def first_cams(
-    run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
+    run: Run[Settings], members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
 ) -> tuple[Tensor, Tensor]:
     """`cams` of the first seed's model, for a figure."""
     with measuring(run, *next(iter(members.items()))) as model:
@@ -149,7 +150,7 @@ def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: st
 
 
 def cams_by_eps(
-    run: Run, trained: Trained, data: ImageSet, *, attack: Attack, layer: str, factors: Sequence[float]
+    run: Run[Settings], trained: Trained, data: ImageSet, *, attack: Attack, layer: str, factors: Sequence[float]
 ) -> pd.DataFrame:
     """How far Grad-CAM moves (DAAT, Figures 2 and 4) under `attack` at each factor of its ε.
 
@@ -188,7 +189,7 @@ def depth_moved(model: nn.Module, data: ImageSet, *, attack: Attack, oracle: Ora
 
 
 def first_depths(
-    run: Run, members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
+    run: Run[Settings], members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
 ) -> tuple[Tensor, Tensor]:
     """The oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
     with measuring(run, *next(iter(members.items()))) as model:

@@ -165,7 +165,9 @@ def architecture_methods(settings: GfaSettings, name: str, names: Sequence[str])
     return {f"standard_{name}": Standard(settings.task), f"first_{name}": first}
 
 
-def train_architectures(run: Run, settings: GfaSettings, data: Splits, attack: Attack) -> dict[str, dict[int, nn.Module]]:
+def train_architectures(
+    run: Run[GfaSettings], settings: GfaSettings, data: Splits, attack: Attack
+) -> dict[str, dict[int, nn.Module]]:
     """Train plainly and with FIRST every other architecture, with the first seed."""
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, changes in settings.architectures.items():
@@ -311,7 +313,9 @@ def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cosine_table(run: Run, trained: Trained, parts: Mapping[str, ImageSet], names: Sequence[str]) -> pd.DataFrame:
+def cosine_table(
+    run: Run[GfaSettings], trained: Trained, parts: Mapping[str, ImageSet], names: Sequence[str]
+) -> pd.DataFrame:
     """Mean cosine of loss gradient and layer input, by method (rows), set of images and layer (columns), over seeds."""
     rows = {}
     for method, members in trained.items():
@@ -341,7 +345,7 @@ def _row(method: str, measure: str, value: float, low: float, high: float, seeds
             "seeds": seeds, "n": n, "sample_low": low, "sample_high": high, "each": None}  # fmt: skip
 
 
-def cosine_rows(run: Run, trained: Trained, parts: Mapping[str, ImageSet], name: str) -> pd.DataFrame:
+def cosine_rows(run: Run[GfaSettings], trained: Trained, parts: Mapping[str, ImageSet], name: str) -> pd.DataFrame:
     """The cosine at one layer by image, on each set of images as method "<method> on <set>": rows as `evaluate_each`.
 
     And clean accuracy beside it, since the cosine of a model at chance says nothing.
@@ -395,7 +399,7 @@ def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table
     return frame.sort_values("β of the first layer", kind="stable")
 
 
-def others_each(run: Run, groups: Mapping[str, Trained], data: ImageSet) -> pd.DataFrame:
+def others_each(run: Run[GfaSettings], groups: Mapping[str, Trained], data: ImageSet) -> pd.DataFrame:
     """`evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
     tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items()]  # type: ignore[arg-type]
     return pd.concat(tables, ignore_index=True)
@@ -411,7 +415,7 @@ def by_task(settings: GfaSettings, tasked: Trained, *others: Trained) -> dict[st
     return groups
 
 
-def first_cosines(run: Run, groups: Mapping[str, Trained], data: ImageSet) -> pd.Series:
+def first_cosines(run: Run[GfaSettings], groups: Mapping[str, Trained], data: ImageSet) -> pd.Series:
     """The mean cosine at its own first layer under its own task loss, over seeds, by method."""
     found = {}
     for task, members in groups.items():

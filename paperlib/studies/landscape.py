@@ -1,5 +1,7 @@
 """The loss around an image, along and across it, and how a perturbation grows inside the network."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import torch
@@ -15,6 +17,10 @@ from paperlib.methods import outputs
 from paperlib.methods.baselines import Task, task_loss
 from paperlib.models.trained import Trained, each_model
 from paperlib.runs.run import Run
+
+if TYPE_CHECKING:
+    from paperlib.studies.gfa import GfaSettings
+    from paperlib.studies.matrix import MatrixSettings
 
 CHUNK = 250  # images measured together
 
@@ -37,11 +43,11 @@ def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, los
     }
 
 
-def _on(run: Run, data: ImageSet) -> tuple[Tensor, Tensor]:
+def _on(run: Run["GfaSettings | MatrixSettings"], data: ImageSet) -> tuple[Tensor, Tensor]:
     return as_float(data.images).to(run.device), data.labels.to(run.device)
 
 
-def profiles(run: Run, trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
+def profiles(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
     """The task loss along each of `directions`, its change from the image.
 
     Columns panel, line, "distance (L2)", value, low, high. Means over images and seeds, with the interval ± 1.96 standard
@@ -67,7 +73,9 @@ def profiles(run: Run, trained: Trained, data: ImageSet, points: int = 21) -> pd
     return pd.DataFrame(rows, columns=["panel", "line", "distance (L2)", "value", "low", "high"])
 
 
-def surfaces(run: Run, trained: Trained, data: ImageSet, resolution: int = 21) -> dict[str, np.ndarray]:
+def surfaces(
+    run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, resolution: int = 21
+) -> dict[str, np.ndarray]:
     """The task loss over the radial × adversarial-tangential plane, mean over images, of each method's first model.
 
     A grid resolution×resolution over ± `landscape_reach` in L2, rows along the tangential direction.
@@ -87,7 +95,7 @@ def surfaces(run: Run, trained: Trained, data: ImageSet, resolution: int = 21) -
     return found
 
 
-def flatness(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
+def flatness(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet) -> pd.DataFrame:
     """Minus the rise of the margin loss across each image at half of `landscape_reach`: rows as `evaluate_each` has.
 
     In units of the clean outputs' spread over classes, so that smaller outputs are not flatter. The direction is the
@@ -110,7 +118,7 @@ def flatness(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
     return by_image(rows)
 
 
-def gradient_sizes(run: Run, trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:
+def gradient_sizes(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:
     """How large the input gradients are, first model of each method: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
 
     Of the task loss, of cross-entropy and of the margin: outputs near their targets have hardly any gradient of a squared
@@ -135,7 +143,9 @@ def gradient_sizes(run: Run, trained: Trained, data: ImageSet, task: Task) -> pd
 
 
 @torch.no_grad()
-def amplification(run: Run, trained: Trained, data: ImageSet, attack: Attack) -> pd.DataFrame:
+def amplification(
+    run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, attack: Attack
+) -> pd.DataFrame:
     """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, layer (from 1), value, low, high.
 
     Means over images and seeds, with the interval ± 1.96 standard errors.

@@ -236,7 +236,7 @@ def _term_alone(method: Method) -> Method:
 
 
 def train(
-    run: Run, named: Mapping[str, Method], data: Splits, epochs: Mapping[str, int] | None = None
+    run: Run[MatrixSettings], named: Mapping[str, Method], data: Splits, epochs: Mapping[str, int] | None = None
 ) -> dict[str, dict[int, nn.Module]]:
     """Train the methods with each seed, or with as many as `seeds_of` says.
 

@@ -126,7 +126,7 @@ def toy_attacks(settings: ToySettings) -> dict[str, Attack]:
     return {"pgd_l2": attack}
 
 
-def toy_margins(run: Run, trained: Trained, data: ImageSet) -> pd.DataFrame:
+def toy_margins(run: Run[ToySettings], trained: Trained, data: ImageSet) -> pd.DataFrame:
     """Distances of test samples to the boundary along and across x₂ = 2 x₁, to 60: method, seed, direction, distance."""
     directions = {"along": torch.tensor([1.0, 2.0]) / 5**0.5, "across": torch.tensor([-2.0, 1.0]) / 5**0.5}
     parts = [
@@ -271,7 +271,9 @@ def toy_plan(settings: ToySettings) -> Plan:
 PLANS = {"toy_pag": toy_plan, "cifar_pag": plan}
 
 
-def toward_every_class(run: Run, trained: Trained, image: Tensor, classes: int) -> tuple[Tensor, dict[str, Tensor]]:
+def toward_every_class(
+    run: Run[CifarSettings], trained: Trained, image: Tensor, classes: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Figure 4: one image C×H×W, and what each method's first model makes of it on the way to the first classes."""
     repeated = as_float(image).to(run.device).expand(classes, *image.shape)
     aims = torch.arange(classes, device=run.device)
@@ -283,7 +285,7 @@ def toward_every_class(run: Run, trained: Trained, image: Tensor, classes: int) 
     return repeated, changed
 
 
-def scores_each(run: Run, trained: Trained, judge: nn.Module, data: ImageSet) -> pd.DataFrame:
+def scores_each(run: Run[CifarSettings], trained: Trained, judge: nn.Module, data: ImageSet) -> pd.DataFrame:
     """The PAG score of every model: rows with method, seed, measure, n, correct and value, as `evaluate_each` has."""
     settings = run.settings
     rows = []
@@ -298,7 +300,7 @@ def scores_each(run: Run, trained: Trained, judge: nn.Module, data: ImageSet) ->
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "correct", "value"])
 
 
-def alignment_rows(run: Run, trained: Trained, target: Targets, data: ImageSet) -> pd.DataFrame:
+def alignment_rows(run: Run[CifarSettings], trained: Trained, target: Targets, data: ImageSet) -> pd.DataFrame:
     """Each model's cosine with one source's targets in evaluation mode: measure "alignment", rows as `evaluate_each` has.
 
     `each` is the mean over classes by image, an array N.
@@ -316,7 +318,7 @@ def norm_rows(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(method=rows["method"] + " on " + rows["measure"].map(names), measure="pgd")
 
 
-def alignment_each(run: Run, trained: Trained, targets: Mapping[str, Targets], data: Splits) -> pd.DataFrame:
+def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[str, Targets], data: Splits) -> pd.DataFrame:
     """Mean cosine of class gradients with each source's targets, mean over seeds: one row a source.
 
     Columns: vanilla's on test images; the trained model's on test and on as many training images; on test images through

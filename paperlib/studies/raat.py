@@ -261,7 +261,7 @@ def toy_methods(settings: RaatSettings) -> dict[str, Method]:
     return {"toy_vanilla": Standard(), "toy_pgd_at": plain, "toy_raat": aligned}
 
 
-def toy_sweep(run: Run, trained: Trained) -> pd.DataFrame:
+def toy_sweep(run: Run[RaatSettings], trained: Trained) -> pd.DataFrame:
     """The toy at every share of mislabelled points: columns share (%), method, seed, regions, length.
 
     `trained` are the toy's models at `toy_atypical`; the other shares are trained here.
@@ -360,7 +360,7 @@ def share_curves(histories: pd.DataFrame) -> pd.DataFrame:
     return rows.melt(["line", "epoch"], var_name="panel").dropna().assign(value=lambda found: 100 * found["value"])
 
 
-def shares_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
+def shares_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
     """The boundary partition of images under trained models, in both forms: shares in percent, mean over seeds."""
     attack, settings, rows = training_attack(run.settings), run.settings, {}
     for method, members in trained.items():
@@ -381,7 +381,7 @@ def shares_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) ->
     return pd.DataFrame(rows).T
 
 
-def defects_each(run: Run, trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
+def defects_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
     """The Robust Alignment defect (Definition 1) of every layer under PGD-10: one row a method, seed and layer.
 
     Columns method, seed, layer (in order, "probabilities" last), moved (the mean of ‖h(x′) − h(x)‖ over images), value (the

@@ -14,12 +14,13 @@ from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import Standard
 from paperlib.runs.files import read_json
 from paperlib.runs.run import Run
+from paperlib.runs.settings import TrainingSettings
 from paperlib.training.devices import draw_from, mix
 from paperlib.training.loop import Batches, fit
 
 
 def train_each(
-    run: Run,
+    run: Run[TrainingSettings],
     methods: Mapping[str, Method],
     data: Splits,
     attack: Attack | None = None,
@@ -42,7 +43,7 @@ def train_each(
     return trained
 
 
-def judge(run: Run, data: Splits, method: Method | None = None) -> nn.Module:
+def judge(run: Run[TrainingSettings], data: Splits, method: Method | None = None) -> nn.Module:
     """A model of a seed that none of the run's has, trained plainly, or by `method`.
 
     It says what targeted images look like to a stranger, and its own adversarial images are transferred.
@@ -61,7 +62,7 @@ def build(settings: Any, data: Splits, seed: int) -> nn.Module:
     return models.of_settings(settings, classes=len(data.train.classes), channels=channels, size=size, seed=seed)
 
 
-def one_batch(run: Run, data: Splits, averaged: nn.Module | None = None) -> tuple[Batch, Step]:
+def one_batch(run: Run[TrainingSettings], data: Splits, averaged: nn.Module | None = None) -> tuple[Batch, Step]:
     """A batch as `fit` hands it to a method, on the run's device, and a step at the middle of the training.
 
     `averaged` stands for the moving average of the weights, for a method that asks for one. The global generators are
@@ -75,7 +76,7 @@ def one_batch(run: Run, data: Splits, averaged: nn.Module | None = None) -> tupl
     return batch, Step(total // 2, total, epoch, averaged, settings.epochs)
 
 
-def histories(run: Run, methods: Collection[str]) -> pd.DataFrame:
+def histories(run: Run[TrainingSettings], methods: Collection[str]) -> pd.DataFrame:
     """One row an epoch of each finished training of the named methods.
 
     Columns method, seed, seconds (of the whole training, without validation), epoch, and the epoch's losses and
