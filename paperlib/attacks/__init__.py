@@ -1,6 +1,7 @@
 """Attacks: functions `attack(model, images, labels, *, eps, norm, …)` that return adversarial images of the same shape."""
 
 from paperlib.attacks.autoattack import autoattack
+from paperlib.attacks.folding import quick
 from paperlib.attacks.libraries import Part, apgd, masking_flags, square, transfer
 from paperlib.attacks.losses import (
     Logarithm,

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib.attacks import libraries
+from paperlib.attacks.folding import quick
 from paperlib.attacks.libraries import LOGGER, SHORT, Part, parts_of
 from paperlib.attacks.losses import are_probabilities, misclassified
 from paperlib.attacks.parts import auto_pgd, fab, square
 from paperlib.attacks.projected import Norm, frozen
 from paperlib.data.images import check_pixels
-from paperlib.models.batchnorm import folded
 from paperlib.runs.files import InputError
 
 ROWS = 256  # attacked together at most, to bound memory: images, or pairs of an image and a target class
@@ -55,14 +55,14 @@ def autoattack(
         logits = model(images)
         names = parts_of(logits.shape[1], short, only)
         _warn_of_masking(model, images, labels, logits)
-        quick = _quick(model, images, logits)
-        with frozen(quick):
-            return _cascade(model, quick, images, labels, logits, names, short, eps, norm)
+        attacked = quick(model, images)
+        with frozen(attacked):
+            return _cascade(model, attacked, images, labels, logits, names, short, eps, norm)
 
 
 def _cascade(
     model: nn.Module,
-    quick: nn.Module,
+    attacked: nn.Module,
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
@@ -92,11 +92,11 @@ def _cascade(
         rows = images[members], labels[members]
         if name == "square":
             queries, schedule = (SHORT["queries"],) * 2 if short else (5000, 10000)
-            square(quick, *rows, members, leave, eps=eps, norm=norm, queries=queries, schedule=schedule)
+            square(attacked, *rows, members, leave, eps=eps, norm=norm, queries=queries, schedule=schedule)
         elif name.startswith("fab"):
-            fab(quick, *rows, targets, members, leave, eps=eps, norm=norm)
+            fab(attacked, *rows, targets, members, leave, eps=eps, norm=norm)
         else:
-            return auto_pgd(quick, *rows, targets if name == "apgd-t" else None, members, leave, eps=eps, norm=norm)
+            return auto_pgd(attacked, *rows, targets if name == "apgd-t" else None, members, leave, eps=eps, norm=norm)
         return 0
 
     for name in names:
@@ -116,14 +116,6 @@ def _cascade(
                 "Square has decreased the robust accuracy by %.2f%%: the attacks before it are weak", 100 * fallen
             )
     return found
-
-
-def _quick(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
-    """The model with its batch norm folded, if that gives the logits, otherwise the model."""
-    quick = folded(model)
-    if quick is model or (quick(images) - logits).abs().max() > 1e-3 * logits.abs().max():
-        return model
-    return quick.to(memory_format=torch.channels_last)
 
 
 # Signs of masked gradients, with AutoAttack's thresholds --------------------------------------------------------------

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import Logarithm, Norm, evaluating, masking_flags, pgd
+from paperlib.attacks.folding import same
 from paperlib.audit import probes
 from paperlib.audit.probes import Found
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
 from paperlib.evaluation import at_chance
 from paperlib.evaluation.intervals import FEWEST, binomial_interval, mean_interval
+from paperlib.models.batchnorm import folded
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs import distributed
 from paperlib.runs.files import InputError, read_json, write_json
@@ -272,6 +274,7 @@ def _measure(
             return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
         if share(found["probabilities"]) > CHECKS["outputs are probabilities"].threshold:
             model = Logarithm(model)
+        model = _quick(model, as_float(data.images[:FEWEST]).to(device))
         random = bool((found["difference"] > probes.RANDOM).any())
         settings: dict[str, Any] = {"eps": eps, "norm": norm, "calls": probes.CALLS if random else 1}
         found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
@@ -294,6 +297,13 @@ def _measure(
         found |= by_chunk(data[:FEW], partial(probes.standard, model, **settings))
         progress.update()
     return found, curve, tuple(flag.partition(". ")[0] for flag in distributed.united(flags))
+
+
+def _quick(model: nn.Module, images: Tensor) -> nn.Module:
+    """As `attacks.quick`, of the user's network inside; the network itself where that is not in it."""
+    if not isinstance(model, probes.Connected) or (inner := folded(model.model)) is model.model:
+        return model
+    return same(model, probes.Connected(inner), images)
 
 
 @contextmanager

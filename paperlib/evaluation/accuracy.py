@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import BOX, Attack, evaluating, lengths, masking_flags, misclassified
+from paperlib.attacks import BOX, Attack, evaluating, frozen, lengths, masking_flags, misclassified, quick
 from paperlib.attacks.minimum_norm import distances
 from paperlib.data import ImageSet, as_float, shareable
 from paperlib.data.images import places
@@ -24,6 +24,7 @@ from paperlib.runs.settings import Settings
 from paperlib.runs.tensors import described, digest, read_tensors, write_tensors
 
 CHUNK = 250  # images attacked together at most, and lost when the process is killed
+FEW = 8  # images on which the copy that is attacked must agree with the model
 MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck
 
 
@@ -39,7 +40,8 @@ def evaluate(
 
     Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
     leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
-    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. With a `file`
+    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. Attacks are given
+    `quick(model)`, and the model itself classifies what they return. With a `file`
     outcomes are saved after each chunk, and what it holds, or another run's file of that name, is not computed again.
     Several devices take a chunk each; the outcomes do not depend on how many they are.
     """
@@ -64,8 +66,8 @@ def evaluate(
         found = {"clean": correct(model, images, labels)}
         for name, attack in attacks.items():
             torch.manual_seed(seed * 1_000_003 + start)
-            with masking_flags() as warnings:
-                adversarial = attack(model, images, labels).detach()
+            with masking_flags() as warnings, frozen(attacked):
+                adversarial = attack(attacked, images, labels).detach()
             flags.extend(f"{name}: {warning}" for warning in warnings)
             fallen, undefined = fooled(model, adversarial, labels)
             found[name] = ~fallen & (found["clean"] | ~undefined)
@@ -77,6 +79,7 @@ def evaluate(
     stage = "evaluating" if file is None else file.stem
     starts = range(len(outcomes["clean"]), len(data), together)
     with evaluating(model), Bar(len(data), stage, "img", starts.start) as progress, torch.random.fork_rng():
+        attacked = quick(model, as_float(data.images[:FEW].to(device)))
         for known in _in_rounds(outcomes, starts, of_chunk):
             outcomes, flags = known, distributed.united(flags)
             if keeps:
