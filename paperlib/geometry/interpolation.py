@@ -36,10 +36,10 @@ def remainders(
         derivatives.append(torch.autograd.grad(derivatives[-1], place, create_graph=True)[0])
     rows = {}
     for size in sizes:
-        first, between, second = (float(along(torch.tensor(t * size, dtype=torch.float64))) for t in (0.0, hat, 1.0))
+        first, between, second = (along(torch.tensor(t * size, dtype=torch.float64)).item() for t in (0.0, hat, 1.0))
         distance = between - (rate * first + hat * second)
         # RAAT (5): ℓ(f(λẋ + λ̂ẍ), λf(ẋ) + λ̂f(ẍ)) = (Σₖ (λ̂ − λ̂ᵏ)/k! · ∂ᵏf(ẋ) Δᵏ + O(‖Δ‖ᴷ))², k = 2 … K; here: the summands
-        terms = [(hat**k - hat) / math.factorial(k) * float(derivatives[k]) * size**k for k in range(2, max(orders) + 1)]
+        terms = [(hat**k - hat) / math.factorial(k) * derivatives[k].item() * size**k for k in range(2, max(orders) + 1)]
         rows[f"Δ = {size:g}"] = {
             f"K = {order}": abs(distance - sum(terms[: order - 1])) / abs(distance) for order in orders
         }

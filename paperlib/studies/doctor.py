@@ -15,13 +15,13 @@ from paperlib.runs.files import root
 from paperlib.training import computes_in_bf16
 
 SECONDS = 2.0  # of steps in each precision
-# Seconds that `quick` takes in one thread, another notebook beside it, DAAT's and PAG's networks from the zoo; and the
+# Seconds that `quick` takes in one thread, another notebook beside it, the dearest networks from the zoo; and the
 # training rate in fp32 on the same machine, an AMD EPYC without matrix units, torch 2.15, which the seconds go with.
 QUICK = {
-    "alignment_matrix": 267, "cifar_pag": 110, "daat_imagenet100": 170, "gfa_landscape": 177, "jacobian_norm": 104,
-    "raat_boundary": 156, "toy_pag": 104,
+    "alignment_matrix": 216, "cifar_pag": 102, "daat_imagenet100": 150, "gfa_landscape": 124, "jacobian_norm": 74,
+    "raat_boundary": 80, "toy_pag": 65,
 }  # fmt: skip
-RATE = 910.0
+RATE = 1080.0
 
 
 def lines() -> Iterator[str]:
