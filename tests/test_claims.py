@@ -332,6 +332,9 @@ def test_claims_need_their_seeds_and_room_for_a_gain(home: Path) -> None:
     values |= {("vanilla", "pgd_linf"): 0.0, ("one_image", "pgd_linf"): 0.2}
     verdicts = claims.judge("pag", run, summary(values), 10).set_index("id")
     assert "97.0 %, which leaves no room" in verdicts.loc["visual-one-image", "reason"]
+    values[("one_image", "pag_score")] = 0.5  # a loss needs no room
+    fallen = claims.judge("pag", run, summary(values), 10).set_index("id")
+    assert fallen.loc["visual-one-image", "outcome"] == "not reproduced"
     assert "needs 2 seeds or more, this run has 1" in verdicts.loc["error-bars", "reason"]
     assert verdicts.loc["linf-one-image", "outcome"] == "reproduced"
     several = summary(values).assign(seeds=3)

@@ -121,6 +121,7 @@ def judge(
         elif (
             claim["kind"] == "gain"
             and claim.get("ceiling", True)
+            and (apart is None or apart[2] >= 0)  # a loss can be told whatever the room
             and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM
         ):
             outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
