@@ -40,10 +40,11 @@ def evaluate(
 
     Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
     leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
-    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code. Attacks are given
-    `quick(model)`, and the model itself classifies what they return. With a `file`
-    outcomes are saved after each chunk, and what it holds, or another run's file of that name, is not computed again.
-    Several devices take a chunk each; the outcomes do not depend on how many they are.
+    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code.
+
+    Attacks are given `quick(model)`, and the model itself classifies what they return. With a `file` outcomes are saved
+    after each chunk, and what it holds, or another run's file of that name, is not computed again. Several devices take a
+    chunk each; the outcomes do not depend on how many they are.
     """
     each = [[name, *described(attack)] for name, attack in attacks.items()]
     recipe = digest(model, data, [each, seed, shareable(data.images, CHUNK)])
