@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from paperlib import models, training, zoo
 from paperlib.attacks import autoattack, evaluating, pgd
-from paperlib.data import Splits, as_float, folder, load, load_test, scenes
+from paperlib.data import ImageSet, Splits, as_float, folder, load, load_test, scenes
 from paperlib.evaluation import evaluate
 from paperlib.geometry import all_classes, cosine, saliency
 from paperlib.methods import Batch, Step, pag
@@ -111,34 +111,31 @@ def pgd_evaluation() -> list[Row]:
 
     `left` is the accuracy under attack, in percent. With `best`, an image leaves the batch once it is fooled.
     """
+    data, networks = load_test("scenes", 500), {"plain": "scenes/study_other_0-seed0", "PGD-AT": "scenes/pgd_at-seed0"}
+    return [{"network": kind, **row} for kind, name in networks.items() for row in _pgd_20(zoo.load(name), data, 4 / 255)]
+
+
+def _pgd_20(model: nn.Module, data: ImageSet, eps: float) -> list[Row]:
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"  # foolbox looks for a git binary when it is imported
     import foolbox
 
-    data, eps = load_test("scenes", 500), 4 / 255
     ours = partial(pgd, eps=eps, norm="linf", steps=20, step_size=eps / 8)
     theirs = foolbox.attacks.LinfPGD(steps=20, abs_stepsize=eps / 8)
-    rows: list[Row] = []
-    for kind, name in {"plain": "scenes/study_other_0-seed0", "PGD-AT": "scenes/pgd_at-seed0"}.items():
-        model, left = zoo.load(name), {}
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    wrapped, left = foolbox.PyTorchModel(model, bounds=(0, 1)), {}
 
-        def by_foolbox(wrapped: Any = wrapped, left: dict[str, float] = left) -> None:
-            parts = zip(as_float(data.images).split(250), data.labels.split(250), strict=True)
-            fooled = torch.cat([theirs(wrapped, *part, epsilons=eps)[2] for part in parts])
-            left["foolbox LinfPGD"] = 1 - float(fooled.float().mean())
+    def by_foolbox() -> None:
+        parts = zip(as_float(data.images).split(250), data.labels.split(250), strict=True)
+        fooled = torch.cat([theirs(wrapped, *part, epsilons=eps)[2] for part in parts])
+        left["foolbox LinfPGD"] = 1 - float(fooled.float().mean())
 
-        def by_evaluate(best: bool, model: nn.Module = model, left: dict[str, float] = left) -> None:
-            right = evaluate(model, data, {"pgd": partial(ours, best=best)})[0]["pgd"]
-            left["evaluate, best" if best else "evaluate, last iterate"] = float(right.float().mean())
+    def by_evaluate(name: str, best: bool) -> None:
+        left[name] = float(evaluate(model, data, {"pgd": partial(ours, best=best)})[0]["pgd"].float().mean())
 
-        work: dict[str, Callable[[], object]] = {
-            "foolbox LinfPGD": by_foolbox,
-            "evaluate, last iterate": partial(by_evaluate, False),
-            "evaluate, best": partial(by_evaluate, True),
-        }
-        for row in compare(work, len(data)):
-            rows.append({"network": kind, **row, "left": round(100 * left[row["what"]], 1)})
-    return rows
+    work: dict[str, Callable[[], object]] = {
+        "foolbox LinfPGD": by_foolbox,
+        **{name: partial(by_evaluate, name, "best" in name) for name in ("evaluate, last iterate", "evaluate, best")},
+    }
+    return [{**row, "left": round(100 * left[row["what"]], 1)} for row in compare(work, len(data))]
 
 
 def engines() -> list[Row]:

@@ -19,14 +19,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import Logarithm, Norm, evaluating, masking_flags, pgd
-from paperlib.attacks.folding import same
+from paperlib.attacks import Logarithm, Norm, evaluating, masking_flags, pgd, quick
 from paperlib.audit import probes
 from paperlib.audit.probes import Found
 from paperlib.data import ImageSet, as_float, balanced, chunk_size
 from paperlib.evaluation import at_chance
 from paperlib.evaluation.intervals import FEWEST, binomial_interval, mean_interval
-from paperlib.models.batchnorm import folded
 from paperlib.models.trained import Trained, first_models
 from paperlib.runs import distributed
 from paperlib.runs.files import InputError, read_json, write_json
@@ -249,32 +247,33 @@ def check_radius(eps: float, norm: Norm) -> None:
 
 
 def _measure(
-    model: nn.Module, data: ImageSet, eps: float, norm: Norm, transfer_from: nn.Module | None, seed: int
+    whole: probes.Connected, data: ImageSet, eps: float, norm: Norm, transfer_from: nn.Module | None, seed: int
 ) -> tuple[Found, pd.DataFrame, tuple[str, ...]]:
     """What the probes find, by name, of all images or the first SOME or FEW; accuracy against eps; AutoAttack's flags.
 
     A network at chance is not attacked: only its answers are found.
     """
-    device = next((one.device for one in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = next((one.device for one in (*whole.parameters(), *whole.buffers())), torch.device("cpu"))
     data = data[balanced(data, seed)]
     some, by_chunk = data[:SOME], partial(_by_chunk, device=device, seed=seed)
     if transfer_from is not None:  # what does not fit is refused before anything takes long
         with evaluating(transfer_from.to(device)), torch.random.fork_rng():
             by_chunk(data[:1], partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
     with (
-        _as_it_came(model),
-        evaluating(model),
+        _as_it_came(whole),
+        evaluating(whole),
         torch.random.fork_rng(),
         masking_flags() as flags,
         Bar(6, "audit", "part") as progress,
     ):
-        found = by_chunk(data, partial(probes.answers, model, classes=len(data.classes)))
+        found = by_chunk(data, partial(probes.answers, whole, classes=len(data.classes)))
         clean, one = _accuracies(found).loc["no attack"].to_dict(), bool((found["answer"] == found["answer"][0]).all())
         if at_chance(clean, len(data.classes)) and (one or int((~found["no attack"]).sum()) < RIGHT):
             return found, pd.DataFrame({"eps": [0.0], "accuracy": [clean["accuracy"]]}), ()
         if share(found["probabilities"]) > CHECKS["outputs are probabilities"].threshold:
-            model = Logarithm(model)
-        model = _quick(model, as_float(data.images[:FEWEST]).to(device))
+            model: nn.Module = Logarithm(whole)
+        else:
+            model = quick(whole.model, as_float(data.images[:FEWEST]).to(device), probes.Connected)
         random = bool((found["difference"] > probes.RANDOM).any())
         settings: dict[str, Any] = {"eps": eps, "norm": norm, "calls": probes.CALLS if random else 1}
         found |= by_chunk(data, partial(probes.gradients, model, eps=eps, norm=norm))
@@ -297,13 +296,6 @@ def _measure(
         found |= by_chunk(data[:FEW], partial(probes.standard, model, **settings))
         progress.update()
     return found, curve, tuple(flag.partition(". ")[0] for flag in distributed.united(flags))
-
-
-def _quick(model: nn.Module, images: Tensor) -> nn.Module:
-    """As `attacks.quick`, of the user's network inside; the network itself where that is not in it."""
-    if not isinstance(model, probes.Connected) or (inner := folded(model.model)) is model.model:
-        return model
-    return same(model, probes.Connected(inner), images)
 
 
 @contextmanager

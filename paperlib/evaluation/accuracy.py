@@ -80,7 +80,7 @@ def evaluate(
     stage = "evaluating" if file is None else file.stem
     starts = range(len(outcomes["clean"]), len(data), together)
     with evaluating(model), Bar(len(data), stage, "img", starts.start) as progress, torch.random.fork_rng():
-        attacked = quick(model, as_float(data.images[:FEW].to(device)))
+        attacked = quick(model, as_float(data.images[:FEW].to(device))) if starts else model  # else nothing is attacked
         for known in _in_rounds(outcomes, starts, of_chunk):
             outcomes, flags = known, distributed.united(flags)
             if keeps:

@@ -1,6 +1,6 @@
 """The loss around an image, along and across it, and how a perturbation grows inside the network."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from paperlib.runs.run import Run
 if TYPE_CHECKING:
     from paperlib.studies.gfa import GfaSettings
     from paperlib.studies.matrix import MatrixSettings
+
+LandscapeRun: TypeAlias = "Run[GfaSettings | MatrixSettings]"
 
 CHUNK = 250  # images measured together
 
@@ -43,11 +45,11 @@ def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, los
     }
 
 
-def _on(run: Run["GfaSettings | MatrixSettings"], data: ImageSet) -> tuple[Tensor, Tensor]:
+def _on(run: LandscapeRun, data: ImageSet) -> tuple[Tensor, Tensor]:
     return as_float(data.images).to(run.device), data.labels.to(run.device)
 
 
-def profiles(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
+def profiles(run: LandscapeRun, trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
     """The task loss along each of `directions`, its change from the image.
 
     Columns panel, line, "distance (L2)", value, low, high. Means over images and seeds, with the interval ± 1.96 standard
@@ -73,9 +75,7 @@ def profiles(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: I
     return pd.DataFrame(rows, columns=["panel", "line", "distance (L2)", "value", "low", "high"])
 
 
-def surfaces(
-    run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, resolution: int = 21
-) -> dict[str, np.ndarray]:
+def surfaces(run: LandscapeRun, trained: Trained, data: ImageSet, resolution: int = 21) -> dict[str, np.ndarray]:
     """The task loss over the radial × adversarial-tangential plane, mean over images, of each method's first model.
 
     A grid resolution×resolution over ± `landscape_reach` in L2, rows along the tangential direction.
@@ -95,7 +95,7 @@ def surfaces(
     return found
 
 
-def flatness(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet) -> pd.DataFrame:
+def flatness(run: LandscapeRun, trained: Trained, data: ImageSet) -> pd.DataFrame:
     """Minus the rise of the margin loss across each image at half of `landscape_reach`: rows as `evaluate_each` has.
 
     In units of the clean outputs' spread over classes, so that smaller outputs are not flatter. The direction is the
@@ -118,7 +118,7 @@ def flatness(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: I
     return by_image(rows)
 
 
-def gradient_sizes(run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:
+def gradient_sizes(run: LandscapeRun, trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:
     """How large the input gradients are, first model of each method: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
 
     Of the task loss, of cross-entropy and of the margin: outputs near their targets have hardly any gradient of a squared
@@ -143,9 +143,7 @@ def gradient_sizes(run: Run["GfaSettings | MatrixSettings"], trained: Trained, d
 
 
 @torch.no_grad()
-def amplification(
-    run: Run["GfaSettings | MatrixSettings"], trained: Trained, data: ImageSet, attack: Attack
-) -> pd.DataFrame:
+def amplification(run: LandscapeRun, trained: Trained, data: ImageSet, attack: Attack) -> pd.DataFrame:
     """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, layer (from 1), value, low, high.
 
     Means over images and seeds, with the interval ± 1.96 standard errors.
