@@ -1,4 +1,4 @@
-"""Accuracy under attack, with intervals, and differences between methods."""
+"""Accuracy under attack with intervals, and differences between methods."""
 
 from paperlib.evaluation.accuracy import (
     CHUNK,

@@ -1,4 +1,4 @@
-"""Accuracy under every attack, image by image, with the checks that an honest evaluation passes."""
+"""Accuracy under attack, image by image, with checks of what each attack returns."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,37 +23,37 @@ from paperlib.runs.run import Run, recall
 from paperlib.runs.settings import Settings
 from paperlib.runs.tensors import described, digest, read_tensors, write_tensors
 
-CHUNK = 250  # images attacked together at most, and lost when the process is killed
-FEW = 8  # images on which the copy that is attacked must agree with the model
-MONOTONE = 0.02  # a rise of accuracy with eps beyond this is more than an attack's luck
+CHUNK = 250  # images attacked together, at most; a killed process loses no more
+FEW = 8  # images on which the attacked copy must agree with the model
+MONOTONE = 0.02  # a larger rise of accuracy with eps is flagged; a smaller one may be chance
 
 
 class AttackError(RuntimeError):
-    """An attack returned what it must not."""
+    """A perturbation outside the ball or the box, or an accuracy changed by an attack of eps = 0."""
 
 
 def evaluate(
     model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], file: Path | None = None, *,
     seed: int = 0, device: torch.device | str = "cpu", box: tuple[float, float] | None = BOX,
 ) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
-    """Which images the model classifies correctly, clean and under each attack: bool N by name, and masking flags.
+    """Return which images the model classifies correctly, clean and under each attack (bool N by name), and flags.
 
-    Each attack is a `functools.partial` whose `eps` and `norm` are asserted: AttackError is raised when a perturbation
-    leaves the ball or the box, or when an attack with eps = 0 changes an accuracy. That accuracy under attack is not above
-    clean accuracy is not asserted but flagged: it is a sign of masked gradients, not of broken code.
+    Each attack is a `functools.partial` with `eps` and `norm`. Raises AttackError when a perturbation leaves the ball or
+    the box, or when an attack with eps = 0 changes an accuracy. Accuracy under attack above clean accuracy is only flagged:
+    it is a sign of masked gradients, not of broken code.
 
-    Attacks are given `quick(model)`, and the model itself classifies what they return. With a `file` outcomes are saved
-    after each chunk, and what it holds, or another run's file of that name, is not computed again. Several devices take a
-    chunk each; the outcomes do not depend on how many they are.
+    Attacks get `quick(model)`; the model itself classifies the images that they return. With a `file`, outcomes are saved
+    after each chunk. Outcomes found in that file, or in another run's file of that name, are not computed again. Each
+    device takes one chunk at a time; the outcomes do not depend on the number of devices.
     """
     each = [[name, *described(attack)] for name, attack in attacks.items()]
     recipe = digest(model, data, [each, seed, shareable(data.images, CHUNK)])
     outcomes: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in ("clean", *attacks)}
     flags: list[str] = []
-    keeps = None if distributed.rank() else file  # the first process does
+    keeps = None if distributed.rank() else file  # only the first process writes
     if keeps and (kept := recall(recipe, keeps, f"{keeps.parent.name}/{keeps.name}", lambda of: (of, *read_tensors(of)))):
         source, stored, about = kept
-        outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # in the attacks' order
+        outcomes, flags = {name: stored[name] for name in outcomes}, about["flags"]  # the file sorts them by name
         if source != keeps:
             write_tensors(keeps, outcomes, {"recipe": recipe, "flags": flags, "from": str(source.relative_to(root()))})
     known = distributed.handed_out(outcomes)
@@ -80,7 +80,7 @@ def evaluate(
     stage = "evaluating" if file is None else file.stem
     starts = range(len(outcomes["clean"]), len(data), together)
     with evaluating(model), Bar(len(data), stage, "img", starts.start) as progress, torch.random.fork_rng():
-        attacked = quick(model, as_float(data.images[:FEW].to(device))) if starts else model  # else nothing is attacked
+        attacked = quick(model, as_float(data.images[:FEW].to(device))) if starts else model
         for known in _in_rounds(outcomes, starts, of_chunk):
             outcomes, flags = known, distributed.united(flags)
             if keeps:
@@ -98,7 +98,7 @@ def evaluate(
 def _in_rounds(
     known: dict[str, Tensor], starts: Sequence[int], of_chunk: Callable[[int], dict[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
-    """`known` and what `of_chunk` finds from each of `starts` on, after each round: a chunk a device."""
+    """Yield `known` extended by the results of `of_chunk`, after each round of one chunk per device."""
     for first in range(0, len(starts), distributed.world()):
         for found in distributed.shared(starts[first : first + distributed.world()], of_chunk):
             known = {name: torch.cat([known[name], found[name]]) for name in known}
@@ -109,10 +109,10 @@ def evaluate_each(
     run: Run[Settings], trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], label: str = "test", *,
     box: tuple[float, float] | None = BOX,
 ) -> pd.DataFrame:  # fmt: skip
-    """Evaluate the models of each method and seed: one row a method, seed and measure: clean or the attack.
+    """Evaluate the models of each method and seed: one row per method, seed and measure ("clean" or an attack).
 
-    Columns: method, seed, measure, n, correct, value (here the accuracy) and its binomial interval low … high, all in
-    [0,1], flags, and `each`: image by image whether it was right, a bool array N. No rows without images.
+    Columns: method, seed, measure, n, correct, value, low, high, flags, each. `value` is the accuracy in [0,1]; low … high
+    is its binomial interval. `each` is a bool array N of which images were right. Without images the table is empty.
     """
     rows = []
     for method, seed, model in each_model(trained) if len(data) else ():
@@ -133,9 +133,10 @@ def evaluate_each(
 def distances_each(
     run: Run[Settings], trained: Trained, data: ImageSet, attacks: Mapping[str, Attack], chunk: int = 50
 ) -> pd.DataFrame:
-    """The L2 distance to the adversarial image of every image, model and attack: columns method, seed, attack, each.
+    """Measure the L2 distance of every image to its adversarial image: columns method, seed, attack, each.
 
-    `each` is an array N: zero where the model is wrong anyway, infinite where the attack failed. Kept by `chunk` images.
+    `each` is an array N: zero where the model is wrong without attack, infinite where the attack failed. The distances
+    are saved after each `chunk` of images.
     """
     rows = []
     for method, seed, model in each_model(trained):
@@ -159,7 +160,7 @@ def distances_each(
 def _distances(
     model: nn.Module, data: ImageSet, attack: Attack, device: torch.device, chunk: int, seed: int, start: int
 ) -> dict[str, Tensor]:
-    """Of the `chunk` images from `start` on."""
+    """Return the distances of the `chunk` images from `start` on."""
     torch.manual_seed(seed * 1_000_003 + start)
     images = as_float(data.images[start : start + chunk]).to(device)
     labels = data.labels[start : start + chunk].to(device)
@@ -167,9 +168,9 @@ def _distances(
 
 
 def sweep(run: Run[Settings], trained: Trained, data: ImageSet, attack: Attack, factors: Sequence[float]) -> pd.DataFrame:
-    """Accuracy against eps: `attack` at its own eps times each factor, its step size scaled alike.
+    """Measure accuracy against eps: the attack's own eps and step size are multiplied by each factor.
 
-    Columns as of `evaluate_each`, and eps. A rise of accuracy with eps is flagged.
+    Returns the columns of `evaluate_each`, and eps. A rise of accuracy with eps above MONOTONE is flagged.
     """
     settings = attack.keywords
     scaled = {
@@ -186,21 +187,21 @@ def sweep(run: Run[Settings], trained: Trained, data: ImageSet, attack: Attack, 
 
 
 def by_image(outcomes: Iterable[tuple[str, int, str, np.ndarray]]) -> pd.DataFrame:
-    """Rows as `evaluate_each` has, of a method, seed, measure and outcomes each: with n, value (their mean) and each."""
+    """Return rows as of `evaluate_each` from tuples (method, seed, measure, outcomes N): n, value (their mean), each."""
     rows = [(method, seed, measure, len(each), float(each.mean()), each) for method, seed, measure, each in outcomes]
     return pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
 
 
 def combine(table: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
-    """Several tables as one; clean accuracy is that of the first, which has the most images."""
+    """Join tables of `evaluate_each`; keep the clean rows of the first table alone, which has the most images."""
     return pd.concat([table, *(other[other["measure"] != "clean"] for other in others)], ignore_index=True)
 
 
 def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, count: int) -> pd.DataFrame:
-    """The rows of an `evaluate_each` on all of `data` once more, of the images of `subset(data, count, 0)` alone.
+    """Restrict rows of `evaluate_each` on all of `data` to the images of `subset(data, count, 0)`.
 
-    They stand beside an attack that was run on these images alone, and are named "<measure>, n = <count>". Empty where
-    the subset is all of `data`, or has no image.
+    Makes them comparable with an attack that was run on this subset alone. Their measures are named "<measure>, n =
+    <count>". Returns no rows where the subset is empty or all of `data`.
     """
     rows = table[table["measure"].isin(measures if 0 < count < len(data) else [])]
     chosen = places(data, count, 0).numpy()
@@ -215,28 +216,28 @@ def same_images(table: pd.DataFrame, measures: Sequence[str], data: ImageSet, co
 
 @contextmanager
 def measuring(run: Run[Settings], seed: int, model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode on the run's device, and within everything random drawn from the seed."""
+    """Yield the model in evaluation mode on the run's device, with PyTorch's random numbers set by `seed`."""
     with evaluating(model.to(run.device)), torch.random.fork_rng():
         torch.manual_seed(seed)
         yield model
 
 
 def flags(*tables: pd.DataFrame) -> pd.DataFrame:
-    """What was odd about an attack's outcome: one row a method, seed, measure and flag; empty is good."""
+    """Return the rows that have flags: columns method, seed, measure, flags."""
     rows = pd.concat(tables, ignore_index=True)
     return rows.loc[rows["flags"] != "", ["method", "seed", "measure", "flags"]]
 
 
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Which images the model has right: bool N, of the model in the mode it is in; not those whose outputs are NaN."""
+    """Return which images the model classifies correctly, in its current mode: bool N; False where an output is NaN."""
     wrong, undefined = fooled(model, images, labels)
     return ~wrong & ~undefined
 
 
 @torch.no_grad()
 def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images the model has wrong, and for which it has no answer, since an output is NaN: bool N each, never both."""
+    """Return which images the model classifies wrongly, and for which an output is NaN: bool N each, never both."""
     logits: Tensor = model(images)
     return misclassified(logits, labels), logits.isnan().any(1)
 
@@ -248,10 +249,10 @@ def _assert_allowed(
     settings = attack.keywords
     eps, kind = settings["eps"], settings["norm"]
     size = float(lengths((adversarial - images).double(), kind).max())
-    if not size <= eps * (1 + 1e-4) + 1e-6:  # single precision; also where it is not a number
+    if not size <= eps * (1 + 1e-4) + 1e-6:  # slack for single precision; the negation also catches NaN
         raise AttackError(f"{name}: a perturbation of {kind} size {size:g} leaves the ball of radius {eps:g}")
     if box is not None and not (box[0] <= float(adversarial.min()) and float(adversarial.max()) <= box[1]):
         low, high = float(adversarial.min()), float(adversarial.max())
-        raise AttackError(f"{name}: adversarial images reach from {low:g} to {high:g}, outside {box}")
+        raise AttackError(f"{name}: adversarial images have values from {low:g} to {high:g}, outside {box}")
     if eps == 0 and not torch.equal(found[name], found["clean"]):
         raise AttackError(f"{name}: eps = 0 changes the accuracy; the model gives different answers to one input")

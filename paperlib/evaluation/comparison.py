@@ -1,4 +1,4 @@
-"""Means with their intervals, and differences between methods: seed by seed and image by image."""
+"""Means with their intervals, and differences between methods, paired by seed and image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,39 +10,39 @@ from scipy.stats import t
 
 from paperlib.evaluation.intervals import FEWEST, between_images, binomial_interval, image_interval, seeds_half
 
-LEARNT = 0.1  # of the way from chance to perfect that a network must have gone to be held against anything
+LEARNT = 0.1  # a network has learnt beyond this share of the way from chance to perfect accuracy
 
-# Outcomes that are neither right nor wrong and yet lie in [0,1].
+# Measures whose outcomes are real numbers in [0,1].
 SHARES = {
     "mean", "nrr", "gradient_on_edges", "gradient_on_contours", "cam_moved", "cam_on_object", "cam_on_object_attacked",
 }  # fmt: skip
-
 
 ANYWHERE = (-math.inf, math.inf)
 
 
 def limits(measure: str, each: np.ndarray | None) -> tuple[float, float]:
-    """Between what the mean of a measure must lie: a share in [0,1], a cosine or correlation in [−1,1], else ANYWHERE."""
+    """Return the bounds of a measure's mean: [0,1] for a share, [−1,1] for a cosine or correlation, else ANYWHERE."""
     if each is None or each.dtype == bool or measure in SHARES:
         return 0.0, 1.0
     return (-1.0, 1.0) if "cosine" in measure or "correlation" in measure else ANYWHERE
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and measure: mean and deviation over seeds, and the 95 % interval of the mean.
+    """Summarise a table of `evaluate_each`: one row per method and measure, with mean and 95 % interval.
 
-    Columns mean, deviation (of seeds; NaN for one), low, high, seeds, n, sample_low, sample_high, each, by_seed, seed_list,
-    limits. Outcomes are taken as mean + seed + image + rest, each drawn on its own, so the variance of the mean over S
-    seeds and N images is
+    Columns: mean, deviation (over seeds; NaN for one seed), low, high, seeds, n, sample_low, sample_high, each, by_seed,
+    seed_list, limits. `each` has the outcomes S×N by seed and image, or None; `by_seed` has the mean of each seed of
+    `seed_list`.
 
-        s² / S + σ_b² / N,
+    The model is outcome = mean + seed + image + residual, all independent. The variance of the mean over S seeds and N
+    images is then
 
-    with s² the variance of the seeds' means on these images, which has the seeds' and the rest's share, and σ_b² that of
-    `between_images`: what the rest adds to the images' means is not counted again. The interval's arms are the root of
-    the squares of `seeds_half` of the first and of `image_interval` of the second, which stands apart as sample_low …
-    sample_high; it is cut at the `limits` of the measure. One seed has the second alone: its luck is
-    left out. Below FEWEST images there is no interval (NaN). `each` are the outcomes by seed and image, S×N, None where
-    the table has none by image; `by_seed` the mean of each seed, in the order of `seed_list`.
+        s² / S + σ_b² / N.
+
+    s² is the variance of the seeds' means on these images, which includes the residual. σ_b² is that of `between_images`,
+    which excludes it, so the residual counts once. The first term gives the half width `seeds_half`. The second gives
+    `image_interval`, stored as sample_low … sample_high. The interval adds the squares of both, within the `limits` of the
+    measure. With one seed it has the second term alone. Below FEWEST images it is NaN.
     """
     rows = []
     for (method, measure), part in table.groupby(["method", "measure"], sort=False):
@@ -56,7 +56,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             sample = binomial_interval(round(mean * count), count) if count >= FEWEST else (math.nan, math.nan)
         deviation = float(part["value"].std(ddof=1)) if seeds > 1 else math.nan
         half = seeds_half(part["value"], each)
-        low = max(mean - math.hypot(mean - sample[0], half), least)  # in this order what is not a number stays so
+        low = max(mean - math.hypot(mean - sample[0], half), least)  # this argument order keeps NaN
         high = min(mean + math.hypot(sample[1] - mean, half), most)
         named = tuple(map(int, part["seed"]))
         by_seed = part["value"].to_numpy()
@@ -66,15 +66,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_chance(clean: Mapping[str, Any], classes: int) -> bool:
-    """Whether a row of a `summary`, of clean accuracy, is of networks that have hardly learnt: they test nothing.
+    """Return whether networks have hardly learnt, from their clean row of a `summary`: such networks test nothing.
 
-    Nor is it known of those that have learnt on too few images for an interval.
+    True also where too few images leave no interval.
     """
     return not clean["low"] > 1 / classes + LEARNT * (1 - 1 / classes)
 
 
 class Difference(NamedTuple):
-    """Of two means, in their units: the value and its 95 % interval, of how many seeds, and their deviation."""
+    """Difference of two means in their units, its 95 % interval, number of seeds, and its deviation over seeds."""
 
     value: float
     low: float
@@ -84,27 +84,28 @@ class Difference(NamedTuple):
 
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
-    """first − second of two rows of a `summary`, with its 95 % interval, seed by seed and image by image.
+    """Return first − second of two rows of a `summary`, with its 95 % interval, paired by seed and image.
 
-    Trainings of one seed share initial weights and the order of the data. So where the two have seeds in common, value and
-    interval are of these alone: with d the differences by seed and image, the variance is that of `summary`,
+    Trainings of one seed share initial weights and the order of the data. Where the rows have seeds in common, only these
+    are used. The variance of the difference d is then
 
-        s_d² / S + (σ_1² + σ_2² − 2 σ_12) / N,
+        s_d² / S + (σ_1² + σ_2² − 2 σ_12) / N.
 
-    s_d² of the seeds' mean differences, and σ_12 the covariance of `between_images`. `seeds_half` is of the first. The
-    second is of the rows' own image intervals and their correlation σ_12 / σ_1 σ_2, put together as Newcombe (1998, paired
-    data, method 10) does, so that arms are unlike near 0 and 1; with his correction 1 / 2SN of a positive covariance where
-    outcomes are right or wrong. Images count as independent where the rows have outcomes of other numbers of images, or
-    none by image. Without a common seed, Welch's t stands for the first where both
-    sides have several. Where one has a single seed, or one seed is common, the interval is of the images alone. The
-    deviation is of the paired differences, else the larger of the two, NaN of one seed.
+    s_d² is the variance of the seeds' mean differences; `seeds_half` gives its half width. σ_12 is the covariance of
+    `between_images`. The second term combines the rows' image intervals by Newcombe (1998, paired data, method 10), with
+    correlation σ_12 / σ_1 σ_2. Where outcomes are right or wrong, his correction 1 / 2SN lowers a positive covariance.
+    Rows without outcomes by image, or with different numbers of images, count as independent.
+
+    Without a common seed Welch's t gives the first term, if both rows have several seeds. Where one row has a single seed,
+    or one seed is common, the first term is zero. The deviation is that of the paired differences, without pairs the
+    larger of both, and NaN of one seed.
     """
     shared = [seed for seed in first.get("seed_list", ()) if seed in second.get("seed_list", ())]
     one, two = (_of_seeds(row, shared) for row in (first, second))
     value, seeds = one["mean"] - two["mean"], len(shared) or min(first["seeds"], second["seeds"])
     (l1, u1), (l2, u2) = ((row["mean"] - row["sample_low"], row["sample_high"] - row["mean"]) for row in (one, two))
     phi = _correlation(one["each"], two["each"], bool(shared))
-    low = math.sqrt(max(l1**2 + u2**2 - 2 * phi * l1 * u2, 0.0))  # in this order what is not a number stays so
+    low = math.sqrt(max(l1**2 + u2**2 - 2 * phi * l1 * u2, 0.0))  # this argument order keeps NaN
     high = math.sqrt(max(u1**2 + l2**2 - 2 * phi * u1 * l2, 0.0))
     half, deviation = 0.0, math.nan
     if len(shared) > 1:
@@ -124,7 +125,7 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
 
 
 def _of_seeds(row: Mapping[str, Any], seeds: Sequence[int]) -> Mapping[str, Any]:
-    """A row of a `summary` with these of its seeds alone, in their order; as it is where there are none."""
+    """Restrict a row of a `summary` to `seeds`, in their order; without seeds return it as it is."""
     if not seeds or list(seeds) == list(row["seed_list"]):
         return row
     chosen = [row["seed_list"].index(seed) for seed in seeds]
@@ -133,13 +134,13 @@ def _of_seeds(row: Mapping[str, Any], seeds: Sequence[int]) -> Mapping[str, Any]
     if each is not None:
         each = each[chosen]
         low, high = image_interval(each, row["limits"])
-    else:  # as far from its mean as that of all seeds
+    else:  # the interval of all seeds, moved to the new mean
         low, high = (mean + row[end] - row["mean"] for end in ("sample_low", "sample_high"))
     return {**row, "mean": mean, "by_seed": by_seed, "each": each, "sample_low": low, "sample_high": high}
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A `summary` as a table to read: a row a method, columns (measure, mean | low | high), all × 100."""
+    """Return a `summary` as a table in percent: one row per method, columns (measure, mean | low | high)."""
     rows: dict[str, dict[tuple[str, str], float]] = {}
     for row in table.to_dict("records"):
         own = {(row["measure"], name): 100 * row[name] for name in ("mean", "low", "high")}
@@ -148,15 +149,15 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_percent(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a `summary` for a figure: the mean also as value, × 100, and so are low and high."""
+    """Return the rows of a `summary` for a figure: a column value with the mean, and low and high, in percent."""
     shares = 100 * found[["mean", "low", "high"]]
     return found.assign(value=shares["mean"], low=shares["low"], high=shares["high"])
 
 
 def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """Accuracy against ε, of `evaluation.sweep`: columns line (the method), n, "ε × 255" (in L2: "ε"), value, low, high.
+    """Return accuracy (%) against ε from a table of `evaluation.sweep`, with the 95 % interval of `summary`.
 
-    In percent, with the 95 % interval of `summary`.
+    Columns: line (the method), n, "ε × 255" (in L2: "ε"), value, low, high.
     """
     axis, scale = ("ε × 255", 255) if norm == "linf" else ("ε", 1)
     sizes = sweep.drop_duplicates("measure").set_index("measure")["eps"]
@@ -166,10 +167,10 @@ def against_eps(sweep: pd.DataFrame, norm: str) -> pd.DataFrame:
 
 
 def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataFrame:
-    """Each method's measures less those of `against`, of a `summary`, in points: index method, columns (measure, …).
+    """Return the `difference` of each method of a `summary` from `against`, in points: columns (measure, …).
 
-    difference, its 95 % interval low … high, "seeds" (the deviation over seeds, see `difference`) and "told": "yes" where
-    the interval leaves out zero, "smaller than the seeds' spread", "no", or that there are too few images.
+    The columns are difference, low and high of its 95 % interval, seeds (the deviation over seeds) and told. "told" is
+    "yes" where the interval excludes zero, else "smaller than the seeds' spread", "no", or that there are too few images.
     """
     known = {(row["method"], row["measure"]): row for row in table.to_dict("records")}
     rows: dict[str, dict[tuple[str, str], Any]] = {}
@@ -186,7 +187,7 @@ def gaps(table: pd.DataFrame, against: str, measures: Sequence[str]) -> pd.DataF
 
 
 def _correlation(first: np.ndarray | None, second: np.ndarray | None, shared: bool) -> float:
-    """Of what two methods' trainings expect of an image, from outcomes S×N of each; 0 where it is not known."""
+    """Return the correlation over images of two methods' expected outcomes, from S×N of each; 0 where unknown."""
     if first is None or second is None or first.shape[1] != second.shape[1]:
         return 0.0
     one, two = (between_images(values, values, shared=True) for values in (first, second))

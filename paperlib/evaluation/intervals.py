@@ -1,4 +1,4 @@
-"""Intervals: of a share, of a mean over images and seeds, of a ratio of median distances, of a rank correlation."""
+"""95 % intervals of a share, of a mean over images and seeds, of a ratio of medians, of a rank correlation."""
 
 import math
 from collections.abc import Sequence
@@ -10,29 +10,28 @@ from scipy.stats import beta, norm, rankdata, t
 
 from paperlib.runs.files import InputError
 
-FEWEST = 20  # images below which no interval is given and nothing is decided
+FEWEST = 20  # fewer images give no interval and no decision
 
 
-def binomial_interval(hits: float, count: float, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of Clopper & Pearson (1934) for a share of `hits` among `count`; both need not be whole."""
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+def binomial_interval(hits: float, count: float) -> tuple[float, float]:
+    """Return the exact interval of Clopper & Pearson (1934) for a share of `hits` among `count`, whole numbers or not."""
+    low = float(beta.ppf(0.025, hits, count - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, count - hits)) if hits < count else 1.0
     return low, high
 
 
 def mean_interval(each: np.ndarray) -> tuple[float, float, float]:
-    """The mean of N values and its 95 % interval, ± 1.96 standard errors, NaN below FEWEST values: mean, low, high."""
+    """Return the mean of N values and its 95 % interval, ± 1.96 standard errors: mean, low, high; NaN below FEWEST."""
     mean, half = float(each.mean()), 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) >= FEWEST else math.nan
     return mean, mean - half, mean + half
 
 
 def between_images(first: np.ndarray, second: np.ndarray, shared: bool) -> float:
-    """The covariance over images of what two methods' trainings expect of an image; outcomes S×N and T×N, same images.
+    """Estimate the covariance over images of two methods' expected outcomes, from S×N and T×N of the same images.
 
-    Of one seed, of its outcomes themselves. Of several it is without what an outcome owes to its own seed: with `shared`
-    seeds, row by row, the mean over pairs of different seeds of the covariance over images; without, of the means over
-    seeds. A method with itself, `shared`, is the variance σ_b² of images in outcome = mean + seed + image + rest.
+    With `shared` seeds, row by row, it is the mean covariance over pairs of different seeds, which excludes the residual.
+    Otherwise it is the covariance of the means over seeds. With one seed it is that of the outcomes. A method with itself,
+    `shared`, gives the variance σ_b² of images in outcome = mean + seed + image + residual.
     """
     one, two = (values - values.mean(1, keepdims=True) for values in (first.astype(float), second.astype(float)))
     together, (seeds, count) = float(one.mean(0) @ two.mean(0)) / one.shape[1], one.shape
@@ -42,11 +41,11 @@ def between_images(first: np.ndarray, second: np.ndarray, shared: bool) -> float
 
 
 def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of outcomes S×N that the choice of images alone leaves: low, high; NaN below FEWEST.
+    """Return the 95 % interval of the mean of outcomes S×N over the choice of images: low, high; NaN below FEWEST.
 
-    Within `limits` it is Clopper and Pearson's for the effective number of images n* that has the outcomes' variance,
-    p (1 − p) / n* = σ_b² / N of `between_images` (Korn & Graubard 1998), at most all S N outcomes; N where no outcome
-    differs. One seed's right or wrong has n* = N. Where the limits are infinite it is the mean ± 1.96 σ_b / √N.
+    Within finite `limits` it is Clopper and Pearson's, for an effective number n* of images (Korn & Graubard 1998). n*
+    solves p (1 − p) / n* = σ_b² / N, with σ_b² of `between_images`, and is at most S N. It is N where no outcome differs,
+    and where one seed's outcomes are right or wrong. With infinite limits the interval is the mean ± 1.96 σ_b / √N.
     """
     seeds, count = each.shape
     mean, variance = float(each.mean()), max(between_images(each, each, shared=True), 0.0)
@@ -57,17 +56,17 @@ def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float
         return mean - half, mean + half
     least, size = limits[0], limits[1] - limits[0]
     share = (mean - least) / size
-    most = share * (1 - share) * size**2  # the variance of outcomes at the limits alone
+    most = share * (1 - share) * size**2  # the largest variance that outcomes within the limits can have
     effective = count if most <= 0 else count * min(most / variance if variance > 0 else math.inf, seeds)
     low, high = binomial_interval(share * effective, effective)
     return least + size * low, least + size * high
 
 
 def seeds_half(by_seed: Sequence[float] | np.ndarray, each: np.ndarray | None = None) -> float:
-    """Half width of the 95 % interval of the mean over seeds, on the images as they are; zero of one seed.
+    """Return the half width of the 95 % interval of the mean over seeds, for fixed images; zero for one seed.
 
-    Student's t of the S means. They vary at least as the rest of outcomes S×N = mean + seed + image + rest makes them,
-    σ² / N. With few seeds they may agree by luck, so with `each` the half width is 1.96 σ / √(S N) at least.
+    It is Student's t of the S means. Few means may agree by chance, though the residual σ of outcomes S×N = mean + seed +
+    image + residual makes them vary. So with `each` the half width is at least 1.96 σ / √(S N).
     """
     values = np.asarray(by_seed, dtype=float)
     if (count := len(values)) < 2:
@@ -81,31 +80,28 @@ def seeds_half(by_seed: Sequence[float] | np.ndarray, each: np.ndarray | None = 
     return max(half, 1.96 * math.sqrt(variance / each.size))
 
 
-def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """The median of `first` over that of `second`, distances S×N of S seeds on the same N images, with its 95 % interval.
+def median_ratio(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Return the ratio of the medians of distances S×N, S seeds on the same N images, and its 95 % interval.
 
-    Of the images that both have right: distances of zero on either side are left out, so that clean accuracy does not
-    decide. The interval is by bootstrap over images, all seeds of an image together, and, of several seeds, by
-    Student's t of the logarithms of their own ratios: the arms of both, in logarithms, squared and added. Infinite
-    distances are larger than any other; a draw that leaves nothing, or infinity over infinity, widens the interval to
-    the side on which it could be, and so does a seed whose ratio is zero, infinite or undefined. NaN where the ratio
-    itself is undefined. Raises InputError for distances of different images.
+    Images with a distance of zero on either side are left out, so that clean accuracy does not decide. The interval is a
+    bootstrap over images, which keeps all seeds of an image together. With several seeds Student's t of the log ratios by
+    seed is added: the squares of both half widths, in logarithms. Infinite distances rank above all others. Where a draw's
+    ratio is undefined, or a seed's is zero, infinite or undefined, the interval widens to the possible side. NaN where
+    the ratio itself is undefined. Raises InputError for different shapes.
     """
     if first.shape != second.shape:
-        raise InputError(f"distances of shapes {first.shape} and {second.shape}: a ratio needs the same images and seeds")
+        raise InputError(f"distances of shapes {first.shape} and {second.shape}: they should be equal, seeds × images")
     both = (first > 0) & (second > 0)
     one, two = (np.where(both, values, np.nan) for values in (first, second))
     value = float(_over(_median(one[:, None]), _median(two[:, None]))[0])
     if math.isnan(value):
         return math.nan, math.nan, math.nan
-    chosen = np.random.default_rng(seed).integers(0, first.shape[1], (draws, first.shape[1]))
+    chosen = np.random.default_rng(0).integers(0, first.shape[1], (2000, first.shape[1]))
     ratios = _over(_median(one[:, chosen]), _median(two[:, chosen]))
     low = np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=np.inf), 0.025, method="closest_observation")
     high = np.quantile(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf), 0.975, method="closest_observation")
     if len(first) > 1:
-        own = np.array(
-            [float(_over(_median(a[None, None]), _median(b[None, None]))[0]) for a, b in zip(one, two, strict=True)]
-        )
+        own = _over(_median(one[None]), _median(two[None]))  # by seed
         if np.isfinite(own).all() and (own > 0).all():
             half = float(t.ppf(0.975, len(own) - 1)) * float(np.log(own).std(ddof=1)) / math.sqrt(len(own))
             with np.errstate(divide="ignore"):
@@ -117,11 +113,10 @@ def median_ratio(first: np.ndarray, second: np.ndarray, draws: int = 2000, seed:
 
 
 def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
-    """By attack and method: median distance of the images that it has right, share of failures, ratio to `against`.
+    """Return by attack and method the median distance of correct images, the share of failed attacks, and a ratio.
 
-    `found` is of `evaluation.distances_each`. The ratio is of medians over the images that both have right and the seeds
-    that both have, with its 95 % interval (see `median_ratio`); NaN where they have none in common or
-    fewer than FEWEST images.
+    `found` is of `evaluation.distances_each`. The ratio is the `median_ratio` to `against` on common seeds, with its 95 %
+    interval. It is NaN without a common seed; its interval also below FEWEST images.
     """
     each = {key: part.set_index("seed")["each"] for key, part in found.groupby(["attack", "method"], sort=False)}
     rows = []
@@ -141,7 +136,7 @@ def distance_table(found: pd.DataFrame, against: str) -> pd.DataFrame:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """The lower median of S×D×N over seeds and images, NaN left out: D. An observation, so no infinity meets another."""
+    """Return the lower median of S×D×N over seeds and images, without NaN: D. It averages no two infinities."""
     flat = np.sort(np.moveaxis(values, 0, 1).reshape(values.shape[1], -1), axis=1)  # NaN last
     counts = (~np.isnan(flat)).sum(1)
     found = flat[np.arange(len(flat)), np.maximum(counts - 1, 0) // 2]
@@ -155,14 +150,13 @@ def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(
-    x: np.ndarray, y: np.ndarray, groups: np.ndarray, control: np.ndarray | None = None, draws: int = 1000, seed: int = 0
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, control: np.ndarray | None = None, draws: int = 1000
 ) -> tuple[float, float, float]:
-    """Spearman's ρ of N pairs with its 95 % interval over `groups`, of which those of one come and go together.
+    """Return Spearman's ρ of N pairs and its 95 % interval by resampling `groups`, of which each is kept whole.
 
-    With a `control` it is partial: the correlation of what the control's ranks leave of the ranks of x and y. The interval
-    is the wider of the bootstrap's and of Fisher's z, with the variance of Bonett & Wright (2000) for as many pairs as
-    there are groups: few groups resampled look too certain. NaN where x, y or the control is constant, or with fewer than
-    five groups.
+    With a `control`, ρ is the partial correlation given the control's ranks. A bootstrap of few groups is too narrow. So
+    the interval also covers that of Fisher's z for as many pairs as there are groups (Bonett & Wright 2000). NaN where x,
+    y or the control is constant, or with fewer than five groups.
     """
     names, members = np.unique(groups, return_inverse=True)
     every = np.stack([x, y] if control is None else [x, y, control])
@@ -174,12 +168,12 @@ def rank_correlation(
         found = np.corrcoef(ranks)
         if control is None:
             return float(found[0, 1])
-        left = (1 - found[0, 2] ** 2) * (1 - found[1, 2] ** 2)  # what the control's ranks leave of x times of y
+        left = (1 - found[0, 2] ** 2) * (1 - found[1, 2] ** 2)  # variances that the control leaves unexplained
         return float((found[0, 1] - found[0, 2] * found[1, 2]) / math.sqrt(left)) if left > 1e-9 else math.nan
 
     if (count := len(names)) < 5 or math.isnan(value := of(np.arange(len(x)))):
         return math.nan, math.nan, math.nan
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     places = [np.flatnonzero(members == index) for index in range(count)]
     found = [of(np.concatenate([places[index] for index in generator.integers(0, count, count)])) for _ in range(draws)]
     kept = np.array([one for one in found if not math.isnan(one)])

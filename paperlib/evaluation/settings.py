@@ -1,4 +1,4 @@
-"""What a study of images can be told: which images, which network, under which attacks it is evaluated."""
+"""Settings that studies of images share: data, network, evaluation; and the form of a study's plan."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -13,12 +13,12 @@ from paperlib.runs.settings import Count, Images, Layer, Positive, Settings, Tra
 
 
 class NetworkSettings(TrainingSettings):
-    """What of a study a part of it may set for itself: which network, and how it is trained."""
+    """Network and training settings, which a part of a study may change for itself."""
 
     model: Literal[tuple(models.ARCHITECTURES)]  # type: ignore[valid-type]
     width: Annotated[int, Field(ge=1, le=10_000)]
     normalisation: Literal[tuple(models.NORMALISATIONS)]  # type: ignore[valid-type]
-    stem_stride: Literal[1, 2]  # of the first convolution; 2 halves the image (Tiny-ImageNet)
+    stem_stride: Literal[1, 2]  # stride of the first convolution; 2 halves the image (Tiny-ImageNet)
 
     @model_validator(mode="after")
     def _stem_to_stride(self) -> Self:
@@ -28,7 +28,7 @@ class NetworkSettings(TrainingSettings):
 
 
 class ImageSettings(NetworkSettings):
-    """What a study of real images adds: which images, which evaluation."""
+    """Settings of data and evaluation, for a study of real images."""
 
     data: Annotated[str, AfterValidator(check_name)]
     train_images: Count | None
@@ -38,13 +38,13 @@ class ImageSettings(NetworkSettings):
     eps_linf: Annotated[float, Field(gt=0, le=1)]
     eps_l2: Positive
     autoattack_images: Images
-    sweep_images: Count  # of the sweep over eps
+    sweep_images: Count  # images of the sweep over eps
     audit_images: Count
 
     @model_validator(mode="after")
     def _images_there_are(self) -> Self:
         if self.data == "toy":
-            raise ValueError("data = 'toy': points and no images; the notebook toy_pag is made for them")
+            raise ValueError("data = 'toy': points and no images; use the notebook toy_pag, or name a set of images")
         if self.data in scenes.SETS and self.image_size not in (None, *scenes.SIZES):
             raise ValueError(
                 f"image_size = {self.image_size}: scenes are rendered at {' or '.join(map(str, scenes.SIZES))} px"
@@ -53,45 +53,47 @@ class ImageSettings(NetworkSettings):
 
 
 class Plan(NamedTuple):
-    """What a study's settings come to, before anything is loaded: each has a function that says so, in its PLANS."""
+    """Images and seeds that settings lead to, known before data are loaded; a study's PLANS has the function."""
 
-    images: dict[str, int | None]  # by measure, at most; None where only a folder knows; what is not measured is absent
-    seeds: dict[str, int]  # by method: the first so many of the settings' seeds; what is not trained is absent
-    case: str  # which of the paper's tables the run is held against
+    images: dict[str, int | None]  # test images by measure, at most; None for a folder, which is not read yet
+    seeds: dict[str, int]  # number of seeds by method; a method that is not trained is absent
+    case: str  # which of the paper's tables the run is compared with
 
 
 def planned(settings: ImageSettings, every: Iterable[str], fewer: Mapping[str, int]) -> dict[str, int | None]:
-    """Test images by measure: of `every` all that the settings have, of `fewer` so many of them; zero leaves one out."""
+    """Return test images by measure: all for those of `every`, at most its number for those of `fewer`; zero omits one."""
     count = settings.test_images or EXTENTS.get(settings.data, (None,))[0]
     some = {measure: number if count is None else min(number, count) for measure, number in fewer.items() if number}
     return {**dict.fromkeys(every, count), **some}
 
 
 class NormSettings(ImageSettings):
-    """What a study under one norm adds."""
+    """The norm, for a study under one norm."""
 
-    norm: Norm  # of the attacks in training and evaluation
+    norm: Norm  # norm of the attacks in training and evaluation
 
     @property
     def eps(self) -> float:
-        """ε in the norm of the study."""
+        """ε in the study's norm, in units of [0,1]."""
         return self.eps_linf if self.norm == "linf" else self.eps_l2
 
 
 class DepthSettings(NormSettings):
-    """What a study of attention and depth adds."""
+    """Settings of a study of attention and depth."""
 
-    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
-    depth_images: Count  # scenes that a learned oracle learns from
+    train_steps: Count  # steps of the training attack; each has size 2.5 ε / steps
+    depth_images: Count  # scenes that a learned depth network is trained on
     depth_epochs: Count
-    layer: Layer  # of a convolutional network, whose activation is its attention; None for transformers
+    layer: Layer  # layer of a convolutional network whose activation is the attention; None for transformers
 
     @model_validator(mode="after")
     def _depth_and_layer(self) -> Self:
         if self.crop_padding and self.crop_fill != "reflect" and self.data in scenes.SETS:
-            raise ValueError("crop_fill must be reflect for scenes, whose depth is cropped with them: a border has none")
+            raise ValueError(
+                "crop_fill must be reflect for scenes: their depth is cropped with them, and a border has none"
+            )
         if (self.model in models.TRANSFORMERS) == (self.layer is not None):
-            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs one, a transformer none")
+            raise ValueError(f"layer = {self.layer!r}: a convolutional network needs a layer, a transformer must have None")
         return self
 
 
@@ -99,9 +101,9 @@ CHANGEABLE = set(NetworkSettings.model_fields) - set(Settings.model_fields)
 
 
 def check_changes(settings: NetworkSettings, name: str, changes: Mapping[str, Any]) -> None:
-    """Raise ValueError where `changes`, the study's setting `name`, cannot stand in place of its own settings."""
+    """Raise ValueError where `changes`, given in setting `name`, are no valid network or training settings."""
     if unknown := set(changes) - CHANGEABLE:
-        raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can {', '.join(sorted(CHANGEABLE))}")
+        raise ValueError(f"{name} cannot set {', '.join(sorted(unknown))}; it can set {', '.join(sorted(CHANGEABLE))}")
     try:
         check(NetworkSettings, {**{field: getattr(settings, field) for field in NetworkSettings.model_fields}, **changes})
     except InputError as error:

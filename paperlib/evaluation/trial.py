@@ -1,4 +1,4 @@
-"""Is it real? A defence on trial: the attacks that a paper reports against the strongest of all, image by image."""
+"""Is a defence real? Compare the attacks that a paper reports with the best of all attacks, image by image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,15 +8,15 @@ import pandas as pd
 from paperlib.evaluation import against_eps, at_chance, by_image, combine, difference, in_percent, summary
 from paperlib.runs.files import InputError
 
-REPORTED = "apgd_ce"  # the strongest attack that the paper reports accuracy under
-SHOWN = ("fgsm", "pgd_task", REPORTED)  # beside the best of all attacks
-GAP = 0.05  # accuracy by which that may overstate the best of all attacks
+REPORTED = "apgd_ce"  # the strongest attack in the paper
+SHOWN = ("fgsm", "pgd_task", REPORTED)  # attacks shown beside the best of all
+GAP = 0.05  # tolerated excess of accuracy under REPORTED over the best of all attacks
 
 
 def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """All rows of tables of `evaluate_each` on the same images, and as measure "worst" the best of all attacks by image.
+    """Join tables of `evaluate_each` on the same images, and add measure "worst": the best of all attacks by image.
 
-    Raises InputError where the tables are of other images: their clean outcomes differ.
+    Raises InputError where the clean outcomes differ, so that the images cannot be the same.
     """
     rows = []
     for (method, seed), part in pd.concat(tables, ignore_index=True).groupby(["method", "seed"], sort=False):
@@ -30,15 +30,15 @@ def worst(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int, against: str = "standard") -> pd.DataFrame:
-    """For each method: accuracy under FGSM, PGD on the task loss and APGD, and by image under the best of all attacks.
+    """Return for each method its accuracies (%) under FGSM, PGD, APGD and the best of all attacks, and an outcome.
 
-    `table` is of `worst`. The outcome of a network that surely learnt something:
+    `table` is of `worst`; "surely" means that the 95 % interval says so. A method is doubtful where accuracy under
+    APGD is surely more than 5 points above the best of all attacks, or the audit has a sign that `against` has not.
 
-    - *real*: the worst case is surely above that of `against`, APGD does not surely overstate it by more than 5 points, and
-      the audit has no sign that `against` has not;
-    - *partly real*: it is surely above, but one of these fails;
-    - *masked*: it is not surely above, though under APGD it is, and one of these fails;
-    - *none told*: no robustness could be told, neither real nor apparent.
+    - *real*: accuracy under the best of all attacks is surely above that of `against`, and nothing is doubtful;
+    - *partly real*: it is surely above, but doubtful;
+    - *masked*: it is not surely above, though under APGD it surely is, and it is doubtful;
+    - *none told*: everything else.
 
     A network at chance is *not tested*. Raises InputError where `table` lacks clean accuracy, APGD or `against`.
     """
@@ -73,18 +73,18 @@ def judge(table: pd.DataFrame, signs: Mapping[str, Sequence[str]], classes: int,
 
 
 def points(trials: pd.DataFrame, table: pd.DataFrame, curve: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """The evidence in one figure: accuracy against ε, and what each attack leaves; the outcome beside the name.
+    """Return the points of one figure: accuracy against ε, and accuracy under each attack; outcomes are in the names.
 
-    `table` is of `worst`. Columns panel, line, x, value, low, high, in percent.
+    `table` is of `worst`. Columns: panel, line, x, value, low, high, the last three in percent.
     """
     lines = {method: method if outcome == "–" else f"{method}: {outcome}" for method, outcome in trials["outcome"].items()}
     swept = against_eps(curve, norm)
     (axis,) = [name for name in swept if str(name).startswith("ε")]
     found = in_percent(summary(table))
-    left = found[found["measure"].isin([*SHOWN, "worst"]) & found["method"].isin(lines)]
-    names = left["measure"].replace({"worst": "best of all"})
-    who = left.assign(panel="who attacks", line=left["method"], x=names)
-    who = who.sort_values("x", key=lambda column: column.map([*SHOWN, "best of all"].index), kind="stable")
+    order = [*SHOWN, "worst"]
+    who = found[found["measure"].isin(order) & found["method"].isin(lines)]
+    who = who.sort_values("measure", key=lambda column: column.map(order.index), kind="stable")
+    who = who.assign(panel="who attacks", line=who["method"], x=who["measure"].replace({"worst": "best of all"}))
     both = pd.concat(
         [swept.rename(columns={axis: "x"}).assign(panel=f"PGD (margin) against {axis}"), who], ignore_index=True
     )
