@@ -308,7 +308,7 @@ def test_what_is_no_classifier_of_these_images_is_refused() -> None:
         (nn.Identity(), "should be N×classes"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "has 1 outputs; the data have 2 classes"),
         (nn.Conv2d(4, 2, 3), "cannot answer images of 3×8×8"),
-        (Honest(float("nan")), "for 20 of 20 clean images .* are no numbers"),
+        (Honest(float("nan")), "for 20 of 20 clean images .* are NaN"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "has 3 outputs; the data have 2 classes.*--classes"),
     ):
         with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""Is the robustness real? Checks for masked gradients, and what they come to."""
+"""Is the robustness real? Checks for masked gradients, and a verdict."""
 
 from paperlib.audit.benchmark import Benchmark, benchmark
 from paperlib.audit.checks import (

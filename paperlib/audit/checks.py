@@ -1,11 +1,11 @@
 """Is the robustness real? Signs that gradients are masked, on any classifier of images in [0,1].
 
-Each check has a figure with the lower end of its 95 % interval, which is a sign beyond a threshold, and a source. Some
-signs are evidence that attacks fail where adversarial images exist: with one of them the verdict is "masked". The others
-say that gradients are not to be trusted here: "suspicious". What is found is attacked through: gradients averaged over
-noise, passed through what stops them, or replaced by those of a copy, and Square. The lowest accuracy of all is the bound.
-The thresholds were set on honest models and planted defences (benchmarks/calibration.py, docs/results/audit.md). No sign
-is no proof: an attack made for the defence (Tramèr et al. 2020) may still break it.
+Each check has a source and a figure, which is a sign where the lower end of its 95 % interval exceeds a threshold. Some
+signs are evidence that attacks fail where adversarial images exist; with one of them the verdict is "masked". With other
+signs alone it is "suspicious": gradients cannot be trusted. Further attacks then get around the defence: Square, a copy of
+the model, and gradients averaged over noise or passed through rounding. Accuracy under the best of all attacks is an upper
+bound. The thresholds were set on honest models and planted defences (benchmarks/calibration.py, docs/results/audit.md).
+An audit without signs is no proof: an adaptive attack (Tramèr et al. 2020) may still break the defence.
 """
 
 import math
@@ -35,30 +35,30 @@ from paperlib.runs.tensors import digest
 
 Verdict = Literal["no sign of masking", "suspicious", "masked", "not told"]
 MEANINGS: dict[Verdict, str] = {
-    "no sign of masking": "No check found a sign that gradients are masked. That is no proof of robustness, but nothing "
-    "speaks against the accuracy under the best of all attacks.",
-    "suspicious": "Gradients are not to be trusted on this model as they are, and accuracy under attacks that follow them "
-    "may be too high. But no attack here surely found images that such attacks miss.",
-    "masked": "Attacks that follow the gradient fail where adversarial images exist: accuracy under them is no measure of "
-    "this model's robustness.",
-    "not told": f"Without attack the model's accuracy is close to chance, so its robustness tells nothing; or there are "
-    f"fewer than {FEWEST} images. Perhaps it should normalise its images itself, or has the classes in another order.",
+    "no sign of masking": "No check found a sign that gradients are masked. That is no proof of robustness, but no "
+    "evidence against the accuracy under the best of all attacks was found.",
+    "suspicious": "The gradients of this model cannot be trusted, and accuracy under attacks that follow them may be too "
+    "high. But no attack here surely found images that such attacks miss.",
+    "masked": "Attacks that follow the gradient fail where adversarial images exist: accuracy under them does not "
+    "measure this model's robustness.",
+    "not told": f"There are fewer than {FEWEST} images; or accuracy without attack is close to chance, so that robustness "
+    "means nothing. Perhaps the model should normalise its images itself, or has the classes in another order.",
 }
-RIGHT = 30  # images that a model close to chance must have right to be attacked
-CHUNK = 60  # images at a time, which devices share: enough to keep a small network busy; AutoAttack's are one device's
+RIGHT = 30  # correct images that a model close to chance needs to be attacked
+CHUNK = 60  # images per chunk; each device takes a chunk at a time
 SOME, FEW = 120, 40  # images of the probes that cost hundreds of passes, and of AutoAttack
-FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of ε, in the sweep
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # multiples of ε in the sweep
 
 
 class Check(NamedTuple):
-    """When a figure is a sign, and what it says."""
+    """Threshold of a check, meaning of its sign, source, and what to do next."""
 
     threshold: float
-    evidence: bool  # that attacks fail where adversarial images exist
+    evidence: bool  # whether its sign shows that attacks fail where adversarial images exist
     meaning: str
     source: str
-    next: str  # what to try
-    beside: bool = False  # a sign only where there is another one
+    next: str  # what to try next
+    beside: bool = False  # whether it is a sign only together with another one
 
 
 CHECKS = {
@@ -120,7 +120,7 @@ CHECKS = {
         0.08, False, "cross-entropy is the wrong loss to attack this model with", "Carlini & Wagner 2017",
         "report the margin loss or AutoAttack",
     ),
-    "AutoAttack's flags": Check(  # how many, without Square's, which is counted by image below
+    "AutoAttack's flags": Check(  # their number, without the flag about Square: another check counts its images
         0.0, False, "AutoAttack itself warns of this model", "Croce & Hein 2020",
         "read its warnings below",
     ),
@@ -157,51 +157,50 @@ CHECKS = {
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """The verdict and what it stands on."""
+    """Verdict of an audit, and the measurements behind it."""
 
     verdict: Verdict
     # index check; figure, low (of its interval), threshold, n (images), sign, evidence, meaning, source, next, beside
     checks: pd.DataFrame
     accuracies: pd.DataFrame  # index attack; accuracy with its 95 % interval low … high, n
-    curve: pd.DataFrame  # eps and accuracy, of PGD-20 on cross-entropy
-    flags: tuple[str, ...]  # AutoAttack's
+    curve: pd.DataFrame  # eps and accuracy under PGD-20 on cross-entropy
+    flags: tuple[str, ...]  # AutoAttack's warnings
     eps: float
     norm: Norm
 
     @property
     def meaning(self) -> str:
-        """What the verdict says, in a sentence or two."""
+        """Meaning of the verdict, in a sentence or two."""
         return MEANINGS[self.verdict]
 
     @property
     def bound(self) -> str:
-        """The accuracy that is left, in a sentence; nothing of a model that was not attacked."""
+        """Upper bound of robust accuracy, in a sentence; empty for a model that was not attacked."""
         if "best of all" not in self.accuracies.index:
             return ""
         row = self.accuracies.loc["best of all"]
         return (
             f"Robust accuracy is at most {row['accuracy']:.1%} (interval {row['low']:.1%} to {row['high']:.1%}) on these "
-            f"{row['n']:.0f} images: what the best of all attacks leaves."
+            f"{row['n']:.0f} images, under the best of all attacks."
         )
 
     def signs(self) -> pd.DataFrame:
-        """The checks whose figure is a sign."""
+        """Return the checks whose figure is a sign."""
         return self.checks[self.checks["sign"]]
 
     def __str__(self) -> str:
-        named = [name for name in ("no attack", "PGD-20", "best of all") if name in self.accuracies.index]
-        rows = ((name, self.accuracies.loc[name]) for name in named)
+        rows = self.accuracies[self.accuracies.index.isin(["no attack", "PGD-20", "best of all"])]
         parts = [
             f"{name} {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}, n = {row['n']:.0f})"
-            for name, row in rows
+            for name, row in rows.iterrows()
         ]
         bound = [f"  {self.bound}"] if self.bound else []
         lines = [f"{self.verdict}: {self.meaning}", *bound, f"  {', '.join(parts)}"]
         for name, row in self.signs().iterrows():
             lines += [
-                f"  {name}: {row['figure']:.3g} (from {row['low']:.3g}), above {row['threshold']:g}: {row['meaning']}"
+                f"  {name}: {row['figure']:.3g} (from {row['low']:.3g}), above {row['threshold']:g}: {row['meaning']}",
+                f"    next: {row['next']}",
             ]
-            lines += [f"    next: {row['next']}"]
         return "\n".join([*lines, *(f"  AutoAttack says: {flag}" for flag in self.flags)])
 
     __repr__ = __str__  # what a notebook shows
@@ -210,29 +209,23 @@ class Audit:
 def audit(
     model: nn.Module, data: ImageSet, *, eps: float, norm: Norm, transfer_from: nn.Module | None = None, seed: int = 0
 ) -> Audit:
-    """Every check of CHECKS on a classifier that maps images N×C×H×W in [0,1] to logits N×K.
+    """Run every check of CHECKS on a classifier that maps images N×C×H×W in [0,1] to logits N×K.
 
-    `eps` is the radius, in units of [0,1], within which robustness is claimed. Adversarial images of `transfer_from`,
-    another model, are tried on this one; without it, where the gradient is not to be trusted, those of a small network that
-    learns this model's answers. The costliest probes take the first SOME or FEW images in an order of which every beginning
-    is class-balanced. A figure is a sign where its interval is above the threshold. Where most of CALLS answers decide, the
-    model answers at random. A network close to chance is "not told" unless RIGHT images are right and there is a sign.
+    `eps` is the radius, in units of [0,1], within which robustness is claimed. Adversarial images of another model
+    `transfer_from` are tried, too. Without one, and where the gradient cannot be trusted, a small network is trained on
+    this model's answers instead. The costliest probes use the first SOME or FEW images of a class-balanced order. Where
+    the model answers at random, the majority of CALLS answers decides. The verdict on a network close to chance is "not
+    told", unless RIGHT images are correct and there is a sign.
 
     Raises InputError where the model does not answer as a classifier of these images, or eps is not positive.
     """
     check_radius(eps, norm)
     if transfer_from is model:
-        raise InputError("transfer_from is the audited model itself; it should be another one, or None")
+        raise InputError("transfer_from is the audited model itself; it should be another model, or None")
     found, curve, flags = _measure(probes.Connected(model), data, eps, norm, transfer_from, seed)
     accuracies = _accuracies(found)
-    if "white" not in found:  # not attacked
-        rows = {
-            name: {"figure": math.nan, "low": math.nan, "n": 0, "sign": False, **check._asdict()}
-            for name, check in CHECKS.items()
-        }
-        checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
-        return Audit("not told", checks, accuracies, curve, flags, eps, norm)
-    checks = signs_of(figures(found, curve, flags, len(data.classes)))
+    unknown = dict.fromkeys(CHECKS, Figure(math.nan, math.nan, 0))  # for a network at chance, which is not attacked
+    checks = signs_of(figures(found, curve, flags, len(data.classes)) if "white" in found else unknown)
     told = checks["sign"].any() or not at_chance(accuracies.loc["no attack"].to_dict(), len(data.classes))
     return Audit(verdict_of(checks) if told else "not told", checks, accuracies, curve, flags, eps, norm)
 
@@ -249,14 +242,14 @@ def check_radius(eps: float, norm: Norm) -> None:
 def _measure(
     whole: probes.Connected, data: ImageSet, eps: float, norm: Norm, transfer_from: nn.Module | None, seed: int
 ) -> tuple[Found, pd.DataFrame, tuple[str, ...]]:
-    """What the probes find, by name, of all images or the first SOME or FEW; accuracy against eps; AutoAttack's flags.
+    """Return the probes' values by name, for all images or the first SOME or FEW, accuracy by eps, AutoAttack's flags.
 
-    A network at chance is not attacked: only its answers are found.
+    A network at chance is not attacked: only the values of `answers` are returned.
     """
     device = next((one.device for one in (*whole.parameters(), *whole.buffers())), torch.device("cpu"))
     data = data[balanced(data, seed)]
     some, by_chunk = data[:SOME], partial(_by_chunk, device=device, seed=seed)
-    if transfer_from is not None:  # what does not fit is refused before anything takes long
+    if transfer_from is not None:  # a model that does not fit is refused before the long work
         with evaluating(transfer_from.to(device)), torch.random.fork_rng():
             by_chunk(data[:1], partial(probes.answers, probes.Connected(transfer_from), classes=len(data.classes)))
     with (
@@ -300,7 +293,7 @@ def _measure(
 
 @contextmanager
 def _as_it_came(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers afterwards: some networks change their running statistics in evaluation mode, too."""
+    """Restore the model's buffers afterwards: some networks change running statistics in evaluation mode, too."""
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         yield
@@ -311,7 +304,7 @@ def _as_it_came(model: nn.Module) -> Iterator[None]:
 
 
 def _by_chunk(data: ImageSet, probe: Callable[..., Found], *more: Tensor, device: torch.device, seed: int) -> Found:
-    """What `probe(images, labels, *more)` finds of all images: a chunk at a time, each with its own random numbers."""
+    """Return `probe(images, labels, *more)` for all images, chunk by chunk, each with random numbers of its own."""
     together = chunk_size(data.images, CHUNK)
 
     def of_chunk(start: int) -> Found:
@@ -325,7 +318,7 @@ def _by_chunk(data: ImageSet, probe: Callable[..., Found], *more: Tensor, device
 
 
 def _blind(found: Found) -> bool:
-    """Whether the gradient is so unlike the function that attacks without it get more time."""
+    """Return whether the gradient cannot be trusted, so that attacks without it get more queries."""
     names = {"images without gradient": "flat", "gradient not of the function": "wrong slope"}
     names |= {"gradient unlike finite differences": "unlike"}
     return any(float(found[own].float().mean()) > CHECKS[name].threshold for name, own in names.items())
@@ -334,7 +327,7 @@ def _blind(found: Found) -> bool:
 def _sweep(
     model: nn.Module, data: ImageSet, by_chunk: Callable[..., Found], settings: Mapping[str, Any], found: Found
 ) -> pd.DataFrame:
-    """Accuracy against eps under PGD-20 on cross-entropy; at zero and at eps as it was found."""
+    """Return accuracy against eps under PGD-20 on cross-entropy; at zero and eps it is known already."""
 
     def attacked(images: Tensor, labels: Tensor, radius: float) -> Found:
         attack = partial(
@@ -355,21 +348,21 @@ def _sweep(
 
 
 def _any(found: Found, *names: str) -> Tensor:
-    """Whether an image falls to any of the attacks, over the images that all of them tried: bool N."""
+    """Return which images any of the attacks fools, among the images that all of them tried: bool N."""
     count = min(len(found[name]) for name in names)
     return torch.stack([found[name][:count] for name in names]).any(0)
 
 
 def share(members: Tensor) -> float:
-    """The share of images that are members."""
+    """Return the share of images for which `members` is True."""
     return int(members.sum()) / len(members)
 
 
-# What it says ------------------------------------------------------------------------------------------------------
+# Figures and verdict -------------------------------------------------------------------------------------------------
 
 
 class Figure(NamedTuple):
-    """A check's figure, the lower end of its 95 % interval, and of how many images it is."""
+    """A check's figure, the lower end of its 95 % interval, and the number of images."""
 
     figure: float
     low: float
@@ -377,13 +370,13 @@ class Figure(NamedTuple):
 
 
 def _of_all(members: Tensor | int, count: int | None = None) -> Figure:
-    """The share of `count` images that are members."""
+    """Return the share of members, given as bool N or as their number, among `count` images."""
     hits, count = int(members.sum()) if isinstance(members, Tensor) else members, count or len(members)  # type: ignore[arg-type]
     return Figure(hits / count, binomial_interval(hits, count)[0], count)
 
 
 def mean_figure(values: Tensor) -> Figure:
-    """The mean of the images' values that are numbers."""
+    """Return the mean of the images' values, without NaN."""
     numbers = values[~values.isnan()].double().cpu().numpy()
     if not len(numbers):
         return Figure(math.nan, math.nan, 0)
@@ -392,17 +385,17 @@ def mean_figure(values: Tensor) -> Figure:
 
 
 def _certain(value: float, count: int) -> Figure:
-    """A figure that is not of a sample."""
+    """Return a figure without sampling error."""
     return Figure(value, value, count)
 
 
 def figures(found: Found, curve: pd.DataFrame, flags: Sequence[str], classes: int) -> dict[str, Figure]:
-    """Each check's figure. What attacks find and others miss is a share of the images that are right without attack."""
+    """Return each check's figure. Shares of fooled images are among those that are correct without attack."""
     count, some, few = len(found["no attack"]), len(found["white"]), len(found["AutoAttack"])
     right = ~found["no attack"]
 
     def missed(by_attack: Tensor) -> Figure:
-        """Of the right ones among the first images, as many as were tried, those that an attack alone fools."""
+        """Return the share of fooled ones among the correct images that the attack tried."""
         own = right[: len(by_attack)]
         return _of_all(by_attack & own, int(own.sum())) if own.any() else Figure(math.nan, math.nan, 0)
 
@@ -444,26 +437,26 @@ def _above_chance(right: Tensor, classes: int) -> Figure:
 
 
 def signs_of(figures: Mapping[str, Figure]) -> pd.DataFrame:
-    """Each check with its figure and whether it is a sign: its interval is above the threshold.
+    """Return the checks with their figures, and whether each is a sign: its interval is above the threshold.
 
-    A turning gradient is one only beside another: it turns on honest networks, too, in balls larger than those of their
-    training.
+    A turning gradient is a sign only together with another one. It also turns on honest networks, in balls larger than
+    those of their training.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for name, figure in figures.items():
-        check = CHECKS[name]
-        rows[name] = {**figure._asdict(), "sign": round(figure.low, 9) > check.threshold, **check._asdict()}
-    others = any(row["sign"] for row in rows.values() if not row["beside"])
-    for row in rows.values():
-        row["sign"] = bool(row["sign"] and (others or not row["beside"]))
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+    rows = {
+        name: {**figure._asdict(), "sign": round(figure.low, 9) > CHECKS[name].threshold, **CHECKS[name]._asdict()}
+        for name, figure in figures.items()
+    }
+    checks = pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
+    others = bool((checks["sign"] & ~checks["beside"]).any())
+    checks["sign"] &= ~checks["beside"] | others
+    return checks
 
 
 def verdict_of(checks: pd.DataFrame) -> Verdict:
-    """What the signs come to, of a model that is not at chance.
+    """Return the verdict on a model that is not at chance.
 
-    Fewer than FEWEST images without a sign tell nothing. Where answers depend on the other images it is "suspicious": an
-    image that an attack fools is right in another batch, which looks like masking.
+    Without a sign it is "not told" below FEWEST images. Where answers depend on the other images it is "suspicious", even
+    with evidence: an image that an attack fools may be correct in another batch, which looks like masking.
     """
     if not checks["sign"].any():
         return "no sign of masking" if checks["n"].max() >= FEWEST else "not told"
@@ -473,18 +466,18 @@ def verdict_of(checks: pd.DataFrame) -> Verdict:
 
 
 def _best(found: Found) -> Tensor:
-    """Who falls to any attack at all, of the first SOME images: bool."""
+    """Return which of the first SOME images any attack fools: bool."""
     best = _any(found, "white", "transfer", "Square", "averaged", "through")
     few = len(found["AutoAttack"])
     return torch.cat([best[:few] | found["AutoAttack"], best[few:]])
 
 
 def _accuracies(found: Found) -> pd.DataFrame:
-    """Accuracy under each attack that was run on its own, and under the best of all, image by image.
+    """Return accuracy under each attack that was run on its own, and under the best of all, image by image.
 
-    All are of the images that the best of all is of. AutoAttack is of fewer, on which PGD-20 stands once more.
+    All use the first SOME images, but AutoAttack uses FEW; PGD-20 is repeated on these for comparison.
     """
-    if "white" not in found:  # not attacked
+    if "white" not in found:  # a network at chance was not attacked
         fooled = {"no attack": found["no attack"]}
     else:
         best, few = _best(found), len(found["AutoAttack"])
@@ -512,7 +505,7 @@ def audit_each(
     norm: Norm,
     transfer_from: nn.Module,
 ) -> pd.DataFrame:
-    """The audit of each method's first seed: verdicts and figures by check and method; a ! marks a sign of masking."""
+    """Audit each method's first seed: return verdicts and figures by check and method; a ! marks a sign."""
     columns = {}
     for method, model in first_models(trained).items():
         file = run.folder / "audit" / f"{method}.json"
@@ -531,13 +524,13 @@ def audit_each(
 
 
 def _in_words(row: Mapping[str, Any]) -> str:
-    """A stored check's figure, marked where it is a sign; – where the check could not be made."""
+    """Return a stored figure as text: with ! where it is a sign, – where the check was not possible."""
     figure = float(row["figure"])
     return "–" if math.isnan(figure) else f"{figure:.3g}{' !' if row['sign'] else ''}"
 
 
 def as_json(found: Audit) -> dict[str, Any]:
-    """An audit as JSON holds it."""
+    """Return an audit as data for JSON."""
     return {
         "verdict": found.verdict,
         "checks": found.checks.reset_index().to_dict("records"),
@@ -548,7 +541,7 @@ def as_json(found: Audit) -> dict[str, Any]:
 
 
 def signs(run: Run[Settings]) -> dict[str, list[str]]:
-    """The checks of the run's audit that speak against each method; none for most."""
+    """Return the signs that the run's audit found, by method."""
     return {
         file.stem: [row["check"] for row in read_json(file)["checks"] if row["sign"]]
         for file in sorted((run.folder / "audit").glob("*.json"))

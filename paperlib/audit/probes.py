@@ -1,7 +1,7 @@
-"""How a model's gradient lies, and which images fall to which attack: the measurements behind the audit.
+"""Measurements behind the audit: how the gradient misleads, and which images each attack fools.
 
-Each probe takes a classifier in evaluation mode, images N×C×H×W in [0,1] and their labels N, and returns one value an
-image, by name. "Fooled" includes images that the model has wrong anyway. Random numbers are the global generator's.
+Each probe takes a classifier in evaluation mode, images N×C×H×W in [0,1] and their labels N. It returns named values, one
+per image. "Fooled" includes images that are wrong without attack. Random numbers come from the global generator.
 """
 
 import inspect
@@ -36,28 +36,28 @@ from paperlib.geometry import cosine
 from paperlib.runs.files import InputError
 
 Found = dict[str, Tensor]
-PATH = 100  # steps of the path that is followed, each of ε / 10
-DRAWS = 8  # of noise, of the attack on averaged gradients
-RANDOM = 1e-4  # of the logits' deviation, by which answers of a model at random differ from call to call
-CALLS = 9  # of a model that answers at random, most of which say whether it is fooled
-DIRECTIONS = 16  # in which gradients are compared with finite differences
-QUERIES, MANY = 300, 1000  # of Square; many where the gradient is not to be trusted
-ANYTHING = 0.5  # ε (linf) within which every image can become mid-grey, and so any classifier be fooled
+PATH = 100  # steps of ε / 10 in `path`
+DRAWS = 8  # noise samples per averaged gradient
+RANDOM = 1e-4  # a larger difference between calls, in deviations of the logits, means that a model answers at random
+CALLS = 9  # calls of a model that answers at random; the majority decides whether it is fooled
+DIRECTIONS = 16  # random directions in which gradients are compared with finite differences
+QUERIES, MANY = 300, 1000  # queries of Square; MANY where the gradient cannot be trusted
+ANYTHING = 0.5  # ε (linf) within which every image can become mid-grey, so that any classifier can be fooled
 
 
 class Connected(nn.Module):
-    """A user's model as the attacks need it: from images to logits N×classes of the images' type, which hang on them.
+    """A user's model as attacks need it: its logits N×classes have the images' type and always a gradient.
 
-    Where the graph is cut, gradients are zero and not an error. The model gets a copy, which it may change, in the type of
-    its weights. Of a tuple it answers with the first member counts, of a mapping or object "logits". Raises InputError for
-    answers that are not N×classes.
+    Where the model cuts the graph, the gradient is zero instead of an error. The model gets a copy of the images, which it
+    may change, in the type of its weights. Its answer may be the logits, a tuple that begins with them, or a mapping or
+    object with "logits". Raises InputError for answers that are not N×classes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         types = {one.dtype for one in model.parameters() if one.is_floating_point()}
-        self.weights = types.pop() if len(types) == 1 else None  # of mixed ones the model itself must know
+        self.weights = types.pop() if len(types) == 1 else None  # with mixed types the model must convert itself
         self.name = "pixel_values" if "pixel_values" in inspect.signature(model.forward).parameters else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Connected(nn.Module):
         if not isinstance(logits, Tensor):
             raise InputError(f"the model answers with {type(answer).__name__}; it should be a tensor of N×classes logits")
         if logits.ndim != 2 or len(logits) != len(x):
-            raise InputError(f"the model answers {len(x)} images with {tuple(logits.shape)}; it should be N×classes")
+            raise InputError(f"the model answers {len(x)} images with shape {tuple(logits.shape)}; it should be N×classes")
         return logits.to(x.dtype) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
@@ -78,7 +78,7 @@ def _logits(answer: Any) -> Any:
 
 
 class Averaged(nn.Module):
-    """A model's logits averaged over DRAWS of noise in the ball of radius `reach` around each image."""
+    """Mean of a model's logits over DRAWS noisy copies of each image, in a ball of radius `reach`."""
 
     def __init__(self, model: nn.Module, reach: float, norm: Norm) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Averaged(nn.Module):
 
 
 class StraightThrough(nn.Module):
-    """A model in whose backward pass rounding and `detach` do nothing: BPDA with the identity (Athalye et al. 2018)."""
+    """Model whose backward pass ignores rounding and `detach`: BPDA with the identity (Athalye et al. 2018)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class StraightThrough(nn.Module):
 
 
 class _Through(TorchFunctionMode):
-    """Let the gradient through functions of PyTorch that stop it."""
+    """Mode in which the gradient passes through PyTorch's functions that stop it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.detach:
@@ -128,17 +128,17 @@ ROUNDING = {
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -> Found:
-    """ "no attack": whether the image is wrong; "difference" of CALLS, in deviations of the logits; "saturated"; …
+    """Return the model's answers without attack, and what is odd about them.
 
-    Saturated: the cross-entropy to the model's own answer is zero in single precision. "others": how much the answer
-    changes, in deviations, when half of the images are left out, where calls do not differ; zero for an image
-    alone. "probabilities": the outputs are such. Raises InputError where the answers are not those of a classifier of
-    `classes`.
+    "no attack": the image is wrong. "answer": the class. "difference": how far CALLS differ, in deviations of the logits.
+    "others": how far the logits change when half of the images are left out; zero for one image, or where calls differ.
+    "probabilities": the outputs are probabilities. "saturated": the cross-entropy to the model's own answer is zero in
+    single precision. Raises InputError where the model does not answer as a classifier of `classes`.
     """
     try:
         logits, *again = (model(images) for _ in range(CALLS))
         halves = torch.cat([model(half) for half in images.tensor_split(2) if len(half)])
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # mostly of shapes, of many libraries' kinds
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # mostly wrong shapes; libraries differ
         if isinstance(error, InputError):
             raise
         shape = "×".join(map(str, images.shape[1:]))
@@ -146,14 +146,14 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
     if logits.shape[1] != max(classes, 2):
         raise InputError(
             f"the model has {logits.shape[1]} outputs; the data have {classes} classes. If the model knows others, name "
-            "its outputs in their order: --classes FILE, or data.named"
+            "all in the order of its outputs: --classes FILE, or data.named"
         )
     if logits.isnan().any():
         odd = int(logits.isnan().any(1).sum())
-        raise InputError(f"the model's outputs for {odd} of {len(images)} clean images in [0,1] are no numbers (NaN)")
+        raise InputError(f"the model's outputs for {odd} of {len(images)} clean images in [0,1] are NaN")
 
     def apart(other: Tensor) -> Tensor:
-        """From the first answers, N, in deviations; −∞, of classes that are impossible, are no difference."""
+        """Return the largest difference from the first logits, N, in deviations; equal infinities do not differ."""
         spread = logits.nan_to_num(0, 0, 0).std(1).clamp_min(1e-12)
         relative: Tensor = (logits - other).nan_to_num(0, 0, 0).abs().amax(1) / spread
         return relative
@@ -170,17 +170,17 @@ def answers(model: nn.Module, images: Tensor, labels: Tensor, *, classes: int) -
 
 
 def gap(model: nn.Module, images: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """z_first − z_second, N."""
+    """Return z_first − z_second: N."""
     logits = model(images)
     found: Tensor = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])).squeeze(1)
     return found
 
 
 def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm) -> Found:
-    """Of the margin between the two likeliest classes: whether its gradient is "flat", how it "turned", and how it errs.
+    """Return how the gradient of the margin between the two likeliest classes behaves.
 
-    Flat: zero or not finite. Turned: 1 − the cosine with the gradient at a random point of the ball. "wrong slope" and
-    "unlike": see `wrong_slope` and `unlike_differences`, over ± ε / 10.
+    "flat": it is zero or not finite. "turned": 1 − its cosine with the gradient at a random point of the ball. "wrong
+    slope" and "unlike": see `wrong_slope` and `unlike_differences`, over ± ε / 10.
     """
     with torch.no_grad():
         first, second = model(images).topk(2, dim=1).indices.unbind(1)
@@ -190,7 +190,7 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, n
         return torch.autograd.grad(gap(model, leaf, first, second).sum(), leaf)[0]
 
     here = gradient(images)
-    there = gradient(pgd(model, images, labels, eps=eps, norm=norm, steps=0, step_size=0.0))  # the random start alone
+    there = gradient(pgd(model, images, labels, eps=eps, norm=norm, steps=0, step_size=0.0))  # only the random start
     return {
         "flat": ~here.isfinite().flatten(1).all(1) | (here.flatten(1).abs().amax(1) == 0),
         "turned": 1 - cosine(_finite(here), _finite(there), eps=1e-30),
@@ -200,7 +200,7 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, n
 
 
 def _finite(gradient: Tensor) -> Tensor:
-    """Zero where it is no finite number, as the attacks take it."""
+    """Replace values that are not finite by zero, as the attacks do."""
     return gradient.nan_to_num(0, 0, 0)
 
 
@@ -208,10 +208,10 @@ def _finite(gradient: Tensor) -> Tensor:
 def wrong_slope(
     model: nn.Module, images: Tensor, gradient: Tensor, first: Tensor, second: Tensor, reach: float, norm: Norm
 ) -> Tensor:
-    """|change − predicted| / (|change| + |predicted|) of the margin from −reach to +reach along its gradient: N in [0,1].
+    """Return |change − predicted| / (|change| + |predicted|) of the margin over ± reach along its gradient: N in [0,1].
 
-    0 where the function does what its gradient says; 1 where it stands still, goes the other way, or has no gradient. Both
-    ends are within [0,1], since models may clamp what is not.
+    0 where the change is as the gradient predicts; 1 where it is zero, has the other sign, or there is no gradient. Both
+    ends are clamped to [0,1], since models may clamp their input.
     """
     step = reach * ascent(gradient, norm)
     low, high = (images - step).clamp(0, 1), (images + step).clamp(0, 1)
@@ -225,11 +225,11 @@ def wrong_slope(
 def unlike_differences(
     model: nn.Module, images: Tensor, gradient: Tensor, first: Tensor, second: Tensor, reach: float, norm: Norm
 ) -> Tensor:
-    """1 − the cosine of the margin's gradient with its finite differences over ± reach in random directions: N in [0,2].
+    """Return 1 − the cosine of predicted and true changes of the margin over ± reach in DIRECTIONS: N in [0,2].
 
-    The cosine of DIRECTIONS changes with those that the gradient predicts is, in expectation, nearly that of the gradient
-    with the true one. 0 for a smooth function's own gradient, 1 for one of no relation or zero. Where the function stands
-    still in all directions, too, 1. NaN for outputs of half precision, whose rounding hides such changes.
+    Its expectation is nearly 1 − the cosine of the gradient and the true one: 0 for a smooth function's own gradient, 1 for
+    an unrelated one. It is also 1 where the gradient or all changes are zero. NaN for outputs of half precision, whose
+    rounding hides such changes.
     """
     logits = model(images)
     if any(torch.equal(logits, logits.to(half).to(logits)) for half in (torch.float16, torch.bfloat16)):
@@ -244,11 +244,11 @@ def unlike_differences(
 
 
 def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, calls: int = 1) -> Found:
-    """PGD on cross-entropy for PATH steps of ε / 10 from the image itself, which leaves no image out.
+    """Follow PGD on cross-entropy for PATH steps of ε / 10 from the image itself.
 
-    "roughness": 1 − the cosine of the gradients of neighbouring points, mean over the first 20 steps; "PGD-50" and
-    "PGD-100": fooled at any step so far; "lost": fooled on the way, not at the end; "loss, 10 steps before" and "loss".
-    Of several `calls`, what most say at that step counts alone: among a hundred steps one is fooled by chance.
+    "roughness": 1 − the cosine of successive gradients, mean over the first 20 steps. "PGD-50" and "PGD-100": fooled at
+    any step so far. "lost": fooled on the way, not at the end. "loss" at the end, and "loss, 10 steps before". With several
+    `calls` only their majority at step 50 or 100 counts: among a hundred random answers one is wrong by chance.
     """
     point, before = images, torch.zeros_like(images)
     fallen = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -259,8 +259,8 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
         loss = F.cross_entropy(logits, labels, reduction="none")
         gradient = _finite(torch.autograd.grad(loss.sum(), leaf)[0])
         size = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        gradient = gradient / each_image(size, gradient)  # squares of a small one would vanish, and its norm with them
-        if 0 < step <= 20:  # later it circles where it cannot climb further
+        gradient = gradient / each_image(size, gradient)  # else the squares of small values underflow
+        if 0 < step <= 20:  # later it circles around a maximum
             agreement += cosine(before, gradient) / 20
         now = misclassified(logits.detach(), labels)
         if calls == 1:
@@ -280,15 +280,15 @@ def path(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: 
 
 @torch.no_grad()
 def falls(model: nn.Module, images: Tensor, labels: Tensor, calls: int = 1) -> Tensor:
-    """Whether most of some calls have the image wrong: bool N."""
+    """Return which images most of `calls` classify wrongly: bool N."""
     return torch.stack([fooled(model, images, labels)[0] for _ in range(calls)]).float().mean(0) > 0.5
 
 
 def attacks(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, calls: int = 1) -> Found:
-    """Who is fooled by "noise", "FGSM", "PGD-20" on cross-entropy, and "margin": by that or by PGD-20 on the margin.
+    """Return which images "noise", "FGSM", "PGD-20" on cross-entropy, and "margin" fool: bool N.
 
-    "undefined": one of the first three ends at outputs that are NaN, and does not count as fooled. With several `calls`
-    "no attack" is found anew.
+    "margin" is PGD-20 on cross-entropy or on the margin. "undefined": one of the first three ends at outputs that are NaN,
+    which do not count as fooled. With several `calls` "no attack" is measured again.
     """
     attack = partial(pgd, model, eps=eps, norm=norm, steps=20, step_size=eps / 8, best=calls == 1)
     ends = {
@@ -315,10 +315,11 @@ def around(
     calls: int = 1,
     blind: bool = False,
 ) -> Found:
-    """Who falls to "transfer" from `source`; `fallen` and those of "Square", or gradients "averaged" over noise: bool N.
+    """Return which images are fooled by "transfer" from `source`, and by attacks around a hidden gradient: bool N.
 
-    "through": `fallen` and those of gradients that pass through rounding and `detach`, where `blind` says that the gradient
-    is not to be trusted; then Square asks MANY times.
+    "Square" and "averaged" (gradients over noise) include `fallen`, and so does "through": gradients that pass through
+    rounding and `detach`. `blind` says that the gradient cannot be trusted: only then "through" is tried, and Square has
+    MANY queries.
     """
     attack = partial(pgd, eps=eps, norm=norm, steps=20, step_size=eps / 8, loss="margin")
     none = torch.zeros_like(fallen)
@@ -334,7 +335,7 @@ def around(
         "through": fallen,
     }
     if blind:
-        with suppress(RuntimeError):  # some functions refuse what they have detached and yet has a gradient
+        with suppress(RuntimeError):  # some functions refuse detached tensors with a gradient
             found["through"] = _besides(fallen, model, images, labels, through, calls)
     return found | {"Square": _besides(fallen, model, images, labels, queries, calls)}
 
@@ -343,7 +344,7 @@ def around(
 def searched(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int, calls: int = 1
 ) -> Tensor:
-    """Square (Andriushchenko et al. 2020), whose windows shrink over as many `queries`; the clean image where it fails."""
+    """Run Square (Andriushchenko et al. 2020), with windows that shrink over `queries`; failures return clean images."""
     found, left = images.clone(), torch.ones_like(labels, dtype=torch.bool)
 
     def leave(members: Tensor, points: Tensor, fooled: Tensor) -> Tensor:
@@ -360,7 +361,7 @@ def searched(
 def _besides(
     fallen: Tensor, model: nn.Module, images: Tensor, labels: Tensor, attack: partial[Tensor], calls: int
 ) -> Tensor:
-    """`fallen`, and whom `attack` fools of the others."""
+    """Return `fallen`, and which of the other images `attack` fools."""
     found, others = fallen.clone(), ~fallen
     if others.any():
         found[others] = falls(model, attack(images[others], labels[others]), labels[others], calls)
@@ -368,21 +369,21 @@ def _besides(
 
 
 def standard(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, calls: int = 1) -> Found:
-    """Who falls to "AutoAttack", shortened."""
+    """Return which images "AutoAttack", in its short form, fools."""
     found = autoattack(model, images, labels, eps=eps, norm=norm, short=True)
     return {"AutoAttack": falls(model, found, labels, calls)}
 
 
 def anything(model: nn.Module, images: Tensor, labels: Tensor, *, calls: int = 1) -> Found:
-    """Who is "right" still after PGD-100 on cross-entropy within ANYTHING."""
+    """Return which images are "right" after PGD-100 on cross-entropy within ANYTHING."""
     attack = partial(pgd, eps=ANYTHING, norm="linf", steps=100, step_size=ANYTHING / 25, best=calls == 1)
     return {"right": ~falls(model, attack(model, images, labels), labels, calls)}
 
 
 def substitute(model: nn.Module, data: ImageSet, device: torch.device, seed: int, eps: float, norm: Norm) -> nn.Module:
-    """A small convolutional network that learnt the model's logits on these images, and on adversarial ones of its own.
+    """Train a small convolutional network on the model's logits, for noisy images and for its own adversarial ones.
 
-    The source of black-box transfer (Papernot et al. 2017): the model is asked, its gradient is not.
+    It is the source of black-box transfer (Papernot et al. 2017), which needs no gradient of the model.
     """
     channels, size, classes = data.images.shape[1], int(data.images.shape[-1]), len(data.classes)
     student = models.build(
