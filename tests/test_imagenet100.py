@@ -134,7 +134,7 @@ def test_a_changed_file_changes_what_outcomes_depend_on(home: Path) -> None:
 
 
 def test_what_is_missing_is_said(home: Path) -> None:
-    with pytest.raises(InputError, match=r"put there, or link there, ILSVRC's tree .*train.X1/<class>.*n01558993"):
+    with pytest.raises(InputError, match=r"Put there, or link there, ILSVRC's tree .*train.X1/<class>.*n01558993"):
         load()
     place = tree(home, "folders")
     shutil.rmtree(place / "train" / CLASSES[1])

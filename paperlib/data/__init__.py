@@ -1,4 +1,4 @@
-"""Where images come from. `load` is the one way in; every set arrives as tensors in the same plain object."""
+"""Data sets. `load` reads any of them by name, and returns every one in the same form: an `ImageSet` per split."""
 
 from paperlib.data import folder, imagenet100, scenes, tiny_imagenet, toy, vision
 from paperlib.data.images import (
@@ -23,24 +23,24 @@ __all__ = [
 DESCRIPTIONS = {
     "toy": "2-D points on a line, two classes (PAG, Appendix C.1)",
     "scenes": "rendered solids with exact depth, ten classes; no download",
-    "scenes4": "four of them, which small networks learn in seconds",
+    "scenes4": "four classes of scenes, which small networks learn in seconds",
     "cifar10": "32 px, ten classes; downloaded by torchvision",
     "cifar100": "32 px, a hundred classes; downloaded by torchvision",
     "stl10": "96 px, ten classes; downloaded by torchvision",
-    "tiny_imagenet": "64 px, 200 classes; the archive as it is or restructured, downloaded where it is not there",
-    "imagenet100": "224 px, a hundred of ImageNet's classes; from data/imagenet100, decoded as they are needed",
+    "tiny_imagenet": "64 px, 200 classes; from data/tiny_imagenet, original or restructured, else downloaded",
+    "imagenet100": "224 px, a hundred of ImageNet's classes; from data/imagenet100, decoded when needed",
     "fashion_mnist": "28 px, grey, ten classes; downloaded by torchvision",
     "folder:PATH": f"your own images: {folder.LAYOUT}",
 }
-EXTENTS = {  # test images and classes of what is known before it is there; of scenes, where no number is asked for
+EXTENTS = {  # test images and classes that are known before loading; for scenes the default number of images
     "toy": (600, 2), "scenes": (2000, 10), "scenes4": (2000, 4), "cifar10": (10_000, 10), "cifar100": (10_000, 100),
     "stl10": (8000, 10), "tiny_imagenet": (10_000, 200), "imagenet100": (5000, 100), "fashion_mnist": (10_000, 10),
 }  # fmt: skip
-SCENES_TEST_SEED = 1_000_003  # added to a seed: the stream of scenes to test on
+SCENES_TEST_SEED = 1_000_003  # added to a seed for the test scenes
 
 
 def check_name(name: str) -> str:
-    """`name` itself if it is a data set's. Raises InputError naming those allowed."""
+    """Return `name` if a data set has it. Raises InputError naming the data sets."""
     known = name in DESCRIPTIONS and name != "folder:PATH"
     if not known and not (name.startswith("folder:") and len(name) > len("folder:")):
         raise InputError(f"data = {name!r} is not a data set; choose one of {', '.join(DESCRIPTIONS)}")
@@ -56,12 +56,12 @@ def load(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Splits:
-    """The data set `name`, with a validation part held out of its training images by `seed`.
+    """Load the data set `name`, with validation images held out of the training images by `seed`.
 
-    `train_images` and `test_images` take a class-balanced part, all when None (scenes: 8,000 and 2,000); of
-    `validation_images` as many are held out as are the same number a class. `image_size` resizes folders and imagenet100,
-    and chooses the size of scenes (32 or 64). Raises InputError when there is no such set, when it cannot be read, or when
-    it has fewer images than asked for.
+    `train_images` and `test_images` take a class-balanced part; None takes all (scenes: 8,000 and 2,000).
+    `validation_images` is rounded down to the same number per class. `image_size`, in pixels, resizes folders and
+    imagenet100, and chooses the size of scenes (32 or 64). Raises InputError when there is no such set, when it cannot be
+    read, or when it has too few images.
     """
     check_name(name)
     if name == "toy":
@@ -93,9 +93,9 @@ def load(
 
 
 def load_test(name: str, count: int, image_size: int | None = None) -> ImageSet:
-    """At most `count` test images of the data set `name`, of each class equally many; of a folder no others are read.
+    """Load at most `count` test images of the data set `name`, equally many of each class; of a folder read only these.
 
-    Raises InputError where `load` does.
+    Raises InputError as `load` does.
     """
     if name.startswith("folder:"):
         return folder.load_test(folder.located(name.removeprefix("folder:")), image_size, count)

@@ -1,4 +1,4 @@
-"""Random crops and flips as one indexing operation, so that a gradient finds its way back to the un-augmented image."""
+"""Random crops and flips as one indexing operation, through which gradients reach the un-augmented image."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def crop_and_flip(images: Tensor, padding: int, fill: float | str, flip: bool) -> Tensor:
-    """Pad N×C×H×W by `padding` pixels, cut H×W out at a random place and mirror half of the images.
+    """Pad images N×C×H×W by `padding` pixels, crop H×W at a random place, and mirror each with probability 1/2.
 
-    The padding has the value `fill`, or mirrors the image where that is "reflect". Every image draws its own crop and flip
-    from the global generator; each call draws anew. Differentiable.
+    The padding has the value `fill`, or mirrors the image where `fill` is "reflect". Each image and each call draws its own
+    crop and flip from the global generator. Differentiable.
     """
     if not padding and not flip:
         return images
@@ -24,4 +24,4 @@ def crop_and_flip(images: Tensor, padding: int, fill: float | str, flip: bool) -
     border = {"mode": "reflect"} if fill == "reflect" else {"value": fill}
     padded = F.pad(images, (padding,) * 4, **border) if padding else images
     picked = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)  # N×H×W×C in memory: channels-last for free
+    return picked.permute(0, 3, 1, 2)  # the memory layout is channels-last at no cost

@@ -1,4 +1,4 @@
-"""Arrays built once and read back whole: a cache that knows its version, its source and its own checksum."""
+"""Cache of arrays on disk, with version, source and checksum."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +10,19 @@ from torch import Tensor
 from paperlib.runs.files import InputError
 from paperlib.runs.tensors import read_tensors, write_tensors
 
-VERSION = 1  # of the layout of the cached arrays; raise it when a reader of older files would be wrong
+VERSION = 1  # version of the cached arrays' layout; raise it when older files would be misread
 
 Built = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def cached(path: Path, source: dict[str, Any], build: Callable[[], Built]) -> Built:
-    """The tensors and their description in `path`, built anew when there are none or `source` has changed.
+    """Return the tensors and description in `path`; build them first when the file is missing or `source` changed.
 
-    Raises InputError, naming the file, when it was written in another version or is damaged: what it holds may be
-    the only copy, so it is for the user to delete.
+    Raises InputError when the file has another version or is damaged. The user must delete it, since it may be the only
+    copy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # two processes build it once
+    with FileLock(path.with_suffix(".lock")):  # one process builds, others wait
         if path.exists():
             tensors, about = read_tensors(path)
             if about.get("version") != VERSION:

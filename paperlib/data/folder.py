@@ -1,9 +1,10 @@
-"""Images in folders, train/<class>/* and test/<class>/* or val/<class>/*, read once into one cached array."""
+"""Images in folders train/<class>/* and test/<class>/* or val/<class>/*, read once into one cached array."""
 
 import hashlib
 import os
 import unicodedata
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,17 @@ from paperlib.data.images import ImageSet, places
 from paperlib.runs.files import InputError, root
 from paperlib.runs.progress import Bar
 
-LONGEST = 255  # bytes of a file's name; of a longer one Linux does not even say that it is not there
-# What an image may be. Pillow knows more: EPS, for one, would run Ghostscript, whatever the file's name says.
+LONGEST = 255  # bytes of a file's name; Linux raises an error for a longer one instead of finding no file
+# Pillow reads more formats, but an EPS image, under any file name, would run Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-PIXELS = 2**26  # of one image at most: 8,192 × 8,192; a small file can claim to be of any size
+PIXELS = 2**26  # of one image at most: 8,192 × 8,192; the header of a small file can claim any size
 LAYOUT = "train/<class>/* and test/<class>/* or val/<class>/*"
 
 
 def located(path: str) -> Path:
-    """The folder that a user's `path` means: from home, from here, or from the project's folder.
+    """Return the folder of a user's `path`: absolute, from home (~), from the working directory, or from the project.
 
-    Raises InputError where it can mean none: a user who is not here, a name too long for a file system.
+    Raises InputError where it is no valid path: an unknown user after ~, or a name too long for the file system.
     """
     try:
         folder = Path(path).expanduser()
@@ -35,10 +36,10 @@ def located(path: str) -> Path:
 
 
 def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """The training and the test set in `folder`: uint8 N×3×H×W, classes in the order of their names.
+    """Load the training and the test set in `folder`: uint8 N×3×H×W, classes in the order of their names.
 
-    `size` scales the shorter side to that many pixels and cuts the middle square out; without it every image must
-    have the same size. Raises InputError naming the file or class when the tree is not as it should be.
+    `size` scales the shorter side to that many pixels and crops the middle square; without it all images must have one
+    size. Raises InputError naming the file or class when the tree is not as LAYOUT says.
     """
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it; it should hold {LAYOUT}")
@@ -46,18 +47,22 @@ def load(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     classes, tested = (tuple(class_folders(folder / split)) for split in ("train", other))
     if not classes:
         raise InputError(f"data folder {folder}: there are no class folders in train; it should hold {LAYOUT}")
-    if classes != tested:
-        odd = sorted(set(classes) ^ set(tested))[0]
-        missing = other if odd in classes else "train"
-        raise InputError(f"data folder {folder}: class {odd!r} is missing from {missing}; both need the same classes")
+    check_same_classes(folder, classes, tested, other)
     train, test = decoded(folder, {split: _files(folder, split, classes) for split in ("train", other)}, classes, size)
     return train, test
 
 
-def load_test(folder: Path, size: int | None = None, count: int | None = None) -> ImageSet:
-    """The images of test/ or val/ in `folder` alone, whatever else is there; otherwise as `load`.
+def check_same_classes(folder: Path, trained: Collection[str], tested: Collection[str], split: str) -> None:
+    """Raise InputError where the class folders of train and of the other `split` differ."""
+    if odd := sorted(set(trained) ^ set(tested)):
+        missing = split if odd[0] in trained else "train"
+        raise InputError(f"data folder {folder}: class {odd[0]!r} is missing from {missing}; both need the same classes")
 
-    With `count`, so many of them at most, equally many of each class to within one; no others are read.
+
+def load_test(folder: Path, size: int | None = None, count: int | None = None) -> ImageSet:
+    """Load the images of test/ or val/ alone; train/ may be missing. Raises InputError as `load` does.
+
+    With `count`, load at most that many, class-balanced to within one, and read no others.
     """
     split = _test_split(folder, "test/<class>/*")
     if not (classes := tuple(class_folders(folder / split))):
@@ -74,8 +79,8 @@ Listing = list[tuple[int, str, int, int]]  # label, path within the folder, byte
 
 
 def decoded(folder: Path, listings: dict[str, Listing], classes: tuple[str, ...], size: int | None) -> tuple[ImageSet, ...]:
-    """The images that the listings name, read once and then from a cache that knows every file's size and time."""
-    digest = hashlib.sha256()  # any file added, removed, renamed, resized or touched changes it
+    """Return the images of the listings, from a cache that is built again when any file's size or time changes."""
+    digest = hashlib.sha256()  # changes with any file that is added, removed, renamed, resized or touched
     for split, members in listings.items():
         for label, file, bytes_, modified in members:
             digest.update(f"{split}/{label}/{file}:{bytes_}:{modified}\n".encode(errors="surrogateescape"))
@@ -88,37 +93,37 @@ def decoded(folder: Path, listings: dict[str, Listing], classes: tuple[str, ...]
 
 
 def class_folders(folder: Path) -> dict[str, str]:
-    """By class, sorted, the name of its folder: accents may be letters of their own (NFD) there, as macOS writes them.
+    """Return the folder's name by class, sorted. Classes are in Unicode form NFC; macOS names folders in form NFD.
 
-    Raises InputError where two folders are of the same class, and for a name that is not UTF-8.
+    Raises InputError where two folders have the same class, and for a name that is not UTF-8.
     """
     names = subfolders(folder)
     for name in names:
-        if any("\udc80" <= letter <= "\udcff" for letter in name):  # how Python reads bytes that are no letters
+        if any("\udc80" <= letter <= "\udcff" for letter in name):  # how Python decodes bytes that are not UTF-8
             raise InputError(f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it")
     found = {unicodedata.normalize("NFC", name): name for name in names}
     if len(found) < len(names):
         twice = next(name for name in names if found[unicodedata.normalize("NFC", name)] != name)
-        raise InputError(f"{folder}: two folders are called {twice!r}, with accents in two ways; make them one")
+        raise InputError(f"{folder}: two folders are called {twice!r}, with accents encoded differently; merge them")
     return dict(sorted(found.items()))
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in a folder, sorted; hidden ones do not count. Raises InputError when it cannot be read."""
+    """Return the names of the folders in a folder, sorted, without hidden ones. Raises InputError if unreadable."""
     try:
         return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
-    except OSError as error:  # links that go round
+    except OSError as error:  # such as a loop of links
         raise InputError(f"{folder}: {error}; remove it") from error
 
 
 def listed(folder: Path, place: Path, label: int) -> Listing:
-    """The files of one class in `place` and in folders below it, in the order of torchvision's ImageFolder.
+    """List the files of one class in `place` and the folders below it, in the order of torchvision's ImageFolder.
 
-    Hidden ones do not count. Raises InputError when there are none, or where links go round.
+    Hidden files are left out. Raises InputError when there are no files, and for a loop of links.
     """
     members: Listing = []
     try:
-        # sorted() would walk to the end first, and links may have none
+        # Not sorted here: sorting would walk a loop of links to its end, which it may not have.
         for where, names, files in os.walk(place, onerror=_raised, followlinks=True):
             names[:] = [name for name in names if name[0] != "."]
             if any(
@@ -133,7 +138,7 @@ def listed(folder: Path, place: Path, label: int) -> Listing:
                     raise InputError(f"{file}: neither a file nor a link to one; repair or remove it")
                 about = file.stat()
                 members.append((label, file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns))
-    except OSError as error:  # links that go round
+    except OSError as error:  # such as a loop of links
         raise InputError(f"class folder {place}: {error}; remove it") from error
     if not members:
         raise InputError(f"class folder {place} is empty; put images there or remove it from both splits")
@@ -145,13 +150,13 @@ def _raised(error: OSError) -> None:
 
 
 def _up_to(place: Path, where: str) -> list[Path]:
-    """The folder `where` and those above it, up to `place`."""
+    """Return the folder `where` and its parents up to `place`."""
     below = Path(where)
     return [below, *(above for above in below.parents if above == place or place in above.parents)]
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that came with images. Raises InputError when it is no text."""
+    """Return the lines of a text file that belongs to a data set. Raises InputError when it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -194,7 +199,7 @@ def _decode(folder: Path, classes: tuple[str, ...], listings: dict[str, Listing]
 
 
 def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
-    """An image of 16 bits scaled to 8, where Pillow would cut off what is above 255; others as they are."""
+    """Scale an image of 16 bits to 8 bits, where Pillow would clip at 255; return others unchanged."""
     if image.mode == "F":
         raise InputError(f"{file}: its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
@@ -206,24 +211,24 @@ def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
 
 
 def read_image(file: Path, size: int | None) -> np.ndarray:
-    """An image file as uint8 H×W×3; with `size` its middle square, scaled.
+    """Read an image file as uint8 H×W×3; with `size`, scale its middle square to that many pixels.
 
-    Raises InputError when it is no file, no whole image, none of FORMATS, or of more than PIXELS pixels.
+    Raises InputError when it is no file, no complete image, not of FORMATS, or has more than PIXELS pixels.
     """
-    if not file.is_file():  # to read from a pipe or a device may never end
+    if not file.is_file():  # reading a pipe or a device may never end
         raise InputError(f"{file}: neither a file nor a link to one; repair or remove it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIXELS is lower than its limit
             image = Image.open(file, formats=FORMATS)
         with image:
-            width, height = image.size  # as the header has it: nothing is decoded yet
+            width, height = image.size  # from the header, before decoding
             if width * height > PIXELS:
                 raise InputError(f"{file}: {width}×{height} pixels; an image may have {PIXELS:,} pixels in all")
             rgb = _eight_bits(image, file).convert("RGB")
     except InputError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, at twice what it warns of
+    except Image.DecompressionBombError as error:  # Pillow's own limit is checked first
         raise InputError(f"{file}: {error}; an image may have {PIXELS:,} pixels in all") from error
     except UnidentifiedImageError as error:
         raise InputError(

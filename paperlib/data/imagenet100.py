@@ -1,13 +1,13 @@
-"""ImageNet-100: a hundred of ImageNet's classes, read where they lie and decoded when they are wanted.
+"""ImageNet-100: a hundred of ImageNet's classes, read in place and decoded when needed.
 
-The classes are the common list of contrastive multiview coding (Tian et al. 2019, github.com/HobbitLong/CMC); DAAT does not
-publish its own, but the classes that its figures name are in this one. Labels follow the order of the WordNet numbers,
-whatever the layout:
+The classes are the common list of contrastive multiview coding (Tian et al. 2019, github.com/HobbitLong/CMC). DAAT does not
+publish its list, but this one has the classes that its figures name. Labels follow the order of the WordNet numbers. The
+tree may have one of three layouts:
 
-- ILSVRC's own tree, all thousand classes: ILSVRC/Data/CLS-LOC/train/<class>/* and val/<class>/*, or val/* with its classes
-  in LOC_val_solution.csv;
+- ILSVRC's own tree of all thousand classes: ILSVRC/Data/CLS-LOC/train/<class>/* and val/<class>/*, or val/* with the
+  classes in LOC_val_solution.csv;
 - train/<class>/* and val/<class>/*;
-- several training roots, as the set is often passed on: train.X1/<class>/*, train.X2/<class>/*, … and val.X/<class>/*.
+- several training folders: train.X1/<class>/*, train.X2/<class>/*, … and val.X/<class>/*.
 """
 
 import csv
@@ -38,17 +38,17 @@ CLASSES = (
 
 
 def load(size: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """The training set, and ImageNet's validation images to test on, from data/imagenet100: streamed N×3×size×size (224).
+    """Load the training set, and ImageNet's validation images as test set, from data/imagenet100: streamed uint8 N×3×S×S.
 
-    The shorter side is scaled to `size` and the middle square cut out. Raises InputError saying what should lie where when
-    the folder or a class is not there.
+    The shorter side is scaled to `size` pixels (default SIZE) and the middle square is cropped. Raises InputError naming
+    the layouts when the folder is missing, and naming the class or file when one is.
     """
     place = root() / "data" / "imagenet100"
     trees = [place, *(place / below for below in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"))]
     found = next((tree for tree in trees if _trains(tree)), None)
     if found is None:
         raise InputError(
-            f"data 'imagenet100' is not in {place}. It takes an account at image-net.org to download; put there, or link "
+            f"data 'imagenet100' is not in {place}. Downloading it needs an account at image-net.org. Put there, or link "
             "there, ILSVRC's tree (ILSVRC/Data/CLS-LOC/train/<class>/*), or train/<class>/* and val/<class>/*, or "
             "train.X1/<class>/*, train.X2/<class>/*, … and val.X/<class>/*; a class is a WordNet number such as n01558993"
         )
@@ -66,7 +66,7 @@ def load(size: int | None = None) -> tuple[ImageSet, ImageSet]:
 
 
 def _trains(tree: Path) -> list[Path]:
-    """The training roots of a tree: train, or train.X1, train.X2, …"""
+    """Return the training folders of a tree: train, or train.X1, train.X2, …"""
     if not tree.is_dir():
         return []
     return [tree / name for name in subfolders(tree) if name == "train" or name.startswith("train.")]
@@ -83,7 +83,7 @@ def _validation(tree: Path, val: Path, place: Path) -> Listing:
     )
     if solution is None:
         raise InputError(
-            f"{val} has no class folders, and there is no {SOLUTION} in {place} to say which image is of which class"
+            f"{val} has no class folders, and there is no {SOLUTION} in {place}, which names each image's class"
         )
     labels, listing = {name: label for label, name in enumerate(CLASSES)}, []
     for number, row in enumerate(csv.DictReader(read_lines(solution)), 2):
@@ -105,4 +105,4 @@ def _validation(tree: Path, val: Path, place: Path) -> Listing:
 
 def _streamed(tree: Path, listing: Listing, size: int) -> ImageSet:
     images, labels = Streamed.of(tree, listing, size)
-    return ImageSet(images, labels, CLASSES)  # type: ignore[arg-type]  # what reads like a tensor serves as one
+    return ImageSet(images, labels, CLASSES)  # type: ignore[arg-type]  # Streamed is indexed like a tensor

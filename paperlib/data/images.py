@@ -1,4 +1,4 @@
-"""What an image set is, and how a validation part is held out."""
+"""Labelled image sets, their splits and class-balanced subsets."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from paperlib.runs.files import InputError
 
-SLACK = 1e-4  # beyond [0,1], for images that were resized or are of half precision
+SLACK = 1e-4  # tolerance beyond [0,1], for images that were resized or have half precision
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: uint8 N×C×H×W, or floating point in [0,1]. The toy's points are float32 N×2, of any size.
+    """Labelled images: uint8 N×C×H×W, or floating point in [0,1]. The toy has points float32 N×2 in any range.
 
-    Sets that do not fit in memory have a `streamed.Streamed` in `images`, which reads like such a tensor. Labels of other
+    For sets that do not fit in memory, `images` is a `streamed.Streamed`, which is indexed like a tensor. Labels of other
     integer types and arrays become int64. Raises InputError for other images and labels.
     """
 
@@ -26,7 +26,7 @@ class ImageSet:
     labels: Tensor  # int64 N
     classes: tuple[str, ...]
     depth: Tensor | None = None  # float32 N×H×W, distance along the camera's axis
-    mask: Tensor | None = None  # bool N×H×W, where the object is
+    mask: Tensor | None = None  # bool N×H×W, True on the object
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -39,9 +39,9 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> "ImageSet":
-        """The images at `index`, still as a set; what was checked is not checked again."""
+        """Return the images at `index` as a set, without checking them again."""
         part = copy(self)
-        images = self.images[index] if isinstance(self.images, Tensor) else self.images.part(index)  # still in its files
+        images = self.images[index] if isinstance(self.images, Tensor) else self.images.part(index)  # still in files
         for name in ("labels", "depth", "mask"):
             own = getattr(self, name)
             object.__setattr__(part, name, None if own is None else own[index])
@@ -50,17 +50,17 @@ class ImageSet:
 
 
 def check_pixels(images: Tensor) -> None:
-    """Raise InputError where pixels are not floating point in [0,1], the range that attacks keep to."""
+    """Raise InputError where pixels are not floating point in [0,1], the range that attacks search."""
     if not images.is_floating_point():
         raise InputError(f"images of type {images.dtype}: should be uint8, or floating point in [0,1]")
     low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 1.0)
-    if not (low >= -SLACK and high <= 1 + SLACK):  # so that NaN is refused
+    if not (low >= -SLACK and high <= 1 + SLACK):  # the negation also catches NaN
         how = "divide them by 255" if low >= 0 and 1.5 < high <= 255 else "bring them there, and normalise inside the model"
         raise InputError(f"images from {low:.4g} to {high:.4g}: should be in [0,1], where attacks search; {how}")
 
 
 def _indices(given: Any, classes: int) -> Tensor:
-    """The labels as int64 N. Raises InputError where they are no indices of `classes` classes."""
+    """Return the labels as int64 N. Raises InputError where they are no indices of `classes` classes."""
     labels: Tensor = torch.as_tensor(given)
     if labels.ndim != 1:
         shape = "×".join(map(str, labels.shape))
@@ -78,7 +78,7 @@ def _indices(given: Any, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set: to train on, to select checkpoints on, to report on."""
+    """Training images, validation images that select checkpoints, and test images of a data set."""
 
     train: ImageSet
     validation: ImageSet
@@ -86,27 +86,27 @@ class Splits:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images as the models take them: uint8 becomes float32 in [0,1]; floating point stays as it is; files are read."""
+    """Return images as a tensor for models: uint8 becomes float32 in [0,1], floating point is kept, files are read."""
     if not isinstance(images, Tensor):
         images = images[:]
     return images if images.is_floating_point() else images.float() / 255
 
 
 def chunk_size(images: Tensor, most: int) -> int:
-    """How many of these images are processed together: `most`, and fewer where they are larger than 96 px."""
+    """Return how many of these images to process together: `most`, and fewer where they are larger than 96 px."""
     return max(1, min(most, most * 96**2 // (images.shape[-1] * images.shape[-2]))) if images.ndim == 4 else most
 
 
 def shareable(images: Tensor, most: int) -> int:
-    """How many of these images are processed together where devices share them.
+    """Return how many of these images to process together where devices share them.
 
-    A quarter, so that four have something to do, but 50 at least, which keep a small network busy, and `most` at most.
+    A quarter of them, so that four devices have work, but at least 50, to keep a small network busy, and at most `most`.
     """
     return chunk_size(images, max(50, min(most, len(images) // 4)))
 
 
 def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Splits:
-    """Hold `validation` images of the training set out, the same number per class, chosen by `seed` alone.
+    """Hold out `validation` images of the training set, equally many of each class, chosen by `seed` alone.
 
     Raises InputError when a class has too few images for that.
     """
@@ -128,7 +128,7 @@ def hold_out(train: ImageSet, test: ImageSet, validation: int, seed: int) -> Spl
 
 
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    """The images of two sets of the same classes as one."""
+    """Join the images of two sets with the same classes."""
 
     def both(name: str) -> Tensor | None:
         parts = getattr(first, name), getattr(second, name)
@@ -139,8 +139,8 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 def named(data: ImageSet, names: Sequence[str]) -> ImageSet:
-    """The set with its classes in the order of `names`, which may be more. Raises InputError where one is not there."""
-    names = [unicodedata.normalize("NFC", name.strip()) for name in names if name.strip()]  # as folders' names are read
+    """Reorder the set's classes as in `names`, which may have more. Raises InputError where a name is not there once."""
+    names = [unicodedata.normalize("NFC", name.strip()) for name in names if name.strip()]  # as class folders
     for name in (*data.classes, *names):
         if (times := names.count(name)) != 1:
             raise InputError(
@@ -151,10 +151,10 @@ def named(data: ImageSet, names: Sequence[str]) -> ImageSet:
 
 
 def balanced(data: ImageSet, seed: int) -> Tensor:
-    """An order of the images by `seed`, every beginning of which has equally many of each class, to within one: N."""
+    """Return a random order N of the images by `seed`: its first n are class-balanced to within one, for every n."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     labels = data.labels[order]
-    rank = torch.zeros(len(data), dtype=torch.long)  # how many of its class stand before each image
+    rank = torch.zeros(len(data), dtype=torch.long)  # the number of images of its class before each image
     for label in range(len(data.classes)):
         members = labels == label
         rank[members] = torch.arange(int(members.sum()))
@@ -162,7 +162,7 @@ def balanced(data: ImageSet, seed: int) -> Tensor:
 
 
 def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
-    """`count` images of `data`, equally many of each class (to within one), chosen by `seed`; all where it is fewer.
+    """Return `count` images of `data` (or all), class-balanced to within one, chosen by `seed`.
 
     The subset of a smaller count is part of that of a larger one.
     """
@@ -170,5 +170,5 @@ def subset(data: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def places(data: ImageSet, count: int, seed: int) -> Tensor:
-    """Where the images of `subset` stand in `data`: their indices, ascending."""
+    """Return the indices in `data` of the images of `subset`, ascending."""
     return balanced(data, seed)[:count].sort().values

@@ -1,9 +1,9 @@
 """Rendered scenes: solids on a floor before a slanted wall, with exact depth and mask.
 
-The embedded data set: no download, ten classes that differ in shape alone, or four of them that are learnt faster, and
-a true depth for every pixel. Solids are found by sphere tracing their signed distance (J. C. Hart, "Sphere tracing",
-1996). Floor and wall are planes and are intersected directly. Everything about image `index` follows from (seed, index)
-by a counter-based random key. So an image does not depend on the batch it was rendered in, nor on the number of threads.
+This data set needs no download. It has ten classes that differ in shape alone, or four of them that are learnt faster.
+Rays meet solids by sphere tracing of signed distances (J. C. Hart, "Sphere tracing", 1996), and the planes of floor and
+wall directly. A counter-based random key derives everything in an image from (seed, index). So an image does not depend
+on its batch, nor on the number of threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from paperlib.runs.files import InputError, root
 from paperlib.runs.progress import Bar
 
 SIZES = (32, 64)
-RECIPE = 1  # raise it when any pixel of a scene changes: a cache of older scenes is then rendered anew
+RECIPE = 1  # raise it when any pixel of a scene changes: cached scenes are then rendered again
 SUPERSAMPLING = 2  # rays per pixel and axis
-EYE = (0.0, 2.1, 4.6)  # the camera, which looks at TARGET; y is up, the floor is y = 0
+EYE = (0.0, 2.1, 4.6)  # position of the camera, which looks at TARGET; y is up, the floor is y = 0
 TARGET = (0.0, 0.85, 0.0)
-FIELD_OF_VIEW = 0.52  # radians, both axes
-BOUND = 1.2  # radius of a sphere around any solid of unit scale: the pyramid's corners lie at 1.19
+FIELD_OF_VIEW = 0.52  # radians, on both axes
+BOUND = 1.2  # radius of a sphere around every solid of unit scale; the pyramid's corners lie at 1.19
 AMBIENT = 0.35
-CONTRAST = 0.25  # of the textures, at most: louder ones hide the shape
-TILT = 0.5  # radians, at most
+CONTRAST = 0.25  # largest contrast of a texture; more would hide the shape
+TILT = 0.5  # largest tilt, radians
 CHUNK = 250  # images rendered together
 
 
@@ -58,8 +58,7 @@ def _torus(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return (ring * ring + z * z).sqrt() - 0.27
 
 
-# Signed distances, or lower bounds of them, in the solid's own frame: never more than the distance, so no ray
-# steps through a surface.
+# Signed distances in the solid's own frame, or lower bounds of them, so that no ray steps through a surface.
 SOLIDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sphere": lambda x, y, z: (x * x + y * y + z * z).sqrt() - 0.8,
     "box": lambda x, y, z: _box(x, y, z, 0.62, 0.62, 0.62),
@@ -79,7 +78,7 @@ SETS = {"scenes": CLASSES, "scenes4": ("sphere", "box", "cone", "torus")}
 
 
 def uniforms(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
-    """`count` numbers in [0,1) for each index, N×count: a hash (splitmix64) of seed, index and position alone."""
+    """Return `count` numbers in [0,1) for each index, N×count: a hash (splitmix64) of seed, index and position."""
 
     def mix(state: np.ndarray) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -96,9 +95,9 @@ def uniforms(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def load(count: int, size: int, seed: int, classes: Sequence[str] = CLASSES) -> ImageSet:
-    """Scenes 0 … count−1 of `seed`, the classes in turn: uint8 N×3×size×size with depth and mask.
+    """Return scenes 0 … count−1 of `seed`, the classes in turn: uint8 N×3×size×size with depth and mask.
 
-    They are rendered once and cached under data/. Raises InputError for a size other than 32 or 64.
+    Scenes are rendered once and cached under data/. Raises InputError for a size other than 32 or 64.
     """
     if size not in SIZES:
         raise InputError(f"size = {size}: scenes are rendered at 32 or 64 pixels")
@@ -120,7 +119,7 @@ def load(count: int, size: int, seed: int, classes: Sequence[str] = CLASSES) -> 
 
 
 def render(seed: int, indices: np.ndarray, size: int, classes: Sequence[str] = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
-    """Render the scenes `indices`, each of class index modulo the number of classes.
+    """Render the scenes `indices`; the class is the index modulo the number of classes.
 
     Returns images uint8 N×3×size×size, depth float32 N×size×size along the camera's axis, and mask bool N×size×size.
     Depth and mask are those of the nearest surface within a pixel.
@@ -144,7 +143,7 @@ def render(seed: int, indices: np.ndarray, size: int, classes: Sequence[str] = C
 
 
 def _camera(side: int) -> tuple[Tensor, Tensor]:
-    """Unit ray directions 3×P, row by row from the top left, and the camera's axis 3."""
+    """Return unit ray directions 3×P, row by row from the top left, and the camera's axis 3."""
     eye, target = np.array(EYE), np.array(TARGET)
     axis = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(axis, (0, 1, 0))
@@ -159,7 +158,7 @@ def _camera(side: int) -> tuple[Tensor, Tensor]:
 
 
 def _rotations(angles: np.ndarray) -> np.ndarray:
-    """World-to-solid rotations N×3×3 from yaw, tilt direction and tilt, radians N×3."""
+    """Return world-to-solid rotations N×3×3 from yaw, tilt direction and tilt, radians N×3."""
     yaw, direction, tilt = angles.T
     zero, one = np.zeros_like(yaw), np.ones_like(yaw)
 
@@ -175,7 +174,7 @@ def _rotations(angles: np.ndarray) -> np.ndarray:
 def _render_solid(
     distance: Callable[[Tensor, Tensor, Tensor], Tensor], random: np.ndarray, side: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour N×3×side×side in [0,1], depth and object hits N×side×side of one solid under the N rows of `random`."""
+    """Render a solid for N rows of `random`: colour N×3×side×side in [0,1], depth and object hits N×side×side."""
     count = len(random)
     draws = iter(random.T)
 
@@ -189,11 +188,11 @@ def _render_solid(
     sun /= np.linalg.norm(sun, axis=1, keepdims=True)
     slant, behind = draw(-0.5, 0.5, 1), draw(-2.6, -1.6, 1)
     wall = np.concatenate([np.sin(slant), np.zeros_like(slant), np.cos(slant)], axis=1)
-    colours = draw(0.25, 0.95, 9)  # of solid, floor and wall
+    colours = draw(0.25, 0.95, 9)  # colours of solid, floor and wall
     contrasts, waves, phases = draw(0, CONTRAST, 3), draw(-7, 7, 9), draw(0, 2 * np.pi, 3)
     rotation = _rotations(angles)
 
-    def tensor(values: np.ndarray) -> Tensor:  # N × … from double to single precision, once
+    def tensor(values: np.ndarray) -> Tensor:  # double precision ends here
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
     rays, axis = _camera(side)
@@ -248,7 +247,7 @@ def _render_solid(
 
 
 def _rotate(turn: Tensor, image: Tensor, vectors: Tensor) -> Tensor:
-    """Turn 3×M world vectors into the frame of the solid of their image."""
+    """Rotate world vectors 3×M into the frame of their image's solid."""
     rows = [
         turn[image, row, 0] * vectors[0] + turn[image, row, 1] * vectors[1] + turn[image, row, 2] * vectors[2]
         for row in range(3)
@@ -257,7 +256,7 @@ def _rotate(turn: Tensor, image: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _trace(distance: Callable[[Tensor, Tensor, Tensor], Tensor], starts: Tensor, directions: Tensor) -> Tensor:
-    """How far each ray 3×M travels to the solid in its own frame, infinite where it misses."""
+    """Return the distance that each ray 3×M travels to the solid, in its frame; infinite where it misses."""
     along = (starts * directions).sum(0)
     square = along * along - (starts * starts).sum(0) + BOUND**2
     enter = -along - square.clamp_min(0).sqrt()
@@ -276,13 +275,13 @@ def _trace(distance: Callable[[Tensor, Tensor, Tensor], Tensor], starts: Tensor,
         begin, heading = begin[:, going], heading[:, going]
         if not len(active):
             break
-    grazing = distance(*(begin + heading * far)) < 0.02  # left unresolved these would be speckles
+    grazing = distance(*(begin + heading * far)) < 0.02  # else such rays would leave speckles
     travelled[active[grazing]] = far[grazing]
     return travelled
 
 
 def _normals(distance: Callable[[Tensor, Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
-    """Outward unit normals 3×M at surface points 3×M, by central differences of the distance."""
+    """Return outward unit normals 3×M at surface points 3×M, by central differences of the distance."""
     x, y, z = points
     step = 1e-3
     slopes = torch.stack(

@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are wanted, for sets that do not fit in memory."""
+"""Images that are decoded from their files when needed, for sets that do not fit in memory."""
 
 import hashlib
 import os
@@ -15,62 +15,62 @@ from torch import Tensor
 
 from paperlib.data.folder import Listing, read_image
 
-WORKERS = os.cpu_count() or 1  # threads: decoding a JPEG leaves the interpreter's lock alone
+WORKERS = os.cpu_count() or 1  # threads suffice: decoding a JPEG releases the interpreter's lock
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Files that read like a tensor uint8 N×3×size×size: what is indexed is decoded, by several threads.
+    """Image files that are indexed like a tensor uint8 N×3×size×size, and decoded by several threads.
 
-    `expect` begins to decode what will be indexed next, while the device computes.
+    `expect` starts decoding the images that will be indexed next, while the device computes.
     """
 
     folder: Path
     files: Sequence[str]  # paths within the folder
     size: int
     device: torch.device | str = "cpu"
-    tree: str = ""  # a digest of what all the files were when they were listed
+    tree: str = ""  # digest of the listing: sizes and times of all files
     _ahead: dict[tuple[int, ...], list[Future[np.ndarray]]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, folder: Path, listing: Listing, size: int) -> tuple[Self, Tensor]:
-        """The images that a listing names, and their labels int64 N."""
+        """Return the images of a listing, and their labels int64 N."""
         tree = hashlib.sha256(repr((size, listing)).encode()).hexdigest()
         return cls(folder, [row[1] for row in listing], size, tree=tree), torch.tensor([row[0] for row in listing])
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any of the files, their order and the size."""
+        """Digest that changes with any of the files, their order and the size."""
         return hashlib.sha256(repr((self.tree, list(self.files))).encode()).hexdigest()
 
     @property
     def shape(self) -> torch.Size:
-        """As a tensor's."""
+        """Shape N×3×size×size."""
         return torch.Size((len(self.files), 3, self.size, self.size))
 
     @property
     def ndim(self) -> int:
-        """As a tensor's."""
+        """Number of dimensions."""
         return 4
 
     def __len__(self) -> int:
         return len(self.files)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same files, decoded to a device."""
+        """Return the same files, with a device for the decoded images."""
         return replace(self, device=device, _ahead={})
 
     def part(self, index: Tensor | slice) -> Self:
-        """A part of them, still in their files."""
+        """Return the images at `index`, not decoded."""
         return replace(self, files=[self.files[place] for place in self._places(index)], _ahead={})
 
     def expect(self, index: Tensor | slice) -> None:
-        """Begin to decode the images at `index`."""
+        """Start decoding the images at `index`."""
         places = self._places(index)
         self._ahead[places] = [self._pool.submit(self._read, self.files[place]) for place in places]
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """Images uint8 M×3×size×size, on the device. Raises InputError naming a file that is no whole image."""
+        """Return images uint8 M×3×size×size on the device. Raises InputError naming a file that is no complete image."""
         places = self._places(index)
         if places not in self._ahead:
             self.expect(index)

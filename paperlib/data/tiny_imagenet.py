@@ -1,8 +1,8 @@
-"""Tiny-ImageNet, 200 classes of 64 px: the archive's own tree or one that was restructured, read where it lies.
+"""Tiny-ImageNet, 200 classes of 64 px: the archive's own tree or a restructured one, read in place.
 
-The archive has train/<class>/images/*.JPEG, and its validation images all in val/images with their classes in
-val/val_annotations.txt; the images of its test folder have no labels. Many move the validation images into class
-folders: val/<class>/* or val/<class>/images/*. Both are read as they are, nothing is moved.
+The archive has train/<class>/images/*.JPEG. All its validation images are in val/images, with their classes in
+val/val_annotations.txt; the images of its test folder have no labels. In restructured trees the validation images are in
+val/<class>/* or val/<class>/images/*.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from paperlib.data.folder import LONGEST, Listing, decoded, listed, read_lines, subfolders
+from paperlib.data.folder import LONGEST, Listing, check_same_classes, decoded, listed, read_lines, subfolders
 from paperlib.data.images import ImageSet
 from paperlib.runs.files import InputError, root
 
@@ -24,9 +24,9 @@ ANNOTATIONS = Path("val", "val_annotations.txt")
 
 
 def load() -> tuple[ImageSet, ImageSet]:
-    """The training set, and the validation set to test on, uint8 N×3×64×64, from data/tiny_imagenet or downloaded there.
+    """Load the training set, and the validation set as test set, uint8 N×3×64×64, from data/tiny_imagenet.
 
-    Raises InputError naming the folder and the address when it is not there and cannot be downloaded.
+    Downloads it when it is missing. Raises InputError naming the folder and the address when that fails.
     """
     place = root() / "data" / "tiny_imagenet"
     for folder in (place, place / NAME, place.with_name(NAME)):
@@ -34,9 +34,9 @@ def load() -> tuple[ImageSet, ImageSet]:
             return read(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):  # of two processes one downloads it
+        with FileLock(place / ".lock"):  # one process downloads, others wait
             if not (place / NAME / "train").is_dir():
-                half = place / ".extracting"  # so that a tree that is there is whole
+                half = place / ".extracting"  # so that the final tree is never incomplete
                 shutil.rmtree(half, ignore_errors=True)
                 from torchvision.datasets.utils import download_and_extract_archive  # slow to import
 
@@ -51,7 +51,7 @@ def load() -> tuple[ImageSet, ImageSet]:
 
 
 def recognised(folder: Path) -> bool:
-    """Whether a folder is laid out as Tiny-ImageNet's archive is, at least its training part."""
+    """Return whether a folder has the layout of Tiny-ImageNet's archive, at least in its training part."""
     train = folder / "train"
     return (folder / ANNOTATIONS).is_file() or (
         train.is_dir() and any((train / name / "images").is_dir() for name in subfolders(train)[:1])
@@ -59,9 +59,9 @@ def recognised(folder: Path) -> bool:
 
 
 def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """The two sets in `folder`, classes in the order of their WordNet numbers, named by words.txt where there is one.
+    """Load both sets in `folder`: classes in the order of their WordNet numbers, with names from words.txt if it exists.
 
-    Raises InputError naming the file or class when the tree is not as it should be.
+    Raises InputError naming the file or class when the tree has neither layout.
     """
     if not (folder / "train").is_dir():
         raise InputError(f"data folder {folder}: there is no folder train in it")
@@ -71,18 +71,14 @@ def read(folder: Path, size: int | None = None) -> tuple[ImageSet, ImageSet]:
     labels = {number: label for label, number in enumerate(numbers)}
     train = [row for number, label in labels.items() for row in listed(folder, _images(folder / "train" / number), label)]
     annotations = folder / ANNOTATIONS
-    loose = folder / "val" / "images"  # empty where its images were moved into class folders
-    if annotations.is_file() and loose.is_dir() and any(loose.iterdir()):
+    loose = folder / "val" / "images"
+    moved = not loose.is_dir() or not any(loose.iterdir())  # into class folders
+    if annotations.is_file() and not moved:
         val = _annotated(folder, annotations, labels)
     else:
         if not (folder / "val").is_dir():
             raise InputError(f"data folder {folder}: there is no folder val in it")
-        found = set(subfolders(folder / "val")) - {"images" if loose.is_dir() and not any(loose.iterdir()) else ""}
-        if odd := sorted(found ^ set(numbers)):
-            missing = "val" if odd[0] in labels else "train"
-            raise InputError(
-                f"data folder {folder}: class {odd[0]!r} is missing from {missing}; both need the same classes"
-            )
+        check_same_classes(folder, numbers, set(subfolders(folder / "val")) - ({"images"} if moved else set()), "val")
         val = [row for number, label in labels.items() for row in listed(folder, _images(folder / "val" / number), label)]
     trained, tested = decoded(folder, {"train": train, "val": val}, _names(folder, numbers), size)
     return trained, tested
@@ -93,7 +89,7 @@ def _images(place: Path) -> Path:
 
 
 def _annotated(folder: Path, annotations: Path, labels: dict[str, int]) -> Listing:
-    """val_annotations.txt: file name, class and bounding box of each image, separated by tabs."""
+    """List the images of val_annotations.txt: file name, class and bounding box per line, separated by tabs."""
     listing: Listing = []
     for number, line in enumerate(read_lines(annotations), 1):
         name, found, *_ = [*line.split("\t"), ""]

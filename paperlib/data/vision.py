@@ -1,6 +1,6 @@
-"""CIFAR-10, CIFAR-100, STL-10 and Fashion-MNIST through torchvision, downloaded when the network is there.
+"""CIFAR-10, CIFAR-100, STL-10 and Fashion-MNIST through torchvision, downloaded when missing.
 
-CIFAR comes as pickles, the only ones that are read anywhere: torchvision unpickles a file whose MD5 is the published one.
+CIFAR comes as pickles, the only ones that this package reads: torchvision unpickles a file only with the published MD5.
 """
 
 import os
@@ -18,16 +18,16 @@ NAMES = ("cifar10", "cifar100", "stl10", "fashion_mnist")
 
 
 def load(name: str) -> tuple[ImageSet, ImageSet]:
-    """The training and the test set `name` of NAMES, uint8 N×C×H×W, from data/<name> or downloaded there.
+    """Load the training and the test set `name` of NAMES, uint8 N×C×H×W, from data/<name>; download it when missing.
 
-    Raises InputError naming the file, the folder and the address when it is not there and cannot be downloaded.
+    Raises InputError naming file, folder and address when that fails.
     """
     folder = root() / "data" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # of two processes one downloads it
+        with FileLock(folder / ".lock"):  # one process downloads, others wait
             train, test = (_read(name, folder, training) for training in (True, False))
-    # urllib's errors are OSErrors; torchvision raises RuntimeError, and anything where a file is half there.
+    # urllib's errors are OSErrors; torchvision raises RuntimeError, and others for an incomplete file.
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         address, file = _source(name)
         raise InputError(
@@ -38,7 +38,7 @@ def load(name: str) -> tuple[ImageSet, ImageSet]:
 
 
 def _source(name: str) -> tuple[str, str]:
-    """What a set is downloaded from, and the file's name."""
+    """Return the address and the file's name of a set."""
     from torchvision import datasets
 
     if name == "fashion_mnist":
@@ -48,12 +48,12 @@ def _source(name: str) -> tuple[str, str]:
 
 
 def _read(name: str, folder: Path, training: bool) -> ImageSet:
-    from torchvision import datasets  # when it is needed: importing it takes as long as the rest of paperlib
+    from torchvision import datasets  # imported late: it takes as long as the rest of paperlib
 
     if name == "stl10":
         stl = datasets.STL10(folder, "train" if training else "test", download=True)
         return ImageSet(torch.from_numpy(stl.data), torch.from_numpy(stl.labels).long(), tuple(stl.classes))
-    if name == "fashion_mnist" and not (folder / "FashionMNIST").exists():  # unpacked in place, it would count as whole
+    if name == "fashion_mnist" and not (folder / "FashionMNIST").exists():  # unpacked there, a part would count as whole
         shutil.rmtree(fresh := folder / ".extracting", ignore_errors=True)
         datasets.FashionMNIST(fresh, download=True)
         os.replace(fresh / "FashionMNIST", folder / "FashionMNIST")
