@@ -186,7 +186,7 @@ def test_a_wrong_answer_is_in_colour_and_numbers_are_those_of_the_tensors() -> N
         assert title.get_text() == (
             f"image: {('ant', 'bee', 'cat', 'dog')[true]}\nseen as {('ant', 'bee', 'cat', 'dog')[answer]}, {share:.0f} %"
         )
-    assert sheet.signed[0].title.get_text() == "perturbation\nℓ∞ 63.8/255"
+    assert sheet.perturbation.title.get_text() == "perturbation\nℓ∞ 63.8/255"
     assert sheet.line.get_ydata().tolist() == seen.margins.tolist()
 
 

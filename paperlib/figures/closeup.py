@@ -1,4 +1,4 @@
-"""One image under attack from all sides: a figure of a run, or a picture that is drawn again at every move."""
+"""Close-up of one image under attack: a figure of a run, or a picture that a notebook redraws at every change."""
 
 import io
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from paperlib.geometry.closeup import CloseUp
 from paperlib.runs.run import Run
 from paperlib.runs.settings import Settings
 
-GRID = (2, 4)  # panels
-HEIGHT = 0.6  # of the figure, as a share of its width
-SCREEN = (8.0, 100)  # inches and dots an inch of the picture that is drawn again and again
-SMALL = 7  # points, of all words
+GRID = (2, 4)  # rows and columns of panels
+HEIGHT = 0.6  # height of the figure over its width
+SCREEN = (8.0, 100)  # width in inches and dots per inch of the redrawn picture
+SMALL = 7  # font size in points
 
 
 def close_up(run: Run[Settings], seen: CloseUp, label: int, classes: Sequence[str], norm: Norm) -> Figure:
-    """An image and its adversarial, the perturbation, the input gradient, where the network looks, margin and loss."""
+    """One image, its adversarial image, the perturbation, the input gradient, attention maps, margin and loss around it."""
     figure, axes = new(run, *GRID, height=WIDTHS[run.settings.venue] * HEIGHT)
     Sheet(axes).show(seen, label, classes, norm)
     return save(run, figure, "close_up", pd.DataFrame({"share": seen.shares.cpu(), "margin": seen.margins.cpu()}))
 
 
 def on_screen() -> tuple[FigureCanvasAgg, "Sheet"]:
-    """An empty sheet and the canvas of it that `picture` draws; nothing shows it by itself."""
+    """Return the canvas that `picture` draws, and its empty sheet. Nothing is displayed yet."""
     width, dots = SCREEN
-    fonts = {"font.family": "DejaVu Sans"}  # print's letters are too fine here
+    fonts = {"font.family": "DejaVu Sans"}  # the print fonts are too fine for a screen
     with plt.style.context(["default", style("wide"), fonts]):
         figure = Figure((width, width * HEIGHT), dpi=dots)
         canvas, sheet = FigureCanvasAgg(figure), Sheet(figure.subplots(*GRID))
@@ -43,25 +43,22 @@ def on_screen() -> tuple[FigureCanvasAgg, "Sheet"]:
 
 
 def picture(canvas: FigureCanvasAgg) -> bytes:
-    """What is on the canvas as PNG, the panels where the first picture has them."""
+    """Return the canvas as PNG. The panels keep their places from the first picture on."""
     canvas.draw()
-    canvas.figure.set_layout_engine("none")  # finding their places takes as long as all the rest
+    canvas.figure.set_layout_engine("none")  # computing the layout takes as long as all the rest
     file = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, format="png", compress_level=1)
     return file.getvalue()
 
 
 class Sheet:
-    """The panels of a close-up, made once; each `show` changes what is in them."""
+    """Panels of a close-up, created once; each `show` replaces their content."""
 
     def __init__(self, axes: Any) -> None:
-        self.axes = axes
-        clean, adversarial, perturbation, gradient, looks, looks_attacked, self.path, self.plane = axes.flat
-        self.images = [clean, adversarial]
+        *self.images, self.perturbation, self.gradient, looks, looks_attacked, self.path, self.plane = axes.flat
         self.looks = [looks, looks_attacked]
-        self.layers = {axis: _layer(axis) for axis in (clean, adversarial, perturbation, gradient, looks, looks_attacked)}
+        self.layers = {axis: _layer(axis) for axis in (*self.images, self.perturbation, self.gradient, *self.looks)}
         self.maps = [_layer(axis, cmap="magma", alpha=0.6, interpolation="bilinear") for axis in self.looks]
-        self.signed = [perturbation, gradient]
         for axis, ticks in ((self.path, (0, 0.5, 1)), (self.plane, (-1, 0, 1))):
             axis.set_box_aspect(1)
             axis.tick_params(labelsize=SMALL - 1, pad=1)
@@ -79,14 +76,14 @@ class Sheet:
         self.plane.spines[["left", "right"]].set_visible(False)
         self.plane.set_xlabel("along the perturbation", fontsize=SMALL)
         self.plane.set_ylabel("random direction", fontsize=SMALL)
-        # At fixed places: to find them anew takes a third of the time of a picture.
+        # Fixed places, since computing them takes a third of the time of a picture.
         self.path.xaxis.set_label_coords(0.5, -0.16)
         self.plane.xaxis.set_label_coords(0.5, -0.16)
         self.plane.yaxis.set_label_coords(1.2, 0.5)
         self.boundary: QuadContourSet | None = None
 
     def show(self, seen: CloseUp, label: int, classes: Sequence[str], norm: Norm) -> None:
-        """Fill the panels. An answer that is wrong is written in colour."""
+        """Fill the panels. A wrong answer is written in colour."""
         for axis, image, logits, what in zip(
             self.images, seen.images, seen.logits, (f"image: {classes[label]}", "adversarial"), strict=True
         ):
@@ -95,26 +92,24 @@ class Sheet:
             self._draw(axis, image, f"{what}\nseen as {name}, {100 * float(probability):.0f} %")
             axis.title.set_color("black" if int(answer) == label else COLOURS[2])
         change = seen.images[1] - seen.images[0]
-        unit, size = ("ℓ∞", 255 * float(lengths(change[None], norm))) if norm == "linf" else (
-            "ℓ2", float(lengths(change[None], norm)))  # fmt: skip
-        about = (f"perturbation\n{unit} {size:.3g}{'/255' if norm == 'linf' else ''}",
-                 f"input gradient\nℓ2 {float(seen.gradient.norm()):.2g}")  # fmt: skip
-        for axis, values, words in zip(self.signed, (change, seen.gradient), about, strict=True):
-            self._draw(axis, _on_grey(values), words)
-        self._look(seen)
+        size = float(lengths(change[None], norm))
+        length = f"ℓ∞ {255 * size:.3g}/255" if norm == "linf" else f"ℓ2 {size:.3g}"
+        self._draw(self.perturbation, _on_grey(change), f"perturbation\n{length}")
+        self._draw(self.gradient, _on_grey(seen.gradient), f"input gradient\nℓ2 {float(seen.gradient.norm()):.2g}")
+        self._show_attention(seen)
         self.line.set_data(seen.shares.cpu().numpy(), seen.margins.cpu().numpy())
         self.path.relim()
         self.path.autoscale_view(scalex=False)
-        _head(self.path, "margin on the way\nabove zero: wrong")
-        self._around(seen)
+        _set_title(self.path, "margin on the way\nabove zero: wrong")
+        self._show_plane(seen)
 
     def _draw(self, axis: Any, image: Tensor, words: str) -> None:
         height, width = image.shape[-2:]
         self.layers[axis].set_data(image.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy())
         self.layers[axis].set_extent((0, width, height, 0))
-        _head(axis, words)
+        _set_title(axis, words)
 
-    def _look(self, seen: CloseUp) -> None:
+    def _show_attention(self, seen: CloseUp) -> None:
         height, width = seen.images.shape[-2:]
         for number, (axis, layer) in enumerate(zip(self.looks, self.maps, strict=True)):
             what = "no map of places" if seen.saliency is None else seen.looked
@@ -127,7 +122,7 @@ class Sheet:
                 layer.set_extent((0, width, height, 0))
                 layer.set_clim(0, max(float(seen.saliency.max()), 1e-12))
 
-    def _around(self, seen: CloseUp) -> None:
+    def _show_plane(self, seen: CloseUp) -> None:
         places, margins = seen.axis.cpu().numpy(), seen.plane_margins.cpu().numpy()
         half = float(places[1] - places[0]) / 2
         edge = (float(places[0]) - half, float(places[-1]) + half)
@@ -141,19 +136,19 @@ class Sheet:
         if margins.min() < 0 < margins.max():
             self.boundary = self.plane.contour(places, places, margins, levels=[0.0], colors="white", linewidths=1.2)
         self.plane.set(xlim=(places[0], places[-1]), ylim=(places[0], places[-1]))
-        _head(self.plane, f"loss around\n{low:.2g} (dark) to {high:.2g}")
+        _set_title(self.plane, f"loss around\n{low:.2g} (dark) to {high:.2g}")
 
 
-def _head(axis: Any, words: str) -> None:
-    axis.set_title(words, fontsize=SMALL, y=1.0, parse_math=False)  # a place of its own, likewise
+def _set_title(axis: Any, words: str) -> None:
+    axis.set_title(words, fontsize=SMALL, y=1.0, parse_math=False)  # y is fixed to save layout time
 
 
 def _layer(axis: Any, interpolation: str = "nearest", **how: Any) -> Any:
-    """An empty picture in axes without ticks and frame."""
+    """Return an empty image in axes without ticks and frame."""
     axis.set_axis_off()
     return axis.imshow([[0.0]], vmin=0, vmax=1, interpolation=interpolation, **how)
 
 
 def _on_grey(values: Tensor) -> Tensor:
-    """Values of either sign as an image in [0,1]: zero is mid-grey, the largest hundredth is black or white."""
+    """Map signed values to an image in [0,1]: zero is mid-grey, the largest hundredth is black or white."""
     return (0.5 + values / (2 * values.abs().flatten().quantile(0.99).clamp_min(1e-12))).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The forms that figures are made of: panels side by side, dots with intervals, sheets of images, one legend."""
+"""Parts of figures: panels side by side, dots with intervals, sheets of images, a common legend."""
 
 import re
 import textwrap
@@ -20,10 +20,10 @@ from paperlib.runs.settings import Settings
 
 
 def looks(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each of `lines`: a method's own (see `names.LOOKS`), else those that none here has.
+    """Return colour, marker and line style of each of `lines`: those of `names.LOOKS`, or free ones for unknown methods.
 
-    What is said of a method after a comma ("raat, training") or a colon does not change its colour; after a comma all
-    but the first such words are drawn open and dashed, as variants of a method are.
+    Words after a comma ("raat, training") or a colon do not change a method's colour. Lines with other words after the
+    comma than the first line are open and dashed, like variants of a method.
     """
     bases = {line: re.split("[,:] ", line)[0].removesuffix("_equal") for line in lines}
     known = {base: LOOKS[base] for base in bases.values() if base in LOOKS}
@@ -44,9 +44,9 @@ def looks(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
 def tiles(
     run: Run[Settings], titles: Sequence[str], least: float = 1.55, ratio: float = 0.75, **more: Any
 ) -> tuple[Figure, list[Any]]:
-    """A figure of panels with `titles`, each at least `least` inches wide: as many side by side as the width holds.
+    """Return a figure of panels with `titles`, each at least `least` inches wide, and their axes.
 
-    `ratio` is a panel's height over its width.
+    As many panels as fit stand side by side. `ratio` is a panel's height over its width.
     """
     width = WIDTHS[run.settings.venue]
     rows = -(-len(titles) // max(1, int(width / least)))
@@ -62,11 +62,11 @@ def tiles(
 
 
 def legend(figure: Figure, axes: Sequence[Any]) -> None:
-    """One legend below all axes, as many entries side by side as the figure's width holds; it adds its lines' height."""
+    """Add one legend below all axes, with as many columns as fit; the figure grows by the legend's height."""
     found = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     if found:
         width, height = figure.get_size_inches()
-        most = max(1, int(width / (0.42 + 0.052 * max(map(len, found)))))  # inches that an entry takes at 7 points
+        most = max(1, int(width / (0.42 + 0.052 * max(map(len, found)))))  # width of an entry at 7 points, in inches
         lines = -(-len(found) // most)
         figure.set_size_inches(width, height + 0.14 * (lines - 1))
         figure.legend(list(found.values()), list(found), loc=cast(Any, "outside lower center"), fontsize=7,
@@ -74,7 +74,7 @@ def legend(figure: Figure, axes: Sequence[Any]) -> None:
 
 
 def nothing(run: Run[Settings], name: str, data: pd.DataFrame, words: str = "nothing of this was trained") -> Figure:
-    """A figure that says why there is nothing to see."""
+    """Save a figure that states why there are no data."""
     figure, axis = new(run, height=0.5)
     axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=8)
     axis.set_axis_off()
@@ -82,17 +82,17 @@ def nothing(run: Run[Settings], name: str, data: pd.DataFrame, words: str = "not
 
 
 def arms(data: pd.DataFrame) -> np.ndarray | None:
-    """How far the intervals low … high reach below and above the values, 2×N; None without such columns."""
+    """Return the lengths of the error bars below and above the values, 2×N; None without columns low and high."""
     if not {"low", "high"} <= set(data):
         return None
     return np.stack([data["value"] - data["low"], data["high"] - data["value"]]).astype(float).clip(min=0)
 
 
 def dots(axis: Any, data: pd.DataFrame, drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    """Dots with intervals, a line of text a row: columns row, line, value, low, high, and what else there is.
+    """Draw dots with intervals, one text row per value of column row: columns row, line, value, low, high.
 
-    Lines of a row stand one below the other, as `looks` has `drawn` them. `seeds` (a list each) are faint dots, `paper`
-    upright strokes.
+    Lines of a row stand one below the other, in the styles `drawn` of `looks`. Optional columns: `seeds` (lists) become
+    faint dots, `paper` becomes upright strokes.
     """
     rows = list(dict.fromkeys(data["row"]))
     lines = [line for line in drawn if (data["line"] == line).any()]
@@ -114,7 +114,7 @@ def dots(axis: Any, data: pd.DataFrame, drawn: Mapping[str, Mapping[str, Any]]) 
 
 
 def coloured(values: Tensor, colours: str = "gray", low: float | None = None, high: float | None = None) -> Tensor:
-    """A map H×W as an image 3×H×W, from `low` to `high`, by themselves its least and largest."""
+    """Return a map H×W as a colour image 3×H×W; the scale goes from `low` to `high`, by default its extremes."""
     array = values.detach().cpu().double().numpy()
     low, high = array.min() if low is None else low, array.max() if high is None else high
     shares = (array - low) / max(high - low, 1e-12)
@@ -122,9 +122,9 @@ def coloured(values: Tensor, colours: str = "gray", low: float | None = None, hi
 
 
 def stamps(run: Run[Settings], rows: Mapping[str, Sequence[Tensor]], heads: Sequence[str] = ()) -> Figure:
-    """A sheet of images C×H×W in [0,1], a row for each name, under `heads`, as wide as the venue has it. To be saved.
+    """Return a sheet of images C×H×W in [0,1]: a row for each name, columns under `heads`, as wide as the venue's text.
 
-    Turned over where a row would be too long for the width and a column is not.
+    Rows and columns are swapped where a row would be too long for the width and a column is not.
     """
     cells, names, heads = [list(row) for row in rows.values()], [title(row) for row in rows], [*heads]
     width, least = WIDTHS[run.settings.venue], 0.42
@@ -136,10 +136,10 @@ def stamps(run: Run[Settings], rows: Mapping[str, Sequence[Tensor]], heads: Sequ
     wrapped = [textwrap.fill(head, max(10, int(side / 0.058))) for head in heads]
     top = 0.05 + 0.12 * max(head.count("\n") + bool(head) for head in wrapped)
     height = top + side * len(names)
-    left += (width - left - side * len(heads)) / 2  # in the middle where there is room
+    left += (width - left - side * len(heads)) / 2  # centred
     figure, axis = new(run, height=height)
     axis.remove()
-    figure.set_layout_engine("none")  # places are given here
+    figure.set_layout_engine("none")  # places are computed below
     for number, (row, label) in enumerate(zip(cells, names, strict=True)):
         for column, image in enumerate(row):
             place = ((left + side * column) / width, 1 - (top + side * (number + 1)) / height)
@@ -147,7 +147,7 @@ def stamps(run: Run[Settings], rows: Mapping[str, Sequence[Tensor]], heads: Sequ
             axis.imshow(image.detach().cpu().permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
             if number == 0:
-                axis.set_title(wrapped[column], fontsize=7, pad=2, parse_math=False)  # a class may be called $
+                axis.set_title(wrapped[column], fontsize=7, pad=2, parse_math=False)  # a class name may contain $
             if column == 0:
                 axis.text(-0.06, 0.5, textwrap.fill(label, 18), fontsize=7, ha="right", va="center",
                           transform=axis.transAxes, parse_math=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Methods and measures as a reader knows them."""
+"""Display names of methods and measures."""
 
 import re
 
@@ -42,19 +42,19 @@ NAMES = {
     "cam_on_object_attacked": "Grad-CAM on object, attacked",
 }  # fmt: skip
 
-# What is kept of each epoch, in the words of an axis.
+# Axis labels of the columns of training histories.
 CURVES = {
     "clean_accuracy": "validation, no attack (%)", "robust_accuracy": "validation, attacked (%)",
     "misalignment": "misalignment, Σ(1 − cos)", "jacobian": "‖J‖², estimated", "total": "loss",
 }  # fmt: skip
-# Measures that are no accuracy, in the words of an axis.
+# Axis labels of measures that are no accuracy.
 SCORES = {
     "pag_score": "targeted images seen as the target (%)",
     "margin_along": "samples farther than ε (%)",
     "margin_across": "samples farther than ε (%)",
 }
 
-# Methods that have one colour everywhere, a row a colour of `style.COLOURS`; after the colon, those drawn open and dashed.
+# Methods with a fixed colour: a row for each of `style.COLOURS`; those after the colon are open and dashed.
 FAMILIES = """
 standard vanilla toy_vanilla mlp_standard : twin
 pgd_at toy_pgd_at teacher_linf : pgd_at_long two_views teacher_l2
@@ -74,11 +74,11 @@ LOOKS = {
 
 
 def title(name: str | int) -> str:
-    """The words for a method or measure; a number, of a seed say, stays itself."""
+    """Return the display name of a method or measure; a number, such as a seed, stays a number."""
     name = str(name)
     if name.endswith("_equal"):
         return f"{title(name.removesuffix('_equal'))}, equal compute"
-    if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and what is said of it
+    if match := re.fullmatch(r"(\w+)([,:] .*)", name):  # a name and words about it
         return title(match[1]) + match[2]
     return NAMES.get(
         name,
@@ -87,12 +87,12 @@ def title(name: str | int) -> str:
 
 
 def in_points(measure: str, value: float) -> float:
-    """A stored measure as readers see it: a share in percent, a ratio as it is."""
+    """Return a stored measure for readers: a share in percent, a ratio as it is."""
     return value if measure.endswith("_ratio") else 100 * value
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 1) -> str:
-    """A value with its interval as papers print it: 57.0 (50–64), −1.0 (−3 to 1); – where there is no value."""
+    """Format a value with its interval as papers do: 57.0 (50–64), −1.0 (−3 to 1); – without a value."""
     if np.isnan(value):
         return "–"
     words = [f"{number:.{max(0, digits - 1)}f}".replace("-", "−") for number in (low, high)]

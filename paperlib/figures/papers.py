@@ -1,4 +1,4 @@
-"""Figures that stand beside one of a paper's own."""
+"""Figures to compare with figures of the papers."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,7 +24,7 @@ TWO_CLASSES = mpl.colors.ListedColormap(["#BFD9EA", "#F6D5C0"])
 
 
 def decision_boundaries(run: Run[Settings], trained: Trained, data: ImageSet) -> Figure:
-    """The paper's Figure 3: test points over the predicted class of the plane, one panel a method, its first seed."""
+    """PAG's Figure 3: test points over the predicted class of the plane, one panel for each method, its first seed."""
     figure, axes = tiles(run, [title(method) for method in trained], sharey=True)
     reach = data.images.abs().amax(0) * 1.25
     grids = [torch.linspace(-float(half), float(half), 400) for half in reach]
@@ -43,25 +43,31 @@ def decision_boundaries(run: Run[Settings], trained: Trained, data: ImageSet) ->
 
 
 def margins(run: Run[Settings], distances: pd.DataFrame, eps: float) -> Figure:
-    """How far samples lie from the decision boundary, up to 60: columns method, direction, distance; all seeds together."""
+    """Share of samples farther from the decision boundary than a distance, up to 60, across and along the manifold.
+
+    `distances` of all seeds: columns method, direction, distance.
+    """
     named = pd.DataFrame({"panel": distances["direction"] + " the manifold", "line": distances["method"],
                           "distance": distances["distance"]})  # fmt: skip
     return beyond(run, named, "margins", "distance (dotted: ε)", 60.0, eps)
 
 
 def distance_curves(run: Run[Settings], distances: pd.DataFrame) -> Figure:
-    """Share of images that an attack needs more than a distance for, a panel an attack: columns attack, method, each."""
+    """Share of images that an attack needs more than a distance for, a panel for each attack.
+
+    `distances` has columns attack, method, each.
+    """
     named = distances.rename(columns={"attack": "panel", "method": "line", "each": "distance"}).explode("distance")
     return beyond(run, named.astype({"distance": float}), "distances", "L2 distance")
 
 
 def targets(run: Run[Settings], example: ImageSet, sources: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Figure:
-    """The paper's Figure 2: where the image of a set of one is pointed to, g(x, t) of each class, a row a source."""
+    """PAG's Figure 2: one image x and its target gradients g(x, t) for each class t, a row for each source."""
     image, classes = as_float(example.images).to(run.device), example.classes[:10]
     rows = {}
     for source, target in sources.items():
         (directions,) = target(image, torch.arange(len(classes), device=image.device)[None])
-        rows[source] = [image[0], *(0.5 + directions / (2 * directions.abs().max()))]  # the largest is black or white
+        rows[source] = [image[0], *(0.5 + directions / (2 * directions.abs().max()))]  # the largest value is black or white
     return save(run, stamps(run, rows, [f"x: {example.classes[int(example.labels)]}", *classes]), "targets")
 
 
@@ -72,14 +78,16 @@ def targeted(
     classes: Sequence[str],
     name: str = "targeted_images",
 ) -> Figure:
-    """PAG's Figures 4 and 5: images changed toward each class, N×C×… a method in order of the target class."""
-    return save(
-        run, stamps(run, {"original": list(original), **{key: list(own) for key, own in changed.items()}}, classes), name
-    )
+    """PAG's Figures 4 and 5: images, and below them the same images changed toward each class, a row for each method.
+
+    `changed` has N×C×H×W by method, in the order of the target class.
+    """
+    rows = {"original": list(original), **{key: list(own) for key, own in changed.items()}}
+    return save(run, stamps(run, rows, classes), name)
 
 
 def tradeoff(run: Run[Settings], summary: pd.DataFrame, reported: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The paper's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper has it (dashed)."""
+    """PAG's Figure 5: accuracy against λ, measured (solid, with 95 % intervals) and as the paper reports it (dashed)."""
     measured = summary["measure"].isin(["clean", "pgd_linf", "pgd_l2"]) & summary["method"].str.startswith("lambda_")
     rows = [
         (row.measure, float(row.method.removeprefix("lambda_")), 100 * row.mean, 100 * row.low, 100 * row.high)
@@ -96,7 +104,7 @@ def tradeoff(run: Run[Settings], summary: pd.DataFrame, reported: Mapping[str, M
 def planes(run: Run[Settings], values: Mapping[str, np.ndarray], data: ImageSet, eps: float) -> Figure:
     """RAAT's Figures 1 and 3 on points in [0,1]²: prediction, its boundary, and the training points in their ε-boxes.
 
-    `values` are z_1 − z_0 on a square grid, by method; the dashed line is the true boundary.
+    The dashed line is the true boundary. `values` are z_1 − z_0 on a square grid, by method.
     """
     figure, axes = tiles(run, [title(method) for method in values], ratio=1.0, sharey=True)
     axis_values = np.linspace(0, 1, len(next(iter(values.values()))))
@@ -116,7 +124,7 @@ def planes(run: Run[Settings], values: Mapping[str, np.ndarray], data: ImageSet,
 
 
 def gaussian(run: Run[Settings], gaps: pd.DataFrame, needed: pd.DataFrame) -> Figure:
-    """RAAT's Theorem 1: errors by dimension with and without consistency, and the samples needed beside c √d."""
+    """RAAT's Theorem 1: errors against dimension, with and without consistency, and the samples needed beside c √d."""
     figure, (left, right) = tiles(run, ["error (%)", "samples for 1 % robust error"])
     for (estimator, error), part in gaps.groupby(["estimator", "error"], sort=False):
         place = list(gaps["estimator"].unique()).index(estimator)
@@ -141,7 +149,7 @@ def gaussian(run: Run[Settings], gaps: pd.DataFrame, needed: pd.DataFrame) -> Fi
 
 
 def landscapes(run: Run[Settings], values: Mapping[str, np.ndarray], reach: float) -> Figure:
-    """The loss over the radial × tangential plane, a panel a method, all on one colour scale; the cross is the image.
+    """The loss over the radial × tangential plane, a panel for each method, on one colour scale; the cross is the image.
 
     `values` are square grids over ± `reach` in L2, rows along the tangential direction.
     """
@@ -174,9 +182,9 @@ def depth_sheet(run: Run[Settings], images: Tensor, maps: Mapping[str, Tensor]) 
 def changes(run: Run[Settings], name: str, images: Tensor, pairs: Mapping[str, tuple[Tensor, Tensor]], what: str) -> Figure:
     """Maps before and after an attack and their difference by method: red where the map rose, blue where it fell.
 
-    A column for each image of N×C×H×W, the first of those that the maps N×h×w are of. Each map has its own scale, all
-    differences one, which is named. A map before the attack that all methods share stands once, and that under attack,
-    which differs from it by what is shown, is then left out.
+    A column for each image N×C×H×W; maps N×h×w of further images are left out. Each map has its own colour scale; all
+    differences have one, which is named. If all methods share the map before the attack, it is shown once. The maps under
+    attack are then left out, since the differences determine them.
     """
     pairs = {method: (before[: len(images)], after[: len(images)]) for method, (before, after) in pairs.items()}
     large = max(float((after - before).abs().max()) for before, after in pairs.values()) or 1.0
@@ -192,7 +200,7 @@ def changes(run: Run[Settings], name: str, images: Tensor, pairs: Mapping[str, t
 
 
 def correlations(run: Run[Settings], found: pd.DataFrame, robust: str) -> Figure:
-    """Rank correlation of each measure with robust accuracy, alone and beside the gradient's size, with 95 % intervals."""
+    """Rank correlation of each measure with robust accuracy, alone and given the gradient's size, with 95 % intervals."""
     parts = {"ρ": "alone", "beside the gradient": "beside the gradient's size"}
     data = pd.concat(
         [found[part].astype(float).assign(line=label, row=list(map(title, found.index))) for part, label in parts.items()]
@@ -209,10 +217,10 @@ def correlations(run: Run[Settings], found: pd.DataFrame, robust: str) -> Figure
 
 
 def against(run: Run[Settings], parts: Mapping[str, pd.DataFrame], measures: Sequence[str], robust: str) -> Figure:
-    """Every measure of each model against its robust accuracy: one panel a measure, one mark a model.
+    """Robust accuracy of each model against each of its measures: one panel per measure, one mark per model.
 
-    `parts` has the rows of `measures.by_model` of each kind of model, whose marks differ. A value farther out than three
-    times the quartiles' distance stands at the edge of its panel as an arrow.
+    `parts` has the rows of `measures.by_model` for each kind of model; kinds have different marks. A value beyond three
+    interquartile ranges from the quartiles is an arrow at the edge of its panel.
     """
     drawn = pd.concat(parts, names=["kind"])[[*measures, robust]]
     if drawn.empty:
@@ -240,9 +248,9 @@ def against(run: Run[Settings], parts: Mapping[str, pd.DataFrame], measures: Seq
 
 
 def front(run: Run[Settings], found: pd.DataFrame, robust: str) -> Figure:
-    """Clean and robust accuracy and cost side by side, the most robust method first.
+    """Clean accuracy, robust accuracy and cost of each method side by side, the most robust first; filled: Pareto front.
 
-    `found` is of `measures.front`; filled is what no other method is at least as good as in all three, and better in one.
+    `found` is of `measures.front`. On the front no other method is at least as good in all three, and better in one.
     """
     rows = found.sort_values(robust, ascending=False)
     labels = {"clean": "no attack (%)", robust: f"{title(robust)} (%)", "cost": "cost (plain steps)"}

@@ -1,4 +1,4 @@
-"""Figures that several studies have: accuracies, lines, distances, a heat map."""
+"""Figures of several studies: accuracies, lines, distances, a heat map."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from paperlib.figures.style import COLOURS, WIDTHS, new, save, style
 from paperlib.runs.run import Run
 from paperlib.runs.settings import Settings
 
-MANY = 12  # points from which an interval is a band, and no mark stands at each
+MANY = 12  # a line with more points has no marks, and a band as interval
 
 
-def contact_sheet(run: Run[Settings], data: ImageSet, name: str = "images") -> Figure:
-    """The first images of each class (at most ten of each, and ten classes), one class a row."""
+def contact_sheet(run: Run[Settings], data: ImageSet) -> Figure:
+    """The first images of each class, one class per row: at most ten classes, and ten images of each."""
     per_class = min(10, int(WIDTHS[run.settings.venue] / 0.5))
     chosen = {
         data.classes[label]: list(as_float(data.images[data.labels == label][:per_class]))
         for label in range(min(10, len(data.classes)))
     }
     count = min(map(len, chosen.values()))
-    return save(run, stamps(run, {label: images[:count] for label, images in chosen.items()}), name)
+    return save(run, stamps(run, {label: images[:count] for label, images in chosen.items()}), "images")
 
 
 def accuracies(
@@ -35,8 +35,8 @@ def accuracies(
 ) -> Figure:
     """Accuracy of each method under each attack with 95 % intervals; seeds are faint dots, the paper's numbers strokes.
 
-    `summary` is of `evaluation.summary`; what has too few images for an interval is left out, and scores that are no
-    accuracy stand below, on an axis of their own.
+    `summary` is of `evaluation.summary`. Rows with too few images for an interval are left out. Scores that are no accuracy
+    have an axis of their own below.
     """
     kept = summary[summary["low"].notna()]
     if kept.empty:
@@ -67,7 +67,10 @@ def accuracies(
 
 
 def training_curves(run: Run[Settings], histories: pd.DataFrame, columns: Sequence[str]) -> Figure:
-    """A panel for each of the columns of `training.histories`, against the epoch: mean and range of a method's seeds."""
+    """Training curves against the epoch, a panel for each quantity: mean and range over each method's seeds.
+
+    `columns` are columns of `training.histories`.
+    """
     rows = histories.rename(columns={"method": "line"}).reindex(columns=["line", "epoch", *columns])
     data = rows.melt(["line", "epoch"], var_name="panel").dropna(subset="value")
     data["value"] *= np.where(data["panel"].str.endswith("_accuracy"), 100, 1)
@@ -78,10 +81,10 @@ def training_curves(run: Run[Settings], histories: pd.DataFrame, columns: Sequen
 
 
 def panels(run: Run[Settings], data: pd.DataFrame, name: str, *, x: str, label: str = "accuracy (%)") -> Figure:
-    """Lines of `value` against the column `x`: a panel for each value of the column panel, a line for each of line.
+    """Lines of `value` against the column `x`: a panel for each value of column panel, a line for each of column line.
 
-    Columns low and high, where there are any, become error bars, or bands where points are many. Where x is words, no
-    line joins them, and they stand in the order in which they come. Without data the figure says so.
+    Columns low and high, if present, become error bars, or bands for more than MANY points. If x holds words, they keep
+    their order, and no line joins the points. The text below the figure names x, lines and panels.
     """
     if data.empty:
         return nothing(run, name, data)
@@ -128,10 +131,11 @@ def panels(run: Run[Settings], data: pd.DataFrame, name: str, *, x: str, label: 
 def beyond(
     run: Run[Settings], distances: pd.DataFrame, name: str, label: str, limit: float = np.inf, eps: float | None = None
 ) -> Figure:
-    """Share of images that are farther than a distance from the boundary: columns panel, line, distance, a row an image.
+    """Share of images that are farther from the boundary than a distance, a panel for each part, a line for each method.
 
-    Curves end at `limit`, to which was searched. What is beyond it, or not finite, has no known distance, and never falls.
-    The axis ends where one in fifty of the known distances is left, and ε is dotted.
+    `distances` has a row per image: columns panel, line, distance. Distances were searched up to `limit`; images beyond it,
+    or with infinite distance, count as farther everywhere. The axis ends at the 98 % quantile of the known distances. The
+    dotted line is ε.
     """
     parts, drawn = list(dict.fromkeys(distances["panel"])), looks(list(dict.fromkeys(distances["line"])))
     figure, axes = tiles(run, list(map(title, parts)), sharey=True)
@@ -157,13 +161,13 @@ def beyond(
 
 
 def grid(run: Run[Settings], summary: pd.DataFrame) -> Figure:
-    """Accuracy in percent of every method (rows) under every attack (columns), n images each: a number and a shade."""
+    """Heat map of the accuracy in percent of every method (rows) under every attack (columns), with n images each."""
     table = 100 * summary.pivot_table(index="method", columns="measure", values="mean", sort=False)
     counts = summary.groupby("measure")["n"].min()
     width, left = WIDTHS[run.settings.venue], 0.15 + 0.062 * max(len(title(name)) for name in table.index)
-    strips = -(-table.shape[1] // int((width - left) / 0.27))  # one above the other where the width is too small
+    strips = -(-table.shape[1] // int((width - left) / 0.27))  # stacked where the width is too small
     each = -(-table.shape[1] // strips)
-    tall = 0.45 + 0.03 * max(len(title(name)) for name in table.columns)  # of the heads and numbers above and below
+    tall = 0.45 + 0.03 * max(len(title(name)) for name in table.columns)  # height of the heads above and the numbers below
     figure, axes = new(run, strips, 1, strips * (tall + 0.17 * len(table)), squeeze=False)
     for strip, axis in enumerate(axes[:, 0]):
         part = table.iloc[:, each * strip : each * (strip + 1)]
@@ -187,7 +191,7 @@ def grid(run: Run[Settings], summary: pd.DataFrame) -> Figure:
 
 
 def sweep_curve(curve: pd.DataFrame, norm: str, venue: str = "neurips") -> Figure:
-    """Accuracy in percent against ε of the norm, in a venue's style, from columns eps and accuracy in [0,1]."""
+    """Draw accuracy in percent against ε, in a venue's style, from columns eps and accuracy in [0,1]."""
     scale, label = (255, "ε × 255") if norm == "linf" else (1, "ε (ℓ2)")
     with plt.style.context(["default", style(venue)]):
         figure, axes = plt.subplots(figsize=(WIDTHS[venue], 2.2))

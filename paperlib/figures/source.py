@@ -1,4 +1,4 @@
-"""The code that computes an equation, shown in a notebook beside it."""
+"""Source code shown in a notebook beside the equation that it computes."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pygments.lexers import PythonLexer
 
 
 class Source:
-    """Source text that a notebook shows highlighted and a terminal as it is."""
+    """Source text, highlighted in a notebook and plain in a terminal."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -24,5 +24,5 @@ class Source:
 
 
 def show(*functions: Callable[..., Any]) -> Source:
-    """The source of functions, as it runs."""
+    """Return the source of functions as they run."""
     return Source("\n\n".join(inspect.cleandoc("\n" + inspect.getsource(function)) for function in functions))

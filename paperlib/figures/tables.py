@@ -1,4 +1,4 @@
-"""Tables written as CSV, LaTeX and what a page shows."""
+"""Tables as CSV, LaTeX, and JSON for the site."""
 
 import json
 import re
@@ -13,16 +13,17 @@ from paperlib.runs.files import write_text
 from paperlib.runs.run import Run
 from paperlib.runs.settings import Settings
 
-MOST = 7  # columns of a table in LaTeX
-CHARACTER, SEPARATION, POINTS = 4.6, 8, 72.27  # of LaTeX's small type, in its points: a character, a column's gap, an inch
-LINES = 50  # of a page, after which a table goes on in another
-LONG = 34  # characters from which a column of text is broken into lines
+MOST = 7  # columns of a LaTeX table, at most
+CHARACTER, SEPARATION, POINTS = 4.6, 8, 72.27  # LaTeX points per character of small type, column gap, and inch
+LINES = 50  # lines of a page, at most; then a new table begins
+LONG = 34  # characters of a text column, at most; longer text is wrapped
 
 
 def save(run: Run[Settings], data: pd.DataFrame, name: str, caption: str, digits: int = 1) -> Any:
-    """Write a table as CSV and as LaTeX (booktabs) under tables/. Returns it with titles for names, to be shown.
+    """Write a table as CSV, LaTeX (booktabs) and JSON under tables/; return it for display, with titles as names.
 
-    Intervals stand in the cell of their value, but in the CSV. An empty table is not written; what is shown says so.
+    Except in the CSV, intervals stand in the cells of their values. For an empty table return a sentence, and write no
+    file.
     """
     if data.empty:
         return f"{caption} Nothing of it was measured in this run."
@@ -35,15 +36,15 @@ def save(run: Run[Settings], data: pd.DataFrame, name: str, caption: str, digits
 
 
 def escaped(table: pd.DataFrame) -> Any:
-    """A table as a notebook shows it, whatever the texts in it: to a page they are no markup."""
+    """Return a table for display in a notebook, with its texts escaped for HTML."""
     shown = table.style.format(escape="html")
     return shown.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
 
 
 def in_cells(data: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """The table in words, each value with its interval: columns low and high join the column before them.
+    """Return the table as text: columns low and high become the interval of the column before them.
 
-    Where all that is left below a heading is one column, the heading alone stands for it.
+    A heading with a single column left below it replaces that column's name.
     """
     found: dict[Any, list[str]] = {}
     columns = list(data.columns)
@@ -72,7 +73,7 @@ def _words(value: Any, digits: int) -> str:
 
 
 def as_read(shown: pd.DataFrame, caption: str) -> dict[str, Any]:
-    """A table as a page shows it: its caption, heads and rows of words, the index first."""
+    """Return a table for the site: its caption, heads and rows as text, the index first."""
 
     def words(name: Any) -> str:
         return ", ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
@@ -83,9 +84,9 @@ def as_read(shown: pd.DataFrame, caption: str) -> dict[str, Any]:
 
 
 def as_latex(shown: pd.DataFrame, caption: str, label: str, venue: str) -> str:
-    """A table of words as LaTeX (booktabs), escaped: parts of at most MOST columns that fit the venue's text.
+    """Return a table of text as escaped LaTeX (booktabs), split into parts of at most MOST columns that fit the width.
 
-    In two columns it spans both. Parts stand one below another; what a page does not hold stands in another table.
+    In a two-column venue it spans both columns. Parts stand one below another; when a page is full, a new table begins.
     """
     escaped = shown.rename(columns=_latex, index=_latex).map(latex)
     escaped.index.names = [_latex(name) for name in shown.index.names]
@@ -142,5 +143,5 @@ SIGN = re.compile("|".join(map(re.escape, sorted(LATEX, key=len, reverse=True)))
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX takes it, Greek and other signs in its mathematics."""
+    """Escape text for LaTeX, with Greek letters and other signs in math mode."""
     return SIGN.sub(lambda sign: LATEX[sign[0]], text)
