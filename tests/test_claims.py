@@ -378,14 +378,14 @@ LEDGER = {
         ("tables.one.rows.a.clean", "80", "tables.one.rows.a.clean: Input should be a valid number"),
         ("tables.one.rows.a.clean", math.nan, "tables.one.rows.a.clean: Input should be a finite number"),
         ("scale.n.always", None, "scale.n.always: Input should be a valid list"),
-        ("scale", {}, "claim a-b: scale says nothing of its notebook n"),
+        ("scale", {}, "claim a-b: its notebook n is missing from scale"),
         ("claims", LEDGER["claims"] * 2, "two claims have the id a-b"),
         ("claims", [], "claims: List should have at least 1 item"),
         ("claims.0.kind", "win", "claims.0.kind: Input should be 'gain', 'keep' or 'ratio'"),
         ("claims.0.claimed", "two", "claim a-b: there is no table two; there are one"),
         ("claims.0.than", "c", "claim a-b: table one has no clean of c"),
-        ("claims.0.claimed", {}, "claim a-b: claimed names no table"),
-        ("claims", [{**LEDGER["claims"][0], "floor": "reported", "claimed": None}], "claim a-b: its floor is what the"),
+        ("claims.0.claimed", {}, "claim a-b: claimed is empty; it should name tables by case"),
+        ("claims", [{**LEDGER["claims"][0], "floor": "reported", "claimed": None}], "claim a-b: its floor is reported"),
     ],
 )
 def test_a_claims_file_of_another_form_is_refused_by_place(place: str, value: object, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the papers report, as data, and the verdict on what was measured."""
+"""The papers' numbers and claims as data, and verdicts on them from measurements."""
 
 import functools
 import html
@@ -19,16 +19,16 @@ from paperlib.runs.settings import Settings
 
 Outcome = Literal["reproduced", "direction only", "not reproduced", "not tested here"]
 MARKS: dict[Outcome, str] = {"reproduced": "✓", "direction only": "↗", "not reproduced": "✗", "not tested here": "?"}
-ROOM = 10  # points below 100 that a gain needs to show
-SIZE = 0.5  # of the claimed difference that a reproduction must reach
-LEAST = 1.0  # point that an interval must be able to tell from zero where the paper gives no number
+ROOM = 10  # points below 100 % that a gain needs as room
+SIZE = 0.5  # share of the claimed difference that a reproduction must reach
+LEAST = 1.0  # difference in points that counts as a gain where the paper gives no number
 
 
 @functools.cache
 def load(paper: str) -> dict[str, Any]:
-    """The paper's tables and claims from claims/<paper>.yaml, in the form of `ledger.Ledger`.
+    """Load a paper's tables and claims from claims/<paper>.yaml, in the form of `ledger.Ledger`.
 
-    Raises InputError when there is no such file, or when it is not of that form.
+    Raises InputError when the file is missing or has another form.
     """
     file = Path(__file__).parent / f"{paper}.yaml"
     if not file.exists():
@@ -37,20 +37,20 @@ def load(paper: str) -> dict[str, Any]:
 
 
 def papers() -> list[str]:
-    """The papers that have claims, by the names of their files."""
+    """Return the papers that have claims, as names of their files."""
     return sorted(file.stem for file in Path(__file__).parent.glob("*.yaml"))
 
 
 def paper_of(notebook: str) -> str | None:
-    """The paper whose claims the notebook judges; None of a notebook that judges none."""
+    """Return the paper whose claims the notebook judges, None if it judges none."""
     return next((paper for paper in papers() if notebook in load(paper)["scale"]), None)
 
 
 def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
-    """The difference in points that the paper reports for a claim in this case, None where it gives none.
+    """Return the difference in points that the paper reports for a claim in this case, None without one.
 
-    `claimed` is the number itself, or names the table that has the two. A case is a data set, or what else tells a paper's
-    tables apart; one that is not named is held against the first table.
+    `claimed` is that number, or names the table with both numbers, or such tables by case. A case is a data set, or
+    another name that distinguishes tables of a paper. An unknown case uses the first table.
     """
     if isinstance(number := claim.get("claimed"), float | int):
         return number
@@ -60,8 +60,8 @@ def reported(paper: str, claim: dict[str, Any], case: str) -> float | None:
     return float(known[claim["method"]][claim["measure"]] - known[claim["than"]][claim["measure"]])
 
 
-def table_of(claim: dict[str, Any], case: str) -> str | None:
-    """The table that has a claim's two numbers in this case, None where none has."""
+def table_of(claim: Mapping[str, Any], case: str) -> str | None:
+    """Return the table with both numbers of a claim in this case, None without one."""
     tables = claim.get("claimed")
     if isinstance(tables, dict):
         return cast(str | None, tables.get(case, next(iter(tables.values()))))
@@ -69,7 +69,7 @@ def table_of(claim: dict[str, Any], case: str) -> str | None:
 
 
 def rows(paper: str, table: str) -> dict[str, dict[str, float]]:
-    """A table of the paper: its numbers by method and measure."""
+    """Return the numbers of a paper's table by method and measure."""
     return cast(dict[str, dict[str, float]], load(paper)["tables"][table]["rows"])
 
 
@@ -77,17 +77,17 @@ def judge(
     paper: str, run: Run[Settings], measured: pd.DataFrame, classes: int, doubts: Mapping[str, Sequence[str]] | None = None,
     case: str | None = None, excluded: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """The verdict on each of the paper's claims about this notebook, one row a claim; also saved as claims.json.
+    """Judge each of the paper's claims about this notebook: one row per claim, also saved as claims.json.
 
-    `measured` is an `evaluation.summary`: means and 95 % intervals in [0,1] by method and measure, kept as measures.json.
-    `classes` is how many there are: a network at chance tests nothing. `doubts` are signs of masked gradients by method;
-    they are added to the reason. `case` says which of the paper's tables the run is held against, its data set if not
-    given. `excluded` are methods that nothing may be held against, with the reason. Columns: id, place, statement, kind,
-    claimed and measured difference (in points; of kind ratio, the ratio) and its interval low … high, outcome, reason,
-    `scale`: where the run is not as the paper, without which no verdict stands; case; n test images, of the side with
-    fewer; the seeds that both have, or as many as the side with fewer; `spread`: the deviation over seeds of their
-    difference (see `evaluation.difference`), in points (of kind ratio, of the ratio); None of one seed. On fewer than
-    `statistics.FEWEST` images nothing is decided.
+    `measured` is an `evaluation.summary` with means and 95 % intervals in [0,1]; it is saved as measures.json. From the
+    number of `classes` follows chance: a network close to it tests nothing. `doubts` are signs of masked gradients by
+    method, added to the reason. `case` chooses the paper's table; its default is the data set. `excluded` has methods that
+    cannot be compared, with the reason.
+
+    Columns: id, place, statement, kind; claimed and measured difference in points (or ratio), its interval low … high;
+    outcome, reason; `scale`: how the run differs from the paper; case; n test images and seeds, of the side with fewer or
+    in common; `spread`: the deviation of the difference over seeds, in points (or of the ratio), None for one seed. Below
+    FEWEST images no claim is tested.
     """
     about = load(paper)
     case = case or str(getattr(run.settings, "data", ""))
@@ -99,7 +99,7 @@ def judge(
             continue
         claimed = reported(paper, claim, case)
         ratio, sides = claim["kind"] == "ratio", [claim["method"], claim["than"]]
-        needed = sides[:1] if ratio else sides  # a ratio is of both, and stands with the method
+        needed = sides[:1] if ratio else sides  # a ratio involves both sides, and is stored with the method
         absent = [side for side in needed if (side, claim["measure"]) not in values]
         chance = [
             name
@@ -121,7 +121,7 @@ def judge(
         elif (
             claim["kind"] == "gain"
             and claim.get("ceiling", True)
-            and (apart is None or apart[2] >= 0)  # a loss can be told whatever the room
+            and (apart is None or apart[2] >= 0)  # a loss shows without room
             and (ceiling := 100 * values[sides[1], claim["measure"]]["mean"]) > 100 - ROOM
         ):
             outcome, reason = "not tested here", f"{sides[1]} already has {ceiling:.1f} %, which leaves no room for a gain"
@@ -136,7 +136,7 @@ def judge(
             least = floor if floor != "reported" else cast(float, claimed)
             outcome, reason = verdict(claim["kind"], difference, low, high, claimed, least)
             if seeds == 1:
-                reason += "; one seed, whose luck the interval leaves out"
+                reason += "; one seed: the interval leaves out chance between seeds"
             if claim["kind"] != "keep" and (signs := (doubts or {}).get(claim["method"])):
                 reason += f"; signs of masked gradients: {', '.join(signs)}"
         judged.append(
@@ -154,7 +154,7 @@ def judge(
 
 
 def _by_seed(row: Mapping[str, Any]) -> dict[str, list[float]]:
-    """The mean of each seed, and which seeds; nothing of a ratio, which is of all seeds at once."""
+    """Return the means by seed and the seeds; nothing for a ratio, which pools all seeds."""
     means = row.get("by_seed", math.nan)
     return {"by_seed": list(map(float, means)), "seed_list": list(row["seed_list"])} if np.ndim(means) else {}
 
@@ -162,7 +162,7 @@ def _by_seed(row: Mapping[str, Any]) -> dict[str, list[float]]:
 def _sizes(
     sides: Sequence[Mapping[str, Any] | None], apart: evaluation.Difference | None, scale: int
 ) -> tuple[int | None, int | None, float | None]:
-    """Of how many seeds and test images a claim was decided, and the spread over seeds."""
+    """Return the number of seeds and of test images behind a verdict, and the spread over seeds."""
     known = [side for side in sides if side is not None]
     if not known:
         return None, None, None
@@ -175,19 +175,20 @@ def verdict(
     kind: Literal["gain", "keep", "ratio"], difference: float, low: float, high: float, claimed: float | None,
     floor: float = 0.0,
 ) -> tuple[Outcome, str]:  # fmt: skip
-    """The outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason in words.
+    """Return the outcome for a measured difference in points, or a ratio, with its 95 % interval, and the reason.
 
-    gain: with the whole interval above zero, reproduced if the difference is at least half of what is claimed, or nothing
-    is, else direction only. An interval that holds both zero and half of what is claimed (without a number: `LEAST`),
-    which would be enough, tests nothing; one below that is not reproduced. Where the paper's own numbers show no gain
-    there is nothing to reproduce.
-    keep: reproduced if the whole interval is at or above `floor`, not reproduced if all of it is below, else not tested.
-    ratio: as a gain, with one in place of zero; an infinite one is of an attack that fails, and tests nothing.
+    gain: the target is half of the claimed number, or `LEAST` without one. With the interval above zero the claim is
+    reproduced if the difference reaches the target, else "direction only". An interval with zero and the target tests
+    nothing; one with zero, or below it, and short of the target is not reproduced. A claimed number without gain tests
+    nothing.
+    keep: reproduced with the whole interval at or above `floor`, not reproduced with all of it below, else not tested.
+    ratio: as a gain, with one in place of zero. Without a claimed ratio, any interval above one reproduces it. An infinite
+    ratio, of an attack that fails, tests nothing.
     """
     if kind == "ratio":
         found = f"measured {difference:.2g} ({low:.2g} to {high:.2g}) times"
         if math.isnan(difference):
-            return "not tested here", f"{found}: there is no such ratio"
+            return "not tested here", f"{found}: the ratio is undefined"
         if math.isinf(difference):
             return "not tested here", f"{found}: the attack fails on more than half of the images"
         if low > 1:
@@ -201,7 +202,7 @@ def verdict(
         return "not reproduced", f"{found}, {'below one' if high < 1 else 'not told from one'}"
     found = f"measured {difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
     if not all(map(math.isfinite, (difference, low, high))):
-        return "not tested here", f"{found}: that is no number"
+        return "not tested here", f"{found}: not a number"
     if kind == "keep":
         if low >= floor:
             return "reproduced", f"{found}, not below {floor:+g}"
@@ -225,15 +226,15 @@ def verdict(
 
 
 def differences(run: Run[Settings], scale: Mapping[str, Any], case: str) -> list[str]:
-    """Where the run's settings differ from the paper's, in words; empty where they do not.
+    """Return where the run's settings differ from the paper's, in words.
 
-    The paper's are those of the preset `paper`, but for what `scale` says: `by_case` for another case than the preset's,
-    `instead` where the preset itself is not as the paper, `besides` for settings that do not matter.
+    The paper's settings are those of the preset `paper`, with changes by `scale`: `instead` where the preset differs from
+    the paper, `by_case` for another case than the preset's. Settings in `besides` are ignored.
     """
     paper = read_presets(run.notebook)["paper"]
     paper |= scale.get("instead", {}) | scale["by_case"].get(case, {})
     settings = run.settings.model_dump()
-    wanted = type(run.settings).model_validate(paper).model_dump()  # as the settings are read, 1 and 1.0 alike
+    wanted = type(run.settings).model_validate(paper).model_dump()  # validated like the run's, so that 1 equals 1.0
     return [
         f"{name} {_words(name, value)} (paper: {_words(name, wanted[name])})"
         for name, value in settings.items()
@@ -242,12 +243,12 @@ def differences(run: Run[Settings], scale: Mapping[str, Any], case: str) -> list
 
 
 def _words(name: str, value: Any) -> str:
-    every = name.endswith("_images") or name in ("classes_per_step", "blocks", "heads")  # of which none chosen are all
+    every = name.endswith("_images") or name in ("classes_per_step", "blocks", "heads")  # None chooses all of these
     return str(value) if value is not None else "all" if every else "none"
 
 
 def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table of the paper beside what was measured (%): a row a method; columns (measure, paper | here | low | high)."""
+    """Compare a paper's table with measurements (%): a row per method, columns (measure, paper | here | low | high)."""
     known = rows(paper, table)
     here = measured.set_index(["method", "measure"])
     methods = [method for method in known if (method, "clean") in here.index]
@@ -264,23 +265,22 @@ def beside(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def quoted(paper: str, table: str, measured: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """A table whose numbers the paper quotes from others, with `methods` of this run below: a row a method, in percent.
+    """Extend a table of quoted numbers by `methods` of this run: a row per method, in percent.
 
-    The column "from" says where a row comes from: reported in the paper, or measured here.
+    The column "from" is "reported" for the paper's rows and "measured here" for the run's.
     """
     known = rows(paper, table)
     measures = list(dict.fromkeys(measure for row in known.values() for measure in row))
     lines = [{"method": method, "from": "reported", **row} for method, row in known.items()]
-    for method, part in measured[measured["measure"].isin(measures) & measured["method"].isin(methods)].groupby(
-        "method", sort=False
-    ):
+    here = measured[measured["measure"].isin(measures) & measured["method"].isin(methods)]
+    for method, part in here.groupby("method", sort=False):
         means = 100 * part.set_index("measure")["mean"]
         lines.append({"method": method, "from": "measured here", **means})
     return pd.DataFrame(lines, columns=["method", "from", *measures]).set_index("method")
 
 
 def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table of means and deviations over seeds beside what was measured, in percent: one row a method and measure."""
+    """Compare a table's means and deviations over seeds with measurements (%): a row per method and measure."""
     known = load(paper)["tables"][table]
     here = measured.set_index(["method", "measure"])
     lines = {}
@@ -298,10 +298,10 @@ def error_bars(paper: str, table: str, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def improvements(paper: str, table: str, own: Sequence[str], measured: pd.DataFrame) -> pd.DataFrame:
-    """What a table prints as the gain of its best own method over the best other, beside what follows from its rows.
+    """Compare the printed gains of a table's best own method over the best other with those that follow from its rows.
 
-    One row a measure, in percent of the best other: printed, from the table, whether they agree to within 0.01, and
-    the same of `measured`, where it has methods of both kinds. `own` are the paper's methods.
+    One row per measure, in percent of the best other method: printed, from the table, whether they agree to within 0.01,
+    and here, from `measured`, if it has methods of both kinds. `own` are the paper's methods.
     """
     known, printed = rows(paper, table), load(paper)["tables"][table]["improvement"]
     means = measured.set_index(["method", "measure"])["mean"]
@@ -320,7 +320,7 @@ def improvements(paper: str, table: str, own: Sequence[str], measured: pd.DataFr
 
 
 def show(verdicts: pd.DataFrame) -> Any:
-    """The verdicts as a notebook shows them: each begins with its mark, and the caption has the scale they hold for."""
+    """Return the verdicts for display in a notebook, each with its mark; the caption names the scale."""
     scale = next(iter(verdicts["scale"]), "")
     caption = f"Not as the paper: {scale}." if scale else "At the paper's settings."
     shown = verdicts[["statement", "place", "claimed", "measured", "low", "high", "outcome", "reason"]].copy()
@@ -333,7 +333,7 @@ def show(verdicts: pd.DataFrame) -> Any:
 
 
 def number(value: float | str | None, kind: str) -> str:
-    """A claimed or measured number in words: a difference with its sign, a ratio with ×, – for none."""
+    """Format a claimed or measured number: a difference with its sign, a ratio with ×, – for none."""
     if value is None or math.isnan(value := float(value)):
         return "–"
     return f"× {value:.3g}" if kind == "ratio" else f"{value:+.1f}"

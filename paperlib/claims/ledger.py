@@ -1,4 +1,4 @@
-"""The form of a claims file: what a paper reports and what it claims, checked before anything is held against it."""
+"""Form of a claims file, which has the numbers and claims of a paper, and its validation."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -15,7 +15,7 @@ class _Part(BaseModel):
 
 
 class Paper(_Part):
-    """The paper itself."""
+    """Title, authors and venue of a paper."""
 
     key: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
     title: str
@@ -25,9 +25,9 @@ class Paper(_Part):
 
 
 class Table(_Part):
-    """Numbers as reported, by method and measure; `deviation` likewise, where the paper has it, of `images` test images.
+    """Reported numbers by method and measure, and their `deviation` over seeds, on `images` test images.
 
-    `improvement` is what it prints by measure as the gain of its best method over the best other, in percent of that.
+    `improvement` is the printed gain, by measure, of the paper's best method over the best other one, in percent of that.
     """
 
     place: str
@@ -40,7 +40,7 @@ class Table(_Part):
 
 
 class Scale(_Part):
-    """What in a run may differ from the preset `paper`, what cannot be as in the paper, and settings of other cases."""
+    """Comparison with the preset `paper`: ignored settings, settings of other cases, and what never is as in the paper."""
 
     besides: list[str]
     by_case: dict[str, dict[str, Any]]
@@ -49,7 +49,7 @@ class Scale(_Part):
 
 
 class Claim(_Part):
-    """One measure of one method against that of another."""
+    """Comparison of one measure between two methods."""
 
     id: Annotated[str, Field(pattern=r"^[\w-]+$")]
     notebook: str
@@ -59,14 +59,14 @@ class Claim(_Part):
     measure: str
     method: str
     than: str
-    claimed: Number | str | dict[str, str | None] | None = None  # a number, the table that has the two, or tables by case
-    floor: Number | Literal["reported"] = 0.0  # of kind keep, in points; reported: the paper's own difference
+    claimed: Number | str | dict[str, str | None] | None = None  # a number, the table with both numbers, or tables by case
+    floor: Number | Literal["reported"] = 0.0  # of kind keep, in points; reported: the paper's difference
     ceiling: bool = True
     seeds: Annotated[int, Field(ge=1)] = 1
 
 
 class Ledger(_Part):
-    """A claims file."""
+    """Content of a claims file."""
 
     paper: Paper
     tables: dict[str, Table]
@@ -79,15 +79,15 @@ class Ledger(_Part):
         if double := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"two claims have the id {', '.join(sorted(double))}")
         if bare := [name for name, table in self.tables.items() if table.deviation and table.images is None]:
-            raise ValueError(f"table {bare[0]} has deviations, but not of how many images they are")
+            raise ValueError(f"table {bare[0]} has deviations; it should also have images, the number of test images")
         for claim in self.claims:
             if claim.notebook not in self.scale:
-                raise ValueError(f"claim {claim.id}: scale says nothing of its notebook {claim.notebook}")
+                raise ValueError(f"claim {claim.id}: its notebook {claim.notebook} is missing from scale")
             named = claim.claimed.values() if isinstance(claim.claimed, dict) else [claim.claimed]
             if claim.floor == "reported" and None in named:
-                raise ValueError(f"claim {claim.id}: its floor is what the paper reports, but claimed does not say what")
+                raise ValueError(f"claim {claim.id}: its floor is reported, so claimed should give the number or table")
             if isinstance(claim.claimed, dict) and not claim.claimed:
-                raise ValueError(f"claim {claim.id}: claimed names no table")
+                raise ValueError(f"claim {claim.id}: claimed is empty; it should name tables by case")
             for table in named:
                 if not isinstance(table, str):
                     continue
@@ -100,7 +100,7 @@ class Ledger(_Part):
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A claims file as plain data. Raises InputError, naming file and place, when it is not as `Ledger` says."""
+    """Read a claims file as plain data. Raises InputError, naming file and place, when it is no valid `Ledger`."""
     content = read_yaml(file)
     try:
         Ledger.model_validate(content)

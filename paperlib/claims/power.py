@@ -1,16 +1,16 @@
-"""Power before work: which differences a run's images and seeds will tell from zero, before anything is trained.
+"""Statistical power: which differences a run's images and seeds can tell from zero, computed before any training.
 
-The rule is that of `evaluation.difference`. With N images and S shared seeds, a measured difference lies around the true
-one with variance σ² / N + s² / S. σ² is that of the two methods' outcomes over images, s² that of the seeds' means, on
-these images. It is told from zero above
+The test is that of `evaluation.difference`. With N images and S shared seeds, a measured difference has variance σ² / N +
+s² / S around the true one. σ² is the variance of the two methods' difference over images; s² is that over seeds, on fixed
+images. The test tells a difference from zero above
 
-    √(z² σ² / N + t² ŝ² / S) + 1 / (N S),
+    √(z² σ² / N + t² ŝ² / S) + 1 / (N S).
 
-with z = 1.96, Student's t of S − 1 degrees of freedom, and ŝ² as S seeds show it, s² χ² / (S − 1). One seed has no second
-term: its luck is left out, here as there. The last is `EXACT`.
+z is 1.96, and t is Student's with S − 1 degrees of freedom. ŝ² is the estimate of s² from S seeds, s² χ² / (S − 1). With
+one seed there is no second term, as in the test. `EXACT` scales the last term.
 
-Assumed, and rather too much than too little: σ² is as `variance` has it, wholly the images' own. Where N is below the
-images n that s is known of, s² grows by σ² (1 / N − 1 / n), as if each seed drew all of it anew. Networks have learnt.
+Conservative assumptions: σ² is that of `variance`, all of it between images. If s comes from n > N images, it is too small
+for N. s² then grows by σ² (1 / N − 1 / n), as if each seed drew new images. All networks have learnt.
 """
 
 import functools
@@ -38,21 +38,22 @@ from paperlib.runs.run import Run
 from paperlib.runs.settings import Settings
 
 POWER = 0.8
-# Of two methods' outcomes over images, in one seed. PGD-AT's and another's have 0.60 to 0.98 where their accuracies are
-# within 10 points of each other, and 0.02 to 0.58 where not (clean and under PGD on the margin, 1,000 images:
-# docs/results/matrix/cifar10, from the intervals in gaps.csv). Half is below the first, so it asks for more, not for less.
+# Correlation of two methods' outcomes over images, with one seed. For PGD-AT and another method it is 0.60 to 0.98 where
+# their accuracies are within 10 points of each other, else 0.02 to 0.58 (clean and under PGD on the margin, 1,000 images:
+# docs/results/matrix/cifar10, from the intervals in gaps.csv). 0.5 is below the first range, which is conservative.
 CORRELATION = 0.5
-EXACT = 1.0  # outcome that exact intervals and whole images cost, by simulations as those of tests/test_power.py
-SPREAD = 1.0  # points, of a paired difference over seeds, where no run and no paper says
-MOST_SEEDS, MOST_IMAGES = 100, 100_000  # that are looked at; of a known data set its own images
-NO_SHARES = (  # measures that begin so: nothing bounds how they vary over images
+EXACT = 1.0  # outcomes lost to exact intervals and whole images, by simulations as in tests/test_power.py
+SPREAD = 1.0  # deviation of a paired difference over seeds, in points, where no run and no paper gives it
+MOST_SEEDS, MOST_IMAGES = 100, 100_000  # largest numbers that are tried; a known data set has its own images
+NO_SHARES = (  # beginnings of measures with unbounded variance over images
     "alignment", "bound", "cam_correlation", "cosine", "defect", "depth_moved", "edge_cosine", "first_order", "flatness",
 )  # fmt: skip
+WIDTH = 140  # characters of a line for the terminal
 UNTOLD = "not run at this preset"
 
 
 class Spread(NamedTuple):
-    """Deviation over seeds of a paired difference, in [0,1], the test images that it is of, and where it is from."""
+    """Deviation of a paired difference over seeds, in [0,1], its number of test images, and its source."""
 
     value: float
     images: float
@@ -61,19 +62,19 @@ class Spread(NamedTuple):
 
 @functools.cache
 def _half_width(seeds: int) -> float:
-    """Of a 95 % interval, in standard errors: Student's over seeds, the normal's of one."""
+    """Return the half width of a 95 % interval in standard errors: Student's for several seeds, normal for one."""
     return float(t.ppf(0.975, seeds - 1) if seeds > 1 else norm.ppf(0.975))
 
 
 @functools.cache
 def _quantiles(seeds: int) -> np.ndarray:
-    """χ² / (S − 1) at 400 equally likely places."""
+    """Return 400 equally likely values of χ² / (S − 1)."""
     found: np.ndarray = chi2.ppf((np.arange(400) + 0.5) / 400, seeds - 1) / (seeds - 1)
     return found
 
 
 def power(difference: float, variance: float, spread: Spread, images: int, seeds: int) -> float:
-    """How often a true difference above zero, in [0,1], is told from zero; `variance` is σ², by image."""
+    """Return the probability that a true difference in [0,1] is told from zero; `variance` is σ²."""
     if images < FEWEST:
         return 0.0
     by_image, z, difference = variance / images, _half_width(1), difference - EXACT / (images * seeds)
@@ -86,7 +87,7 @@ def power(difference: float, variance: float, spread: Spread, images: int, seeds
 
 @functools.cache
 def smallest(variance: float, spread: Spread, images: int, seeds: int) -> float:
-    """The smallest true difference that is told from zero in 80 % of runs, in [0,1]; infinite where even 1 is not."""
+    """Return the smallest true difference in [0,1] that is told from zero with power 0.8; infinite if even 1 is not."""
 
     def missing(difference: float) -> float:
         return power(difference, variance, spread, images, seeds) - POWER
@@ -95,9 +96,9 @@ def smallest(variance: float, spread: Spread, images: int, seeds: int) -> float:
 
 
 def variance(first: float, second: float, images: int) -> float:
-    """σ² of right less wrong of two methods with these accuracies in [0,1], from `CORRELATION` as far as they allow it.
+    """Return σ² of the difference of two methods with these accuracies in [0,1], at `CORRELATION` or the largest possible.
 
-    Two images right and two wrong are added (Agresti & Coull 1998): an accuracy of 1 may be luck.
+    Two correct and two wrong images are added (Agresti & Coull 1998), since an accuracy of 1 may be chance.
     """
     p, q = sorted((share * images + 2) / (images + 4) for share in (first, second))
     a, b = p * (1 - p), q * (1 - q)
@@ -105,15 +106,15 @@ def variance(first: float, second: float, images: int) -> float:
 
 
 def enough(difference: float, variance: float, spread: Spread, images: int, seeds: int, most: int, fewest: int = 1) -> str:
-    """The seeds that tell a difference on as many images, else the images with as many seeds, else both, in words.
+    """Return in words how many more seeds, else more images, else both, would tell a difference from zero.
 
-    More than now, of `most` images at most and `fewest` seeds at least.
+    Tries at most `most` images, and at least `fewest` seeds.
     """
 
     def does(images: int, seeds: int) -> bool:
         return seeds >= fewest and power(difference, variance, spread, images, seeds) >= POWER
 
-    def least_seeds(images: int) -> int:  # from two on, the more the better
+    def least_seeds(images: int) -> int:  # power grows with seeds from two on
         return _first(lambda count: does(images, count), max(seeds, 1), MOST_SEEDS)
 
     def least_images(seeds: int) -> int:
@@ -129,21 +130,21 @@ def enough(difference: float, variance: float, spread: Spread, images: int, seed
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The first whole number above `low` for which it holds, as it then does up to `high`; zero where it never does."""
+    """Return the first integer above `low` for which `holds`, a monotone condition, is True; 0 if none up to `high`."""
     if high <= low or not holds(high):
         return 0
     return low + 1 + bisect_left(range(low + 1, high), True, key=holds)
 
 
 def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None) -> pd.DataFrame:
-    """What a run with these settings can tell, one row a claim of the notebook; no data is loaded, nothing trained.
+    """Return what a run with these settings can decide, one row per claim of the notebook, without data or training.
 
-    `plan` is what the settings come to, by the study; `own` is the folder of a run that is no earlier one. Columns: id,
-    statement, place, kind; `claimed`, the paper's difference in points, None where it gives none; `asked`, what is to be
-    told: that or, of kind keep, the distance from the floor, `claims.LEAST` where the floor is the paper's own difference;
-    n images and seeds, which both sides will have; `smallest` (see there), in points; `spread`, where that of the seeds is
-    from; `decides`: "yes", "no", "no number" (the paper gives none), "not run at this preset" or "not said"; why; `enough`:
-    what would do. Raises InputError for a notebook without claims.
+    `plan` is the study's plan for the settings; `own` is the run's folder, which is not searched for spreads. Columns: id,
+    statement, place, kind; `claimed`: the paper's difference in points, or None; `asked`: the difference to be told, which
+    is `claimed` or, for kind keep, the distance from the floor (`claims.LEAST` if that is the paper's difference); n
+    images and seeds of both sides; `smallest`: the smallest difference that can be told, in points; `spread`: source of
+    the spread over seeds; `decides`: "yes", "no", "no number" (the paper gives none), "not run at this preset" or "not
+    said"; why; `enough`: images and seeds that would suffice. Raises InputError for a notebook without claims.
     """
     if (paper := paper_of(notebook)) is None:
         raise InputError(f"{notebook} judges no claims")
@@ -168,9 +169,9 @@ def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None
         elif ratio:
             why = "a ratio, not a difference"
         elif claim["measure"].startswith(NO_SHARES):
-            why = f"{claim['measure']} is no share, and may vary over images by any amount"
+            why = f"{claim['measure']} is no share, so its variance over images has no bound"
         elif n is None:
-            why = "how many test images the folder has shows when it is read"
+            why = "the number of test images is known when the folder is read"
         elif asked is not None and asked <= 0:
             decides, why = "no", f"the paper's own table has {asked:+.1f} here, which is no gain"
         else:
@@ -194,18 +195,18 @@ def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None
 
 
 def _accuracies(paper: str, claim: Mapping[str, Any], case: str) -> tuple[float, float]:
-    """Those of a claim's two sides as the paper has them, in [0,1]; 0.5, where outcomes vary most, where it has none."""
-    if (name := table_of(dict(claim), case)) is None:
+    """Return the paper's accuracies of a claim's two sides, in [0,1]; without them 0.5, where outcomes vary most."""
+    if (name := table_of(claim, case)) is None:
         return 0.5, 0.5
     known = rows(paper, name)
     return known[claim["method"]][claim["measure"]] / 100, known[claim["than"]][claim["measure"]] / 100
 
 
 def _spread(paper: str, claim: Mapping[str, Any], case: str, known: Mapping[str, Spread]) -> Spread:
-    """Of an earlier run; else of the paper, the root of the squares of both sides' ±; else `SPREAD`, of all images."""
+    """Return the spread of an earlier run, else that of both sides' ± in the paper, else `SPREAD`."""
     if claim["id"] in known:
         return known[claim["id"]]
-    about = load(paper)["tables"].get(table_of(dict(claim), case), {})
+    about = load(paper)["tables"].get(table_of(claim, case), {})
     each = [about.get("deviation", {}).get(claim[side], {}).get(claim["measure"]) for side in ("method", "than")]
     if None not in each:
         value = math.hypot(*each)
@@ -214,10 +215,10 @@ def _spread(paper: str, claim: Mapping[str, Any], case: str, known: Mapping[str,
 
 
 def _earlier(notebook: str, case: str, own: Path | None) -> dict[str, Spread]:
-    """By claim, the spread that a run of several seeds measured: of this case, else of the most seeds, then images."""
+    """Return by claim the spread of an earlier run with several seeds: prefer this case, most seeds, most images."""
     found: dict[str, tuple[tuple[bool, int, int], Spread]] = {}
     for file in sorted(root().glob(f"runs/{notebook}/*/claims.json")):
-        with suppress(InputError, OSError, TypeError, KeyError, AttributeError):  # another run's damage is not this one's
+        with suppress(InputError, OSError, TypeError, KeyError, AttributeError):  # other runs may be damaged
             for row in read_json(file) if file.parent != own else ():
                 if row["kind"] == "ratio" or row.get("spread") is None or row["seeds"] < 2:
                     continue
@@ -229,17 +230,17 @@ def _earlier(notebook: str, case: str, own: Path | None) -> dict[str, Spread]:
 
 
 def told(plan: pd.DataFrame) -> str:
-    """How many of the claims can be decided, in a sentence."""
+    """State in a sentence how many of the claims can be decided."""
     words = ("yes", "no", "no number", UNTOLD, "not said")
     yes, no, bare, out, unsaid = (int((plan["decides"] == word).sum()) for word in words)
     return (
         f"{yes} of {len(plan)} claims can be decided at this preset; {no} cannot; {bare} give no number; {out} not run; "
-        f"of {unsaid} it cannot be told"
+        f"for {unsaid} the power is unknown"
     )
 
 
 def shown(plan: pd.DataFrame) -> pd.DataFrame:
-    """The plan in words: numbers in points, – for none; "would do" has what would, or why nothing can be said."""
+    """Return the plan as text: numbers in points, – for none; "would do" has why, and what would suffice."""
     words = plan.drop(columns=["kind", "why", "enough"])
     for name in ("claimed", "asked", "smallest"):
         words[name] = [number(value, kind) for value, kind in zip(plan[name], plan["kind"], strict=True)]
@@ -249,21 +250,21 @@ def shown(plan: pd.DataFrame) -> pd.DataFrame:
     return words.assign(**{"would do": ["; ".join(filter(None, pair)) for pair in pairs]})
 
 
-def lines(plan: pd.DataFrame, width: int = 140) -> list[str]:
-    """The plan for a terminal: under each claim's statement its numbers, and `told` at the end."""
+def lines(plan: pd.DataFrame) -> list[str]:
+    """Return the plan for a terminal: each claim's statement, its numbers below, and `told` at the end."""
     columns = {"claimed": 8, "asked": 8, "n": 8, "seeds": 7, "smallest": 10}
     heads = "".join(f"{name:>{size}}" for name, size in columns.items())
     found = [f"    {heads}  decides   would do; spread over seeds (all in points)"]
     for row in shown(plan).to_dict("records"):
         numbers = "".join(f"{row[name]:>{size}}" for name, size in columns.items())
         rest = "; ".join(filter(None, (row["would do"], row["spread"])))
-        found.append(textwrap.shorten(f"{row['id']}: {row['statement']} ({row['place']})", width, placeholder=" …"))
-        found.append(f"    {numbers}  {row['decides'].removesuffix(' at this preset'):10}{rest}"[:width].rstrip())
+        found.append(textwrap.shorten(f"{row['id']}: {row['statement']} ({row['place']})", WIDTH, placeholder=" …"))
+        found.append(f"    {numbers}  {row['decides'].removesuffix(' at this preset'):10}{rest}"[:WIDTH].rstrip())
     return [*found, told(plan)]
 
 
 def show(run: Run[Settings], plan: Plan) -> Any:
-    """The plan of a run as a notebook shows it; kept as plan.json in its folder."""
+    """Save the plan of a run as plan.json, and return it for display in a notebook."""
     found = table(run.notebook, run.settings, plan, run.folder)
     write_json(run.folder / "plan.json", found.to_dict("records"))
     caption = (
