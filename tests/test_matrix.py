@@ -307,7 +307,7 @@ def test_wrong_settings_are_refused_with_the_right_ones() -> None:
         ({"average_start": 1.0}, "average_start"),
         ({"combinations": "{x: {base: pgd_at, add: {raat_sharp: 1}}}"}, "raat_sharp cannot be added"),
         ({"defences": "[standard, pgd_at, raat_sharp]", "weights": "{}", "combinations": "{}"}, "none for raat_sharp"),
-        ({"layer": "null"}, "a convolutional network needs one"),
+        ({"layer": "null"}, "a convolutional network needs a layer"),
         ({"crop_fill": "0.5"}, "crop_fill must be reflect"),
     ):
         with pytest.raises(InputError, match=words):

@@ -530,7 +530,7 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
             {"seeds_of": {"cons_at": 1}, "methods": ["pgd_at", "raat"]},
             "seeds_of has cons_at, which neither methods nor components has",
         ),
-        ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can batch_size, "),
+        ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can set batch_size, "),
         ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),
         ({"toy": {"learning_rate": -1}}, "greater than 0"),
         ({"toy": {"crop_fill": "mirror"}}, "reflect"),
