@@ -448,3 +448,22 @@ def test_an_attack_on_fewer_images_is_held_against_the_same_ones(home: Path) -> 
     assert same[["low", "high"]].to_numpy().tolist() == expected[["low", "high"]].to_numpy().tolist()
     for count in (0, 40, 50):  # none, or all
         assert evaluation.same_images(whole, ["pgd"], images(), count).empty
+
+
+def test_a_rise_of_accuracy_with_eps_is_flagged_beside_other_flags(home: Path) -> None:
+    """Above ε = 0.1 the attack moves images to their own class, so that accuracy is above the clean one, too."""
+
+    def helpful(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str, step_size: float) -> Tensor:
+        toward = 2 * y.view(-1, 1, 1, 1) - 1
+        return (x + (eps if eps > 0.15 else -eps) * toward).clamp(0, 1)
+
+    run = runs.Run("toy_pag", "quick", studies.resolve("toy_pag", "quick"), home / "runs" / "x")
+    data = ImageSet(images().images, torch.arange(40) % 2, ("dark", "bright"))
+    attack = partial(helpful, eps=0.1, norm="linf", step_size=0.1)
+    found = evaluation.sweep(run, {"net": {0: Threshold()}}, data, attack, [1, 2]).set_index("measure")
+    assert found["eps"].tolist() == pytest.approx([0, 0.1, 0.2])
+    assert found["value"]["eps=1x"] < found["value"]["clean"] < found["value"]["eps=2x"]
+    assert found["flags"][["clean", "eps=1x"]].tolist() == ["", ""]
+    above, rise = found["flags"]["eps=2x"].split("; ")
+    assert above.startswith("eps=2x: accuracy under attack")
+    assert rise == "eps=2x: accuracy rises with eps"

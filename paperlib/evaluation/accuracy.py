@@ -181,8 +181,9 @@ def sweep(run: Run[Settings], trained: Trained, data: ImageSet, attack: Attack, 
     table["eps"] = table["measure"].map({"clean": 0.0} | {name: one.keywords["eps"] for name, one in scaled.items()})
     for (_, _), rows in table.groupby(["method", "seed"]):
         ordered = rows.sort_values("eps")
-        rises = ordered["value"].diff() > MONOTONE
-        table.loc[ordered.index[rises], "flags"] += "accuracy rises with eps"
+        for place in ordered.index[ordered["value"].diff() > MONOTONE]:
+            known, rise = table.loc[place, "flags"], f"{table.loc[place, 'measure']}: accuracy rises with eps"
+            table.loc[place, "flags"] = f"{known}; {rise}" if known else rise
     return table
 
 
