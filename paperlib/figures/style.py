@@ -50,7 +50,7 @@ def new(
 
 
 def save(run: Run[Settings], figure: Figure, name: str, data: pd.DataFrame | None = None, words: str = "") -> Figure:
-    """Write the figure as PDF, SVG and PNG under figures/, its data as CSV, and settings and alt text as JSON.
+    """Write the figure as PNG, PDF and SVG under figures/, its data as CSV, and settings and alt text as JSON.
 
     The alt text is `words`, or the first docstring line of the calling function. The same data give the same bytes, since
     the files have no dates. Returns the figure, so that a notebook shows it.
@@ -58,12 +58,13 @@ def save(run: Run[Settings], figure: Figure, name: str, data: pd.DataFrame | Non
     folder = run.folder / "figures"
     provenance = {"notebook": run.notebook, "preset": run.preset, "run": run.folder.name}
     undated: dict[str, dict[str, Any]] = {
+        "png": {"Description": json.dumps(provenance)},
         "pdf": {"CreationDate": None, "ModDate": None, "Keywords": json.dumps(provenance)},
         "svg": {"Date": None, "Description": json.dumps(provenance)},
-        "png": {"Description": json.dumps(provenance)},
     }
     for kind, metadata in undated.items():
         write_atomically(folder / f"{name}.{kind}", partial(figure.savefig, format=kind, metadata=metadata))
+        figure.set_layout_engine("none")  # the other files and the notebook keep the layout of the first
     caller = sys._getframe(1)  # the function that drew the figure; its first docstring line is the alt text
     drawer = caller.f_globals.get(caller.f_code.co_name)
     words = words or ((drawer.__doc__ or "").partition("\n")[0] if drawer else "")
@@ -87,5 +88,5 @@ def _register_alt_text() -> None:
         from IPython.core.pylabtools import print_figure
 
         shell.display_formatter.formatters["image/png"].for_type(
-            Figure, lambda figure: (print_figure(figure, base64=True), {"alt": figure.get_label()})
+            Figure, lambda figure: (print_figure(figure, base64=True, bbox_inches=None), {"alt": figure.get_label()})
         )
