@@ -70,13 +70,13 @@ def main() -> None:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         place = f"{str(error.filename)[:300]}: " if error.filename else ""
-        advice = "free some space or correct the path, and repeat the command; finished results are kept"
+        advice = "free some space or correct the path, and repeat the command; computed results are kept"
         print(f"paperlib: {place}{error.strerror or error}; {advice}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] != ["status"]:  # Ctrl-C; it is the normal end of `status --watch`
             resumable = sys.argv[1:2] in (["run"], ["reproduce"], ["grid"], ["run-part"])
-            advice = "; finished results are kept, and the same command goes on from there" if resumable else ""
+            advice = "; computed results are kept, and the same command goes on from there" if resumable else ""
             print(f"paperlib: interrupted{advice}", file=sys.stderr)
         raise
 
@@ -135,21 +135,21 @@ def reproduce(
 
     given = _parse([], venue, width)
     chosen = sorted(studies.declared("PLANS"))  # every notebook with claims has a plan
-    plans = {name: studies.resolve(name, preset, given) for name in chosen}  # all are validated before any starts
+    settings = {name: studies.resolve(name, preset, given) for name in chosen}  # all are validated before any starts
     deadline.begin(within)
     if within:  # the notebook that can decide most claims goes first
-        chosen.sort(key=lambda name: -_decidable(name, plans[name]))
+        chosen.sort(key=lambda name: -_decidable(name, settings[name]))
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def run_notebook(name: str) -> tuple[int, float, Path]:
         started, reported = time.monotonic(), place / name
         if deadline.near():
-            return deadline.CODE, 0.0, runs.folder_of(name, preset, plans[name])
+            return deadline.CODE, 0.0, runs.folder_of(name, preset, settings[name])
         timeout = [] if cell_timeout is None else ["--cell-timeout", str(cell_timeout)]
         command = [sys.executable, "-m", "paperlib.cli", "run", name, "--preset", preset, *as_options(given), *timeout]
         environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": threads}
         code = subprocess.run(command, env={**environment, runs.BEGAN: str(reported)}).returncode
-        folder = Path(reported.read_text()) if reported.exists() else runs.folder_of(name, preset, plans[name])
+        folder = Path(reported.read_text()) if reported.exists() else runs.folder_of(name, preset, settings[name])
         return code, time.monotonic() - started, folder
 
     with temporary() as place, ThreadPoolExecutor(jobs) as pool:
@@ -488,11 +488,11 @@ def _execute(notebook: str, preset: str, given: dict[str, Any], cell_timeout: in
 
     from paperlib.report import notebook_page
 
-    # Values after validation, since the notebook would otherwise receive texts such as "8/255".
-    values = settings.model_dump()
-    checked = {name: "null" if values[name] is None else values[name] for name in given}
-    edited = runs.edited(source) if checked else {}
-    passed = {"preset": preset, **({"settings": {**edited, **checked}} if checked else {})}
+    passed: dict[str, Any] = {"preset": preset}
+    if given:  # values after validation, since the notebook would otherwise receive texts such as "8/255"
+        values = settings.model_dump()
+        checked = {name: "null" if values[name] is None else values[name] for name in given}
+        passed["settings"] = {**runs.edited(source), **checked}
     part, code, name = launch.rank(), 0, source.name
     # The first process prints here, the others into a log. Papermill does not write atomically, hence a temporary folder.
     if part:
@@ -596,7 +596,7 @@ def _literal(path: Path) -> str:
 
 
 def _kept(folder: Path) -> str:
-    return f"finished results are kept in {folder}, and the same command goes on from there"
+    return f"computed results are kept in {folder}, and the same command goes on from there"
 
 
 def _bytes(size: int) -> str:
