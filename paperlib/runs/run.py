@@ -168,7 +168,7 @@ def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, A
         raise InputError(f"settings = {settings!r}: should be a dict of settings by name, such as {{'epochs': 3}}")
     found |= settings
     for source in namespace.get("In", []):
-        if isinstance(source, str) and source.startswith("# Parameters"):  # the first line of papermill's cell
+        if isinstance(source, str) and source.startswith("# Parameters"):  # papermill's cell begins so
             assigned = {name: value for name, value in _assignments(source) if value is not None}
             found |= {name: value for name, value in assigned.items() if name not in ("preset", "settings")}
     return found
