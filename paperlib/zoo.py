@@ -1,7 +1,7 @@
 """Trained networks that come with the project: weights and a card each, under zoo/.
 
-A card is the history of a training, what was asked for (`training.kept.asked_of`), and accuracies with intervals. A
-training that asks for the same, by the same code, is answered from here, unless `retrain` is set.
+A card holds the training's history, its description (`training.kept.asked_of`), and accuracies with intervals. A training
+with the same description and code takes the network from here, unless `retrain` is set.
 """
 
 from pathlib import Path
@@ -17,17 +17,17 @@ WEIGHTS, CARD = ".safetensors", ".json"
 
 
 def folder() -> Path:
-    """The folder of the networks."""
+    """Return the folder of the networks."""
     return shipped("zoo")
 
 
 def names() -> list[str]:
-    """The networks by name, "<data>/<method>-seed<seed>", or "quick/…" for those of the preset `quick`."""
+    """Return the networks' names, "<data>/<method>-seed<seed>", or "quick/…" for the preset `quick`."""
     return sorted(str(file.relative_to(folder()).with_suffix("")) for file in folder().glob(f"*/*{CARD}"))
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is known of a network. Raises InputError for one that is not there."""
+    """Read a network's card. Raises InputError for an unknown name."""
     file = folder() / f"{name}{CARD}"
     if not file.is_file():
         raise InputError(f"zoo: no network {name!r}; there are {', '.join(names()) or 'none'}")
@@ -35,23 +35,23 @@ def card(name: str) -> dict[str, Any]:
 
 
 def weights(name: str) -> Path:
-    """The file of a network's weights."""
+    """Return the path of a network's weights."""
     return folder() / f"{name}{WEIGHTS}"
 
 
 def load(name: str) -> nn.Module:
-    """A network in evaluation mode, for images in [0,1]. Raises InputError for one that is not there."""
+    """Load a network in evaluation mode, for images in [0,1]. Raises InputError for an unknown name."""
     network = card(name)["asked"]["network"]
     return models.load_weights(models.build(network.pop("model"), seed=0, **network), weights(name)).eval()
 
 
 def find(asked: dict[str, Any]) -> str | None:
-    """The network that a training asks for, by whatever code it was trained; None where there is none."""
+    """Return the name of the network with this description, whatever its code; None if there is none."""
     return next((name for name in names() if card(name)["asked"] | {"code": ""} == asked | {"code": ""}), None)
 
 
 def table() -> pd.DataFrame:
-    """One row a network: architecture, epochs, and its accuracies in percent with their 95 % intervals."""
+    """Tabulate the networks: architecture, epochs, and accuracies in percent with 95 % intervals."""
     rows = {}
     for name in names():
         about = card(name)

@@ -390,7 +390,7 @@ def test_of_runs_alike_in_their_differences_the_one_with_more_seeds_and_images_c
     for values in given:
         make_run(home, "alignment_matrix", "laptop", "alignment", values)
     text = report.build().read_text()
-    chosen = re.search(r'nearest to its paper: <a href="alignment_matrix-(laptop-\w+)/', text)
+    chosen = re.search(r'closest to its paper: <a href="alignment_matrix-(laptop-\w+)/', text)
     assert chosen is not None
     settings = yaml.safe_load((home / "runs" / "alignment_matrix" / chosen[1] / "settings.yaml").read_text())
     preset = studies.resolve("alignment_matrix", "laptop")
@@ -613,7 +613,7 @@ def test_a_damaged_run_is_left_out_and_named(home: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [("settings.yaml", b"", "should be settings by name"), ("settings.yaml", b"[1]", "should be settings by name"),
-     ("settings.yaml", b"a: [", "not YAML"), ("toy_pag.html", b"\xcd\x07", "no text"),
+     ("settings.yaml", b"a: [", "not YAML"), ("toy_pag.html", b"\xcd\x07", "not UTF-8 text"),
      ("status.json", b"", "not a JSON file")],
 )  # fmt: skip
 def test_the_damaged_file_is_named(

@@ -88,7 +88,7 @@ def test_what_a_preset_says_in_other_words_is_not_changed(written: Any, value: A
         ({"data": "cifar"}, "'cifar' is not a data set; choose one of toy, scenes"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [2**63 - 1]}, "seeds.0 = 9223372036854775807: Input should be less than 4294967296"),
-        ({"seeds": ""}, "seeds has an empty value; null is none"),
+        ({"seeds": ""}, "seeds has an empty value; write null for none"),
         ({"epochs": "1:30"}, "epochs = '1:30': Input should be a valid integer"),
         ({"flip": "yes"}, "flip = 'yes'"),
         ({"seeds": "[" + "0," * 60_000 + "0]"}, "a text of 120,003 characters; at most 100,000"),
@@ -297,7 +297,7 @@ def test_a_killed_run_took_until_it_was_last_heard_of_whatever_the_clock_was_set
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: 1e10)  # set while the run is at work
         assert runs.taken(runs.status(run.folder)) < 60
-        runs._say(run, "running")
+        runs._write_status(run, "running")
     runs.release(run.folder)
     begun = read_json(file)["clock"]
     for last, seconds in ((begun + 70, 70.0), (begun - 5, 0.0), ("x", 0.0), (1e300, 0.0), (None, 0.0)):
@@ -331,7 +331,7 @@ def test_a_damaged_status_is_refused_by_name(home: Path, content: str) -> None:
     run = studies.start("toy_pag", {"epochs": 3})
     runs.release(run.folder)
     (run.folder / "status.json").write_text(content)
-    with pytest.raises(InputError, match=r"status\.json: says nothing of the run's state; delete it"):
+    with pytest.raises(InputError, match=r"status\.json: not the status of a run; delete it"):
         runs.status(run.folder)
 
 

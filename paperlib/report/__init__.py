@@ -1,3 +1,3 @@
-"""The site over all runs, and exports for papers and leaderboards."""
+"""The site of all runs, and exports for papers and leaderboards."""
 
-from paperlib.report.pages import audit_page, build, headline, notebook_page, runs
+from paperlib.report.pages import audit_page, build, headline, notebook_page

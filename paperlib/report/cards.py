@@ -1,4 +1,4 @@
-"""Cards of the zoo: a run's networks, filed with what is known of them."""
+"""Addition of a run's networks to the zoo, each with a card of its recipe and accuracies."""
 
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,24 @@ from paperlib.runs.tensors import read_tensors, write_tensors
 
 
 def add(run: Path, replace: bool = False) -> list[str]:
-    """File every network of a run whose training the zoo can answer, with its accuracies: the names, in order.
+    """Add a run's networks with their accuracies to the zoo. Return their names in order.
 
-    Raises InputError for a folder without trainings and, unless `replace` is set, where a network of the same name was
-    asked for otherwise; then nothing is filed. They are named after the data, those of the preset `quick` after it.
+    Networks that came from the zoo, or that it cannot identify, are skipped. A name begins with the data set, or with
+    "quick" for the preset quick. Raises InputError for a folder without trainings. Also raises it, unless `replace` is
+    set, if the zoo has a network of the same name and another recipe. In both cases nothing is added.
     """
     if not (histories := sorted(run.glob("training/*/history.json"))):
         raise InputError(
-            f"{run}: no trainings there; name the folder of a finished run, such as runs/<notebook>/<preset>-…"
+            f"{run}: no trainings there; should be the folder of a finished run, such as runs/<notebook>/<preset>-…"
         )
-    known_of = {file: read_json(file) for file in histories}
-    found = {file: one for file, one in known_of.items() if one.get("asked") is not None and "zoo" not in one}
+    found = {file: read_json(file) for file in histories}
+    found = {file: known for file, known in found.items() if known.get("asked") is not None and "zoo" not in known}
     quick = run.name.startswith("quick-")
     names = {file: f"{'quick' if quick else known['asked']['data']}/{file.parent.name}" for file, known in found.items()}
     there = set(zoo.names())
     for file, name in names.items():
         if not replace and name in there and zoo.card(name)["asked"] != found[file]["asked"]:
-            raise InputError(f"{name} is in the zoo, by another recipe; --replace puts this run's in its place")
-    filed = []
+            raise InputError(f"{name} is in the zoo, by another recipe; --replace replaces it by this run's")
     for file, known in found.items():
         name, training = names[file], file.parent.name
         tensors, _ = read_tensors(file.with_name("weights.safetensors"))
@@ -36,12 +36,11 @@ def add(run: Path, replace: bool = False) -> list[str]:
         kept = {key: known[key] for key in ("asked", "seconds", "environment", "epochs")}
         card = {"name": name, "method": method_of(training), **kept, "accuracies": _accuracies(run, training)}
         write_json(zoo.folder() / f"{name}{zoo.CARD}", card)
-        filed.append(name)
-    return filed
+    return list(names.values())
 
 
 def _accuracies(run: Path, training: str) -> dict[str, dict[str, Any]]:
-    """By measure, of all evaluations of the run: images, accuracy and its 95 % interval in [0,1]."""
+    """Return, by measure: number of images, accuracy and its 95 % interval in [0,1]; the evaluation with most images."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(run.glob(f"evaluation/*-{training}.safetensors"), reverse=True):  # "test" before "strong"
         if file.name.startswith("sweep"):

@@ -1,8 +1,8 @@
-"""docs/equations.md: which line computes which equation, collected from the tags in the code.
+"""The page docs/equations.md: the line that computes each equation, collected from tags in the code.
 
 A tag is a comment right above the line that computes the formula: `# RAAT (14): …` for a numbered equation,
-`# RAAT, Section 2.1: …` for another place. Works of other authors go by name and year: `# Qin et al. 2019 (5): …`.
-Write the page anew with `python -m paperlib.report.equations`.
+`# RAAT, Section 2.1: …` for another place. Other papers are cited by authors and year: `# Qin et al. 2019 (5): …`.
+Update the page with `python -m paperlib.report.equations`.
 """
 
 import re
@@ -25,17 +25,17 @@ which part of the formula the line computes, or what differs.
 
 
 class Tag(NamedTuple):
-    """A tagged formula and where it is computed."""
+    """A tagged formula and the line that computes it."""
 
     paper: str
     place: str  # "(14)", or a section, table or definition
     formula: str
-    file: str  # from the project's folder, with slashes
-    line: int  # of the tag, from 1
+    file: str  # path relative to the project's folder, with slashes
+    line: int  # line of the tag, from 1
 
 
 def tags(text: str, file: str) -> list[Tag]:
-    """The tags in the source text of a file, in order."""
+    """Return the tags in the source text of a file, in order."""
     found = []
     for line, row in enumerate(text.splitlines(), 1):
         if match := TAG.fullmatch(row):
@@ -44,15 +44,15 @@ def tags(text: str, file: str) -> list[Tag]:
 
 
 def collected() -> list[Tag]:
-    """The tags of the whole package, by file and line."""
+    """Return the tags of the whole package, by file and line."""
     files = sorted(PACKAGE.rglob("*.py"))
     return [tag for file in files for tag in tags(file.read_text(), file.relative_to(PACKAGE.parent).as_posix())]
 
 
 def page(found: list[Tag]) -> str:
-    """The page in Markdown: a table for each of the four papers and one for all others.
+    """Return the page in Markdown: a table for each of the four papers and one for all others.
 
-    In a paper's table the numbered equations come first, by number, then the other places by name.
+    A paper's table lists numbered equations first, by number, then the other places by name.
     """
     text = HEAD
     for title in (*PAPERS, "Others"):

@@ -14,61 +14,61 @@ from paperlib.runs.overview import damaged_left_out
 from paperlib.runs.run import read_presets
 
 BASELINES = {"standard", "vanilla", "gradient_penalty", "pgd_at", "trades", "mart", "cons_at", "wa"}
-OURS = "this project"  # the venue of a ledger that is of no paper
+OURS = "this project"  # the venue in ledgers of the project's own claims
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
 def write(target: Path, runs: Mapping[str, Path]) -> dict[str, str]:
-    """Write all exports of the runs, whose folders are given by name, into `target`. Returns a description of each file."""
+    """Write all exports of the runs, given as folders by name, into `target`. Return a description of each file."""
     found: dict[str, str] = {}
     lines: list[str] = []
     models: dict[str, dict[str, Any]] = {}
     for name, folder in runs.items():
         with damaged_left_out(folder):
-            own, entries = numbers(folder, name), leaderboard(folder)
-            lines += own
+            commands, entries = numbers(folder, name), leaderboard(folder)
+            lines += commands
             models |= {f"robustbench/{name}-{model}.json": entry for model, entry in entries.items()}
     if lines:
         write_text(
             target / "numbers.tex",
-            "\n".join(["% A command for each number that a paper cites, by paperlib report.", *lines, ""]),
+            "\n".join(["% A command for each number that a paper cites, written by paperlib report.", *lines, ""]),
         )
-        found["numbers.tex"] = "a LaTeX command for each claim's number and verdict, and for what it compares"
+        found["numbers.tex"] = "a LaTeX command for each claim's number and verdict, and for the values that it compares"
     if models:
         for file_, entry in models.items():
             write_json(target / file_, entry)
         write_json(target / "robustbench.json", list(models))
-        found["robustbench.json"] = "each model in RobustBench's format, in robustbench/"
+        found["robustbench.json"] = "each model in RobustBench's format, in the folder robustbench/"
     known = [bibtex(about) for paper in papers() if (about := load(paper)["paper"])["venue"] != OURS]
     write_text(target / "papers.bib", "\n".join(known))
-    found["papers.bib"] = "the papers, for BibTeX"
+    found["papers.bib"] = "the papers as BibTeX entries"
     return found
 
 
 def command(*parts: str) -> str:
-    """A valid name of a LaTeX command: capitalised words without separators, digits and decimal points spelt out."""
+    """Return a valid LaTeX command name: capitalised words without separators; digits and decimal points as words."""
     pointed = [re.sub(r"(?<=\d)\.(?=\d)", " Point ", part) for part in parts]
     words = [word for part in pointed for word in re.split(r"[^A-Za-z0-9]+", part) if word]
     return "".join(re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], word[0].upper() + word[1:]) for word in words)
 
 
 def numbers(folder: Path, run: str) -> list[str]:
-    r"""Definitions of a run's LaTeX commands, one a line, below a comment that names the run: what a paper cites.
+    r"""Return definitions of a run's LaTeX commands, one per line, below a comment that names the run.
 
-    \RunClaimId is a claim's measured difference in points (or ratio) with its 95 % interval, with the suffixes Paper and
-    Verdict. \RunMethodMeasure is what a claim compares, and clean accuracy, in percent (or times), likewise. Of numbers
-    that are not finite there is none. All others are in tables/ and measures.json.
+    \RunClaimId is a claim's measured difference in points (or ratio) with its 95 % interval. The suffixes Paper and
+    Verdict give the paper's value and the verdict. \RunMethodMeasure is a value that a claim compares, or clean accuracy,
+    in percent (or as a ratio). NaN has no command. All other numbers are in tables/ and measures.json.
     """
     found: dict[str, str] = {}
     stored = {claim["id"]: claim for claim in _stored(folder, "claims.json")}
     for name, claim in stored.items():
-        own = command(run, "claim", name)
+        base = command(run, "claim", name)
         if number := _number(claim, "measured"):
-            found[own] = number
+            found[base] = number
         if isinstance(claim["claimed"], float | int):
-            found[f"{own}Paper"] = latex(with_interval(claim["claimed"], math.nan, math.nan))
-        found[f"{own}Verdict"] = latex(str(claim["outcome"]))
+            found[f"{base}Paper"] = latex(with_interval(claim["claimed"], math.nan, math.nan))
+        found[f"{base}Verdict"] = latex(str(claim["outcome"]))
     paper = paper_of(folder.parent.name) if stored else None
     known = [claim for claim in (load(paper)["claims"] if paper else []) if claim["id"] in stored]
     cited = {
@@ -78,27 +78,27 @@ def numbers(folder: Path, run: str) -> list[str]:
         pair = row["method"], row["measure"]
         if pair in cited and (number := _number(row, "mean", in_points(row["measure"], 1.0))):
             found[command(run, *pair)] = number
-    named = " ".join(f"% {run}: {folder.parent.name}, {folder.name}".split())  # a folder may have a line's end in its name
+    named = " ".join(f"% {run}: {folder.parent.name}, {folder.name}".split())  # a folder's name may contain a newline
     return [named, *(rf"\newcommand{{\{name}}}{{{value}}}" for name, value in found.items())]
 
 
 def _number(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
-    """With its interval, as LaTeX; empty where it is not finite, which is stored as a word."""
+    """Return the number and its interval as LaTeX; empty for NaN. Numbers that are not finite are stored as text."""
     found = (scale * row[part] if isinstance(row[part], float | int) else math.nan for part in (name, "low", "high"))
     value, low, high = found
     return "" if math.isnan(value) else latex(with_interval(value, low, high))
 
 
 def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
-    """Each model evaluated with AutoAttack, in the format of RobustBench's model_info, by method, norm and seed.
+    """Return each model evaluated with AutoAttack in RobustBench's model_info format, by method, norm and seed.
 
     "name" is the paper's title and the method. Accuracies are in percent, as text. "reported" is the paper's number for
-    this data set, network and norm, or None. "unreliable" says whether the audit of the first seed found masked gradients.
-    "footnote" has the numbers of images. Baselines have no authors.
+    this data set, network and norm, or None. "unreliable" is true if the first seed's audit found masked gradients.
+    "footnote" gives the numbers of images. Baselines have no authors.
     """
     values = {(row["method"], row["measure"]): row for row in _stored(folder, "measures.json")}
     settings = read_yaml(folder / "settings.yaml") if values else {}
-    if "data" not in settings:  # nothing was measured, or only on the toy
+    if "data" not in settings:  # no measures, or toy data only
         return {}
     kinds = {"autoattack": settings.get("norm", "linf"), "autoattack_linf": "linf", "autoattack_l2": "l2"}
     entries, reported = {}, _reported(folder, settings["data"])
@@ -110,14 +110,14 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
             if (method, measure) not in values or (method, "clean") not in values:
                 continue
             clean, robust = values[method, "clean"], values[method, measure]
-            if "by_seed" not in clean or "by_seed" not in robust:  # of an older version: the mean of several models
+            if "by_seed" not in clean or "by_seed" not in robust:  # older versions stored the mean of several models
                 continue
             means = zip(clean["by_seed"], robust["by_seed"], strict=True)
-            called = method if measure == "autoattack" else f"{method}_{norm}"
+            key = method if measure == "autoattack" else f"{method}_{norm}"
             seen = f"AutoAttack ({norm}) on {robust['n']} images, clean on {clean['n']}, preset {settings['preset']}"
-            seeds = clean.get("seed_list", settings["seeds"])  # some methods have the first alone
+            seeds = clean.get("seed_list", settings["seeds"])  # some methods are trained with the first seeds alone
             for seed, (right, left) in zip(seeds, means, strict=False):
-                entries[re.sub(r"[^A-Za-z0-9_.-]", "_", f"{called}_seed{seed}")] = {
+                entries[re.sub(r"[^A-Za-z0-9_.-]", "_", f"{key}_seed{seed}")] = {
                     **{name: about[name] for name in ("link", "name", "venue")}, "authors": ", ".join(about["authors"]),
                     "dataset": settings["data"].rstrip("/").rpartition("/")[2],
                     "additional_data": False, "number_forward_passes": 1,
@@ -130,7 +130,7 @@ def leaderboard(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _paper_of(method: str) -> dict[str, Any]:
-    """Name, authors, venue and link of a method's paper; baselines and combinations have none."""
+    """Return name, authors, venue and link of a method's paper; empty for baselines and combinations."""
     for paper in papers():
         ledger = load(paper)
         listed = {name for table in ledger["tables"].values() for name in table["rows"]}
@@ -143,14 +143,14 @@ def _paper_of(method: str) -> dict[str, Any]:
 
 
 def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
-    """The paper's accuracies on the run's data set, by method and measure; empty where it has none.
+    """Return the paper's accuracies on the run's data set, by method and measure; empty if it reports none.
 
-    Where a paper's tables differ in network and norm, those of the case in which the run's claims were judged.
+    If the tables differ in network and norm, the case of the run's claims selects the table.
     """
     notebook = folder.parent.name
     paper = paper_of(notebook)
     case = next((str(claim["case"]) for claim in _stored(folder, "claims.json") if "case" in claim), data)
-    if paper is None or not f"{case}_".startswith(f"{data}_"):  # held against another data set's table, for want of one
+    if paper is None or not f"{case}_".startswith(f"{data}_"):  # its claims were judged by another data set's table
         return {}
     named = [claim["claimed"] for claim in load(paper)["claims"] if claim["notebook"] == notebook and "claimed" in claim]
     tables = {of.get(case) for of in named if isinstance(of, dict)}
@@ -161,7 +161,7 @@ def _reported(folder: Path, data: str) -> dict[tuple[str, str], str]:
 
 
 def bibtex(paper: Mapping[str, Any]) -> str:
-    """A BibTeX entry from a ledger's `paper`: key, title, authors (a list, empty where they are not known), venue, year."""
+    """Return a BibTeX entry from a ledger's `paper`: key, title, authors (empty if unknown), venue, year."""
     venue, number = str(paper["venue"]), ARXIV.search(str(paper["venue"]))
     fields = {"title": f"{{{_escaped(paper['title'])}}}", **({"year": str(paper["year"])} if "year" in paper else {})}
     if paper["authors"]:

@@ -1,4 +1,4 @@
-"""Plots of the first page: where their marks lie, in percent of the width, so that they fit any screen."""
+"""Plots of the first page. Positions are in percent of the width, so that plots fit any screen."""
 
 import math
 import re
@@ -8,22 +8,22 @@ from typing import Any
 from paperlib.evaluation.intervals import FEWEST
 from paperlib.figures.names import title
 
-EDGE = 5.0  # percent of the width on either side that stay free
+EDGE = 5.0  # free margin on either side, in percent of the width
 ATTACK = re.compile(r"(pgd|apgd|autoattack|cw|fgsm|square)(?!\w*_(joint|ratio)$)(_\w+)?")
 
 
 def place(value: float, low: float, high: float) -> float:
-    """Where a value lies on an axis from `low` to `high`, in percent of the width; at the end where it is outside."""
+    """Return the position of a value on an axis from `low` to `high`, in percent of the width, clipped to the axis."""
     share = min(1.0, max(0.0, (value - low) / (high - low)))
     return round(EDGE + (100 - 2 * EDGE) * share, 2)
 
 
 def forests(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Forest plots of decided claims as the ledger shows them: one for each paper, and one for its ratios.
+    """Return forest plots of decided claims: one for each paper, and a separate one for its ratios.
 
-    Each has the place of no effect (0, of ratios 1), those of its ticks with their texts, and its rows: claims with the
-    places of what was measured, the interval's ends and, where the paper gives a number, of that. Claims with the same id
-    stand together.
+    A plot has the position of no effect (0, for ratios 1), its ticks with their labels, and its rows. A row is a claim
+    with the positions of the measured value, the interval's ends, and the paper's number if there is one. Claims with the
+    same id are adjacent.
     """
     groups: dict[tuple[str, bool], dict[str, list[Mapping[str, Any]]]] = {}
     for claim in claims:
@@ -47,17 +47,17 @@ def _forest(paper: str, ratio: bool, claims: Sequence[Mapping[str, Any]]) -> dic
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """At most six round numbers from `low` to `high`, evenly spaced."""
+    """Return at most six round, evenly spaced numbers from `low` to `high`."""
     unit = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = next(unit * times for times in (1, 2, 5, 10) if (high - low) / (unit * times) <= 5)
     return [round(step * number, 10) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def accuracies(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Clean and robust accuracy by method, from a run's measures.json; None where it has not both.
+    """Return clean and robust accuracy by method, from a run's measures.json; None if either is missing.
 
-    Robust is under the attack that leaves least on average, of those that most methods were put to on `FEWEST` images or
-    more.
+    Only the methods with the most attacks on at least `FEWEST` images are shown. Of the attacks that all of them share,
+    the one with the lowest mean accuracy gives the robust accuracy.
     """
     values = {(row["method"], row["measure"]): row for row in measures if row["n"] >= FEWEST}
     tried = {method: {one for of, one in values if of == method and ATTACK.fullmatch(one)}
@@ -74,7 +74,7 @@ def accuracies(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _dot(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An accuracy's places, and its text in percent."""
+    """Return the positions of an accuracy and its interval, and their text in percent."""
     numbers = {name: float(row[name]) for name in ("mean", "low", "high")}
     mean, low, high = (f"{100 * value:.1f}" for value in numbers.values())
     return {**{name: place(value, 0, 1) for name, value in numbers.items()}, "text": mean, "interval": f"{low} to {high}"}

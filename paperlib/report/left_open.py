@@ -1,4 +1,4 @@
-"""Claims that a run left open: which preset would decide them."""
+"""Presets that could decide the claims that a run left open."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +12,7 @@ from paperlib.runs.run import PRESETS
 
 
 def plans(notebook: str) -> dict[str, pd.DataFrame]:
-    """What each preset of a notebook could decide (`power.table`); a preset that cannot be read is left out."""
+    """Return `power.table` for each preset of a notebook; unreadable presets are skipped."""
     found = {}
     for preset in PRESETS:
         with suppress(InputError):
@@ -22,17 +22,16 @@ def plans(notebook: str) -> dict[str, pd.DataFrame]:
 
 
 def would_do(claim: str, own: str | None, plans: Mapping[str, pd.DataFrame]) -> str:
-    """The first preset with the images and seeds for a claim that a run left open, in words; – where none can be named.
+    """Name the first preset with enough images and seeds for a claim that a run left open; – if plans cannot tell.
 
-    `own` is what the run's own plan said: with enough of both it was left open for another reason, of which plans know
-    nothing.
+    `own` is the answer of the run's own plan. If that run had enough of both, the claim was left open for another reason.
     """
-    said = {preset: plan["decides"].get(claim) for preset, plan in plans.items()}
+    decides = {preset: plan["decides"].get(claim) for preset, plan in plans.items()}
     if own not in ("no", power.UNTOLD):
         return "–"
-    if enough := [preset for preset, word in said.items() if word == "yes"]:
+    if enough := [preset for preset, word in decides.items() if word == "yes"]:
         return enough[0]
-    measured = [preset for preset, word in said.items() if word in ("no number", "not said")]
+    measured = [preset for preset, word in decides.items() if word in ("no number", "not said")]
     if own == power.UNTOLD and measured:
         return f"run at {measured[0]}; whether that is enough cannot be told"
-    return "no preset" if set(said.values()) <= {"no", power.UNTOLD} else "–"
+    return "no preset" if set(decides.values()) <= {"no", power.UNTOLD} else "–"

@@ -1,6 +1,6 @@
-"""Pages of executed notebooks and audits, and the site with the ledger of claims over all runs.
+"""Pages of executed notebooks and audits, and the site with the claims of all runs.
 
-They load nothing from the network: equations become MathML, and images lie beside the pages.
+Pages load nothing from the network: equations become MathML, and images lie beside the pages.
 """
 
 import base64
@@ -30,13 +30,14 @@ from paperlib.report.markdown import heading, with_formulas
 from paperlib.runs import made, overview
 from paperlib.runs.files import InputError, read_json, root, seen, shipped, within, write_atomically, write_json, write_text
 from paperlib.runs.overview import damaged_left_out, tally
+from paperlib.runs.run import PRESETS
 
 TEMPLATES = Environment(loader=PackageLoader("paperlib.report"), autoescape=True, trim_blocks=True)
 NOTEBOOK_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def notebook_page(executed: Path) -> Path:
-    """The executed notebook as one HTML file beside it, readable without network, light or dark. Returns its path.
+    """Write an executed notebook as one HTML file beside it, for offline reading. Return the file's path.
 
     Its title is the first heading.
     """
@@ -48,31 +49,14 @@ def notebook_page(executed: Path) -> Path:
     options = {"mathjax_url": "", "require_js_url": "", "extra_template_basedirs": [str(NOTEBOOK_TEMPLATES)]}
     exporter = HTMLExporter(template_name="notebook", config=Config({"HTMLExporter": options}))
     page, _ = exporter.from_notebook_node(notebook)
-    page = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", page)  # the template's loaders of scripts from afar
+    page = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", page)  # the template loads scripts from the network
     target = executed.with_suffix(".html")
     write_text(target, page)
     return target
 
 
-def runs() -> list[dict[str, Any]]:
-    """As `overview.runs`, with each run's environment and audits."""
-    found = []
-    for run in overview.runs():
-        folder = run["folder"]
-        with damaged_left_out(folder):
-            about = folder / "environment.json"
-            environment = read_json(about)[-1] if about.exists() else {}
-            found.append({**run, "environment": environment, "audits": _audits(folder)})
-    return found
-
-
-def _audits(folder: Path) -> list[dict[str, Any]]:
-    """The audits of a run's models."""
-    return [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))]
-
-
 def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored audit as pages show it, accuracies in percent. Raises KeyError or ValueError where it is damaged."""
+    """Prepare a stored audit for pages, with accuracies in percent. Raises KeyError or ValueError if it is damaged."""
     percent = ("accuracy", "low", "high")
     return {
         "model": model,
@@ -86,7 +70,7 @@ def _audit(model: str, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored check, with where its figure stands in a drawing from zero on, in percent."""
+    """Add to a stored check the positions of its numbers in a plot that begins at zero, in percent of the width."""
     figure, threshold = float(row["figure"]), float(row["threshold"])
     low = float(row.get("low", figure))  # older audits have no intervals
     end = 1.15 * max(figure, threshold, 1e-9)
@@ -96,27 +80,26 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
 
 # The site ----------------------------------------------------------------------------------------------------------
 
-PRESETS = ("paper", "gpu", "laptop", "quick")  # the nearest to the paper first
-MAIN = ("accuracies", "attacks", "grid", "decision_boundaries")  # figures that stand for their run, the first that it has
+MAIN = ("accuracies", "attacks", "grid", "decision_boundaries")  # the first existing one represents a run
 
 
 def build(target: Path | None = None) -> Path:
-    """Write the site over all runs into `target`, runs/report/ where it is None, and return its first page.
+    """Write the site of all runs into `target`, by default runs/report/. Return the path of its first page.
 
-    The site is self-contained: it can be moved, opened as a file, or served. Its first page has the claims of `_nearest`,
-    and beside them what the project has published. The page of a run that has not changed since is left as it is.
+    The site is self-contained: it can be moved, opened as a file, or served. The first page shows the claims of `_nearest`
+    and the published results. Pages of unchanged runs are not rewritten.
     """
     target = target or root() / "runs" / "report"
     before, damaged = made.of_site(target), len(overview.left_out)
     of_all, known = made.of_all(), made.stored(target).get("runs", {})
     pages, kept = [], {}
-    for run in runs():
+    for run in overview.runs():
         with damaged_left_out(run["folder"]):
-            page, own = _page(run), made.digest(of_all, made.of_run(run["folder"]))
+            page, source = _page(run), made.digest(of_all, made.of_run(run["folder"]))
             place = target / page["name"]
-            if known.get(page["name"]) != [own, made.digest(seen(place))]:
+            if known.get(page["name"]) != [source, made.digest(seen(place))]:
                 _write_page(page, place)
-            kept[page["name"]] = [own, made.digest(seen(place))]
+            kept[page["name"]] = [source, made.digest(seen(place))]
             pages.append(page)
     for name, (words, body) in published.bodies(target / "published").items():
         _write(target / "published" / f"{name}.html", "published.html", words=words, body=Markup(body))
@@ -130,13 +113,13 @@ def build(target: Path | None = None) -> Path:
         ] + _audits_of_models(target),
         files=export.write(target, {_short(page, chosen): page["folder"] for page in chosen}),
     )  # fmt: skip
-    whole = before if len(overview.left_out) == damaged else ""  # what is damaged is named each time
+    whole = before if len(overview.left_out) == damaged else ""  # so that damaged runs are reported each time
     write_json(target / made.KEPT, {"site": [whole, made.digest(seen(target))], "runs": kept})
     return target / "index.html"
 
 
 def _verdicts(chosen: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the first page says of claims: counts by paper, forest plots, and what was left open; ours and the published."""
+    """Return the first page's claims, own and published: counts by paper, forest plots, and untested claims."""
     own, known = [claim for page in chosen for claim in page["claims"]], []
     for result in published.results():
         page = f"published/{result['page']}.html"
@@ -172,13 +155,13 @@ def _decided(claim: Mapping[str, Any]) -> bool:
 
 
 def _left_open(page: Mapping[str, Any]) -> bool:
-    """Whether a claim of a run was left open for want of images or seeds."""
+    """Return whether a claim of a run was left open because it had too few images or seeds."""
     return any(claim["outcome"] == "not tested here" and page["plan"].get(claim["id"]) in ("no", UNTOLD)
                for claim in page["claims"])  # fmt: skip
 
 
 def _counts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
-    """How many claims by outcome; None of none."""
+    """Count the claims by outcome; None if there are no claims."""
     outcomes = [claim["outcome"] for claim in claims]
     return {outcome: outcomes.count(outcome) for outcome in MARKS} if outcomes else None
 
@@ -188,7 +171,7 @@ def _title(paper: str) -> str:
 
 
 def _audits_of_models(target: Path) -> list[dict[str, Any]]:
-    """The audits of users' own models, with their pages copied into the site."""
+    """Read the audits of users' own models, and copy their pages into the site."""
     found = []
     for file in sorted((root() / "runs" / "audit").glob("*/audit.json")):
         page = f"audit-{file.parent.name}/index.html"
@@ -202,14 +185,14 @@ def _audits_of_models(target: Path) -> list[dict[str, Any]]:
 
 
 def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each notebook and data set, the judged run nearest to its paper.
+    """Select, for each notebook and data set, the run with claims that is closest to its paper.
 
-    By preset, then by the number of settings that differ from the paper. Ties go to finished runs, then to more seeds, more
-    images, more epochs, and more claims tested.
+    The criteria are preset, number of settings that differ from the paper, and whether it finished. Then more seeds, more
+    images, more epochs, and fewer untested claims decide.
     """
 
     def distance(page: dict[str, Any]) -> tuple[float, ...]:
-        preset = PRESETS.index(page["preset"]) if page["preset"] in PRESETS else len(PRESETS)
+        preset = -PRESETS.index(page["preset"]) if page["preset"] in PRESETS else 1
         sizes = [-size for size in page["sizes"]]
         return preset, page["differences"], page["state"] != "finished", *sizes, page["tally"][2]
 
@@ -220,13 +203,13 @@ def _nearest(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _short(page: Mapping[str, Any], pages: list[dict[str, Any]]) -> str:
-    """A run's name in exports: its notebook, and its data set where the notebook has several."""
+    """Return a run's name in exports: its notebook, and its data set if the notebook has several."""
     alone = sum(other["notebook"] == page["notebook"] for other in pages) == 1
     return str(page["notebook"]) if alone else f"{page['notebook']}-{page['data']}"
 
 
 def _page(run: dict[str, Any]) -> dict[str, Any]:
-    """What the pages show of a run, read from its folder."""
+    """Read from a run's folder everything that pages show of it."""
     folder, about = run["folder"], run["status"]
     _refuse_links(folder)
     name = f"{about['notebook']}-{folder.name}"
@@ -236,8 +219,10 @@ def _page(run: dict[str, Any]) -> dict[str, Any]:
         "name": name, "page": f"{name}/index.html", "folder": folder, "notebook": about["notebook"],
         "preset": about["preset"], "data": str(data).rstrip("/").rpartition("/")[2], "state": about["state"],
         "error": without_places(str(about.get("error", "")), chosen), "seconds": about["seconds"],
-        "headline": headline(about["notebook"]), "environment": run["environment"], "tally": tally(run["claims"]),
-        "executed": executed.name if executed.exists() else None, "audits": run["audits"], "settings": chosen,
+        "headline": headline(about["notebook"]), "tally": tally(run["claims"]), "settings": chosen,
+        "environment": read_json(sessions)[-1] if (sessions := folder / "environment.json").exists() else {},
+        "audits": [_audit(title(file.stem), read_json(file)) for file in sorted((folder / "audit").glob("*.json"))],
+        "executed": executed.name if executed.exists() else None,
         "figures": [_figure(file, about["notebook"]) for file in sorted((folder / "figures").glob("*.png"))],
         "tables": [_table(read_json(file)) for file in sorted((folder / "tables").glob("*.json"))],
         "accuracies": front.accuracies(read_json(measures)) if (measures := folder / "measures.json").exists() else None,
@@ -258,7 +243,7 @@ def _page(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_page(page: dict[str, Any], place: Path) -> None:
-    """Write the page of a run into the folder `place`, and copy what it shows beside it."""
+    """Write the page of a run into the folder `place`, and copy its files there."""
     folder = page["folder"]
     shown = [folder / f"{page['notebook']}.html", folder / "settings.yaml"]
     shown += [folder / "figures" / f"{figure['name']}{kind}" for figure in page["figures"] for kind in (".png", ".pdf")]
@@ -267,7 +252,7 @@ def _write_page(page: dict[str, Any], place: Path) -> None:
             try:
                 text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{file}: no text ({error}); delete it and start the run again") from None
+                raise InputError(f"{file}: not UTF-8 text ({error}); delete it and start the run again") from None
             write_text(place / file.name, without_places(text, page["settings"]))
         elif file.exists():
             _copy(file, place / file.name)
@@ -283,49 +268,50 @@ def _write_page(page: dict[str, Any], place: Path) -> None:
 
 
 def headline(notebook: str) -> str:
-    """The first heading of a notebook."""
+    """Return the first heading of a notebook."""
     file = shipped("notebooks") / f"{notebook}.py"
     found = re.search(r"^# (# .+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
     return heading(found[1]) if found else notebook
 
 
 def _shown(claim: dict[str, Any], page: Mapping[str, Any], paper: str) -> dict[str, Any]:
-    """A claim as the ledger shows it."""
+    """Prepare a claim for pages, with its links and formatted numbers."""
     absent = {"n": None, "seeds": None, "spread": None, "kind": "gain"}  # in runs of older versions
     claim = {**absent, **claim, "id": str(claim["id"])}
     numbers = {name: number(claim[name], claim["kind"]) for name in ("claimed", "measured", "low", "high")}
-    own = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
-    own["figures"] = f"{page['page']}#figures" if page["figures"] else None
-    own["executed"] = f"{page['name']}/{page['executed']}" if page["executed"] else None
-    return {**claim, **own, "paper": paper, "shown": numbers}
+    links = {name: page[name] for name in ("notebook", "preset", "data", "page")} | {"folder": f"{page['name']}/"}
+    links["figures"] = f"{page['page']}#figures" if page["figures"] else None
+    links["executed"] = f"{page['name']}/{page['executed']}" if page["executed"] else None
+    return {**claim, **links, "paper": paper, "shown": numbers}
 
 
 def _figure(file: Path, notebook: str) -> dict[str, Any]:
-    """A figure's files and its words."""
-    called = title(file.stem)
+    """Return a figure's files, title, and alternative text."""
+    name = title(file.stem)
     about = read_json(file.with_suffix(".json")) if file.with_suffix(".json").exists() else {}
-    words = f"{called}, of {notebook}. {about.get('words', '')}"
-    return {"name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": called, "words": words}
+    words = f"{name}, of {notebook}. {about.get('words', '')}"
+    return {"name": file.stem, "file": file.name, "pdf": f"{file.stem}.pdf", "title": name, "words": words}
 
 
 def _table(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {"words": stored["caption"], "heads": stored["heads"], "rows": stored["rows"]}
+    """Return the parts of a stored table that pages show. Raises KeyError if one is missing."""
+    return {name: stored[name] for name in ("caption", "heads", "rows")}
 
 
 def _refuse_links(folder: Path) -> None:
-    """Raise InputError where a run's folder, perhaps somebody else's, would lead the site to files outside it.
+    """Raise InputError for links in a run's folder, since a foreign run could publish files outside it.
 
-    The site reads nothing of trainings and evaluations, which may lie on another disk.
+    Links in `made.UNREAD` are allowed: the site does not read those folders, which may lie on another disk.
     """
     for file in within(folder):
         if file.is_symlink() and Path(file).relative_to(folder).parts[0] not in made.UNREAD:
-            raise InputError(f"{file.path} is a link; put the file itself there")
+            raise InputError(f"{file.path} is a link; replace it by the file itself")
 
 
 def without_places(text: str, given: Mapping[str, Any]) -> str:
-    """A text for others to read, without folders of this machine.
+    """Replace this machine's folders in a text by "…/", so that the text can be published.
 
-    These hold the project, the user's own files, and what is `given` by its absolute path.
+    The folders are those of the project, the user, and absolute paths in `given`.
     """
     if "/" not in text:
         return text
@@ -346,9 +332,9 @@ def _write(file: Path, template: str, **given: Any) -> None:
 
 
 def audit_page(found: Audit, folder: Path | str, about: Mapping[str, Any] | None = None) -> Path:
-    """Write an audit's page and numbers, index.html and audit.json, into `folder`. `about` is shown at its head.
+    """Write an audit's page and numbers, index.html and audit.json, into `folder`. Return the page's path.
 
-    Under runs/audit/ the site lists it, by what `about` calls "model", or by its folder. Returns the page's path.
+    `about` is shown at the head of the page. The site lists audits in runs/audit/ by `about["model"]` or their folder.
     """
     folder, picture = Path(folder), io.BytesIO()
     about = {"model": folder.name, "eps": f"{found.eps:.4g}", "norm": found.norm, **(about or {})}

@@ -1,6 +1,6 @@
-"""Pictures of verdicts: the README's, and that of each page of docs/results that shows one.
+"""Figures of verdicts, for the README and for pages of docs/results.
 
-`python -m paperlib.report.picture` draws them anew.
+`python -m paperlib.report.picture` draws them.
 """
 
 import textwrap
@@ -18,9 +18,9 @@ VERDICTS = {"reproduced": COLOURS[3], "direction only": COLOURS[5], "not reprodu
 
 
 def rows(page: str | None = None) -> list[dict[str, Any]]:
-    """The decided claims of differences in points, by paper, with paper and data added.
+    """Return the decided claims about differences in points, by paper, with paper and data added.
 
-    Of one page of docs/results all; of all pages together those for which the paper gives a number.
+    For one page of docs/results, all are returned. Without `page`, only those with a number in the paper.
     """
     found = [
         {**claim, "paper": result["paper"].upper(), "data": result["data"]}
@@ -33,7 +33,7 @@ def rows(page: str | None = None) -> list[dict[str, Any]]:
 
 
 def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
-    """A row a claim: the measured difference with its 95 % interval, coloured by verdict, and the paper's as a diamond."""
+    """Claims in rows: measured difference with its 95 % interval, coloured by verdict; the paper's value as a diamond."""
     plt.rcParams.update(cast(Any, style("wide")))
     figure, axis = plt.subplots(figsize=(10, 0.27 * len(claims) + 1))
     for place, row in enumerate(claims):
@@ -44,20 +44,20 @@ def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
         if place and row["paper"] != claims[place - 1]["paper"]:
             axis.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
     axis.axvline(0, color="#888888", linewidth=0.8)
-    words = [
+    labels = [
         f"{row['paper']}: {textwrap.shorten(row['statement'], 64, placeholder=' …')}  ({row['data']})" for row in claims
     ]
-    axis.set_yticks(range(len(claims)), words)
+    axis.set_yticks(range(len(claims)), labels)
     axis.set_ylim(len(claims) - 0.5, -0.5)
     axis.set_xlabel("difference in points of accuracy")
     marks = [plt.Line2D([], [], color=colour, marker="o", linewidth=2, label=name) for name, colour in VERDICTS.items()]
-    paper = plt.Line2D([], [], color="black", marker="D", linestyle="", markerfacecolor="white", label="the paper says")
+    paper = plt.Line2D([], [], color="black", marker="D", linestyle="", markerfacecolor="white", label="the paper's value")
     figure.legend(handles=[*marks, paper], loc="outside upper center", ncols=4)
     return figure
 
 
 def write() -> None:
-    """Draw docs/claims.png, and the verdicts of each page that shows its claims.png."""
+    """Draw docs/claims.png, and claims.png for each page of docs/results that shows one."""
     plain: dict[str, Any] = {"format": "png", "dpi": 160, "metadata": {"Software": None}}
     pages = [page for page in published.folder().glob("*.md") if f"{page.stem}/claims.png" in page.read_text("utf-8")]
     files = {root() / "docs" / "claims.png": None} | {

@@ -1,4 +1,4 @@
-"""The results that come with the project, docs/results: their verdicts, and their pages as part of the site."""
+"""Results published with the project in docs/results: their verdicts, and their pages as part of the site."""
 
 import re
 import shutil
@@ -17,12 +17,12 @@ ELSEWHERE = ("#", "http:", "https:", "mailto:")
 
 
 def folder() -> Path:
-    """Where the results are."""
+    """Return the folder of the published results."""
     return root() / "docs" / "results"
 
 
 def results() -> list[dict[str, Any]]:
-    """Each claims.json there: its claims, the paper that they are of, preset, data, and the name of its page."""
+    """Read each claims.json: its claims, their paper, preset, data, and the name of its page."""
     found = []
     for file in sorted(folder().rglob("claims.json")):
         place = file.parent.relative_to(folder())
@@ -30,10 +30,10 @@ def results() -> list[dict[str, Any]]:
             claims = read_json(file)
             settings = read_yaml(file.with_name("settings.yaml"))
             page = place.parts[0] if (folder() / f"{place.parts[0]}.md").exists() else _page_that_shows(place)
-            of = str(settings.get("data", "toy")).rstrip("/").rpartition("/")[2]
+            data = str(settings.get("data", "toy")).rstrip("/").rpartition("/")[2]
             ids = {claim["id"] for claim in claims}
             paper = max(papers(), key=lambda one: len(ids & {claim["id"] for claim in load(one)["claims"]}))
-            found.append({"claims": claims, "paper": paper, "preset": settings["preset"], "data": of, "page": page})
+            found.append({"claims": claims, "paper": paper, "preset": settings["preset"], "data": data, "page": page})
     return found
 
 
@@ -43,7 +43,7 @@ def _page_that_shows(place: Path) -> str:
 
 
 def bodies(target: Path) -> dict[str, tuple[str, str]]:
-    """The pages' titles and HTML by name; what of docs/results they link to is copied into `target`."""
+    """Return the pages' titles and HTML by name. Linked files of docs/results are copied into `target`."""
     found = {}
     for file in sorted(folder().glob("*.md")):
         text = file.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def bodies(target: Path) -> dict[str, tuple[str, str]]:
 
 
 def _linked(match: re.Match[str], target: Path) -> str:
-    """A link as the site has it: none where it leaves docs/results."""
+    """Return a link for the site; empty if its target lies outside docs/results."""
     name = match[2].partition("#")[0]
     if match[2].startswith(ELSEWHERE):
         return match[0]

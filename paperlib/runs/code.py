@@ -1,4 +1,4 @@
-"""The code that results depend on, as a number: of a function or class, its module and what this imports of the package."""
+"""Hashes of the code that results depend on: a function's or class's module, and all package modules that it imports."""
 
 import ast
 import functools
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
-BOOKS = f"{PACKAGE}.runs."  # keeps what was computed and computes nothing, but for what processes tell each other:
+# Modules under `paperlib.runs` store results and compute none, except those in COMPUTES; their code is not hashed.
+BOOKS = f"{PACKAGE}.runs."
 COMPUTES = {f"{BOOKS}distributed"}
 
 
 @functools.cache
 def code_of(value: Any) -> str:
-    """SHA-256 of the code of a function or class, or of a module by name; comments, docstrings and layout do not count.
+    """Return SHA-256 of the code of a function, a class, or a module by name, without comments, docstrings and layout.
 
-    Of this package it is that of the whole module and of those that it takes something from, directly or not. Of others
-    it is the function or class alone; empty where there is no source file.
+    For this package, the hash covers the whole module and the modules that it imports from, directly or indirectly. For
+    others it covers the function or class alone. It is empty if there is no source file.
     """
     module = value if isinstance(value, str) else value.__module__
     if module.partition(".")[0] == PACKAGE:
@@ -42,21 +43,21 @@ def _reached(module: str) -> list[str]:
 
 
 def _imported(module: str) -> Iterator[str]:
-    """The package's modules that a module's imports lead to, but for BOOKS."""
+    """Yield the package's modules that a module imports from, without those under BOOKS."""
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE:
             for name in node.names:
                 origin = _origin(node.module, name.name)
                 ours = origin.partition(".")[0] == PACKAGE
-                books = origin == PACKAGE or origin.startswith(BOOKS)  # the package itself has the version alone
+                books = origin == PACKAGE or origin.startswith(BOOKS)  # the package itself defines the version alone
                 if ours and (origin in COMPUTES or not books):
                     yield origin
 
 
 @functools.cache
 def _origin(module: str, name: str) -> str:
-    """The module in which a name is defined that another imports from `module`: packages pass names on."""
-    if _spec(module).submodule_search_locations is None:  # no package
+    """Return the module that defines a name imported from `module`, since packages re-export names."""
+    if _spec(module).submodule_search_locations is None:  # not a package
         return module
     for node in _tree(module).body:
         origin = str(node.module) if isinstance(node, ast.ImportFrom) else module

@@ -1,6 +1,6 @@
-"""When a run has to end: at a checkpoint shortly before, and wherever it is at that moment.
+"""The deadline of a run: it ends at a checkpoint shortly before, or at the deadline itself wherever it is.
 
-The moment is in the environment, so that every process which a command starts knows it.
+The deadline is an environment variable, so that the processes which a command starts share it.
 """
 
 import os
@@ -12,21 +12,21 @@ from typing import Any
 
 from paperlib.runs.files import InputError
 
-UNTIL = "PAPERLIB_UNTIL"  # of `time.monotonic`, which all processes of a machine share
+UNTIL = "PAPERLIB_UNTIL"  # the deadline in seconds of `time.monotonic`, which all processes of a machine share
 CODE = 75  # exit code: the same command goes on (EX_TEMPFAIL)
 OVER = "the time is over; the same command goes on"
-AHEAD = 10.0  # seconds before the moment in which a step ends at a checkpoint
-AFTER = 30.0  # and seconds which a command has from that moment for pages and messages
+AHEAD = 10.0  # seconds before the deadline from which a run stops at its next checkpoint
+AFTER = 30.0  # seconds between the deadline and the end of --within, for pages and messages
 UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 class OutOfTime(RuntimeError):
-    """The time that the command was given is over."""
+    """The time given by --within is over."""
 
 
 def seconds(within: str) -> float:
-    """What "9m", "1h30m" or "90s" is in seconds. Raises InputError for anything else, and for less than a minute."""
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", within.strip()) if within.strip() else None
+    """Return the seconds in "9m", "1h30m" or "90s". Raises InputError for other texts, and below one minute."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", within.strip())
     if parts is None:
         raise InputError(f"--within {within}: should be a time such as 9m, 1h30m or 90s")
     found = sum(int(number or 0) * unit for number, unit in zip(parts.groups(), UNITS.values(), strict=True))
@@ -36,31 +36,31 @@ def seconds(within: str) -> float:
 
 
 def begin(within: str | None) -> None:
-    """Have this command, and what it starts, end within that time. An earlier moment that is known already counts."""
+    """Set the deadline of this command and of the processes that it starts. An earlier deadline stays in force."""
     if within is not None:
         moment = time.monotonic() + seconds(within) - AFTER
         os.environ[UNTIL] = str(min(moment, float(os.environ.get(UNTIL, moment))))
 
 
 def left() -> float:
-    """Seconds until the moment; infinite where there is none."""
+    """Return the seconds until the deadline; infinity if there is none."""
     moment = os.environ.get(UNTIL)
     return float("inf") if moment is None else float(moment) - time.monotonic()
 
 
 def near() -> bool:
-    """Whether it is time to end at the next checkpoint."""
+    """Return whether to stop at the next checkpoint."""
     return left() < AHEAD
 
 
 def check() -> None:
-    """Raise OutOfTime where it is time to end: to be called where everything computed is saved."""
+    """Raise OutOfTime near the deadline. Call it only when all results are saved."""
     if near():
         raise OutOfTime("the time given by --within is over")
 
 
 def arm() -> None:
-    """Have OutOfTime raised in this process at the moment itself, whatever it does then. Files are written atomically."""
+    """Raise OutOfTime in this process at the deadline, from a signal. It is safe, since files are written atomically."""
 
     def over(number: int, frame: Any) -> None:
         raise OutOfTime("the time given by --within is over")

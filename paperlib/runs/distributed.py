@@ -1,7 +1,7 @@
-"""Several processes that run the same notebook, one for each device, and the collectives between them.
+"""Collectives between the processes that run the same notebook, one for each device.
 
-`paperlib run … -p devices=2` starts them (`launch.py`). All of them must call the functions below in the same order, so
-what decides the order must be agreed on. A process that is alone sends nothing.
+`paperlib run … -p devices=2` starts them (`launch.py`). All processes must call the functions below in the same order, so
+branches around a call must depend on values from `agreed`. A single process communicates with no other.
 """
 
 import os
@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 STARTED = "PAPERLIB_DEVICES"  # environment variable: the number of processes
-MEETING = "PAPERLIB_MEETING"  # environment variable: the file of their rendezvous
-PATIENCE = timedelta(days=7)  # of a collective: `launch` notices a death, and the first process may work alone for hours
+MEETING = "PAPERLIB_MEETING"  # environment variable: the file of the rendezvous
+# Timeout of a collective: the first process may work alone for hours, and `launch` notices a dead process earlier.
+PATIENCE = timedelta(days=7)
 Value = TypeVar("Value")
 
 
 def expected() -> int:
-    """The number of processes that `launch` started together; 1 without it."""
+    """Return the number of processes that `launch` started together; 1 without `launch`."""
     return int(os.environ.get(STARTED, "1"))
 
 
@@ -36,24 +37,24 @@ def join() -> None:
 
 
 def world() -> int:
-    """The number of processes in the group."""
+    """Return the number of processes in the group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank, from 0."""
+    """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Overwrite the tensors with those of the first process."""
+    """Overwrite the tensors, in place, with those of the first process."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def everyones(value: Value) -> list[Value]:
-    """The `value` of each process, in order of rank. Waits for all processes."""
+    """Return the `value` of each process, in order of rank. Waits for all processes."""
     if world() == 1:
         return [value]
     said: list[Any] = [None] * world()
@@ -62,26 +63,26 @@ def everyones(value: Value) -> list[Value]:
 
 
 def agreed(value: Value) -> Value:
-    """The `value` of the first process. Waits for all processes."""
+    """Return the `value` of the first process. Waits for all processes."""
     return everyones(value)[0]
 
 
 def united(values: Iterable[Value]) -> list[Value]:
-    """The values of all processes without repetitions, in order of rank. Waits for all processes."""
+    """Return the distinct values of all processes, in order of rank. Waits for all processes."""
     return list(dict.fromkeys(one for said in everyones(list(values)) for one in said))
 
 
 def shared(places: Sequence[int], work: Callable[[int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The result of `work` at each place, on the CPU, in every process. The places are divided among the processes."""
+    """Divide the places among the processes, and return the result of `work` at each, on the CPU, in every process."""
     mine = [{name: found.detach().cpu() for name, found in work(place).items()} for place in places[rank() :: world()]]
-    if world() > 1:  # a view would be sent with all that it is a view of
+    if world() > 1:  # a view would be sent with its whole storage
         mine = [{name: found.clone() for name, found in part.items()} for part in mine]
     by_rank = everyones(mine)
     return [by_rank[index % world()][index // world()] for index in range(len(places))]
 
 
 def total(*counts: float) -> list[float]:
-    """The sum of each count over all processes."""
+    """Return the sum of each count over all processes."""
     if world() == 1:
         return list(counts)
     sums = torch.tensor(counts, dtype=torch.float64)
@@ -90,7 +91,7 @@ def total(*counts: float) -> list[float]:
 
 
 def overall(values: Tensor, size: int) -> Tensor:
-    """The mean of `values` over all processes, weighted by the `size` of each process's part of the batch."""
+    """Return the mean of `values` over all processes, weighted by the `size` of each process's part of the batch."""
     if world() == 1:
         return values
     mine = values.detach().double().flatten()
@@ -100,23 +101,23 @@ def overall(values: Tensor, size: int) -> Tensor:
 
 
 def part_mean(values: Tensor, count: int, size: int) -> Tensor:
-    """This process's part of a mean over some images of a batch; zero where no process has any.
+    """Return this process's part of a mean over some images of a batch; zero if no process has any of them.
 
-    `values` has `count` entries, for some of this process's `size` images. Losses are later averaged over processes,
-    weighted by `size`. So weighted, the parts add up to the mean over the whole batch.
+    `values` has `count` entries, for some of this process's `size` images. The later average over processes, weighted by
+    `size`, of these parts is the mean over the whole batch.
     """
     counts, sizes = total(count, size)
     return values.sum() * (sizes / size) / max(counts, 1)
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, differentiable to any order if all processes take part."""
+    """Sum a tensor over all processes. Differentiable to any order if all processes take part."""
     found: Tensor = tensor if world() == 1 else _Sum.apply(tensor)
     return found
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce whose backward pass is an all-reduce."""
+    """All-reduce whose backward pass is also an all-reduce."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -131,5 +132,5 @@ class _Sum(torch.autograd.Function):
 
 
 def handed_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the first process, on the CPU, in every process."""
+    """Return the tensors of the first process, on the CPU, in every process."""
     return shared([0], lambda _: tensors)[0]

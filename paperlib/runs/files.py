@@ -1,4 +1,4 @@
-"""Atomic files, and the project's folder; without PyTorch, which takes seconds to import."""
+"""Atomic files, and the project's folder. It does not import PyTorch, which takes seconds."""
 
 import errno
 import fcntl
@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
-ROOM = "paperlib-"  # how temporary folders are called
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # with libyaml, ten times as fast
+ROOM = "paperlib-"  # prefix of temporary folders' names
 
 
 class InputError(ValueError):
@@ -25,46 +25,46 @@ class InputError(ValueError):
 
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-INSTALLED = not (CHECKOUT / "notebooks").is_dir()  # from a wheel, which puts notebooks and zoo under share/
+INSTALLED = not (CHECKOUT / "notebooks").is_dir()  # a wheel puts notebooks and zoo under share/
 
 
 def root() -> Path:
-    """The project's folder, which holds data/ and runs/: PAPERLIB_ROOT, the checkout, or else the current folder."""
+    """Return the folder that holds data/ and runs/: PAPERLIB_ROOT, else the checkout, else the current folder."""
     return Path(os.environ.get("PAPERLIB_ROOT") or (Path.cwd() if INSTALLED else CHECKOUT)).absolute()
 
 
 def shipped(name: str) -> Path:
-    """A folder that comes with the project, notebooks or zoo: the one in `root`, or else that of the wheel."""
-    own = root() / name
-    return own if own.is_dir() or not INSTALLED else Path(sys.prefix) / "share" / "paperlib" / name
+    """Return a folder that comes with the project, notebooks or zoo: in `root`, or else in the wheel."""
+    here = root() / name
+    return here if here.is_dir() or not INSTALLED else Path(sys.prefix) / "share" / "paperlib" / name
 
 
 def rooms() -> Path:
-    """Where temporary folders are; /tmp where TMPDIR is long, since a socket's path has at most some 100 bytes."""
+    """Return the place of temporary folders; /tmp if TMPDIR is long, since a socket's path has some 100 bytes at most."""
     usual = tempfile.gettempdir()
     return Path(usual if len(os.fsencode(usual)) < 60 else "/tmp")
 
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """A temporary folder whose lock is held while it is used, so that `clean` can tell one that a kill left behind."""
+    """Yield a temporary folder. Its lock is held while in use, so `clean` recognises folders of killed processes."""
     with tempfile.TemporaryDirectory(prefix=ROOM, dir=rooms()) as place, (Path(place) / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(place)
 
 
 def locked(folder: Path) -> bool:
-    """Whether a process holds the folder's lock. Writes nothing, so that folders that can only be read answer too."""
+    """Return whether a process holds the folder's lock. Writes nothing, so it works on read-only folders."""
     with suppress(FileNotFoundError, PermissionError), (folder / ".lock").open("rb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, which wants to write
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as filelock does, but without writing
         except BlockingIOError:
             return True
     return False
 
 
 def within(folder: "os.PathLike[str]") -> Iterator["os.DirEntry[str]"]:
-    """What is in a folder and the folders in it and is none itself, in any order. Links within are not followed."""
+    """Yield all entries below a folder that are not folders, in any order. Links are not followed."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -74,9 +74,9 @@ def within(folder: "os.PathLike[str]") -> Iterator["os.DirEntry[str]"]:
 
 
 def seen(folder: Path, leave: Container[str] = ()) -> list[tuple[str, int, int]]:
-    """Path, size and time of change, in nanoseconds, of the files in a folder, but for hidden ones and Python's own.
+    """Return path, size and modification time (ns) of a folder's files, except hidden files and `__pycache__`.
 
-    What is in the folders to `leave` is left out.
+    Files below the top-level folders in `leave` are skipped.
     """
     found = []
     for entry in within(folder):
@@ -84,14 +84,14 @@ def seen(folder: Path, leave: Container[str] = ()) -> list[tuple[str, int, int]]
         first, *rest = name.split(os.sep)
         if first in leave or entry.name.startswith(".") or "__pycache__" in rest:
             continue
-        with suppress(FileNotFoundError):  # gone meanwhile
+        with suppress(FileNotFoundError):  # removed meanwhile
             about = entry.stat(follow_symlinks=False)
             found.append((name, about.st_size, about.st_mtime_ns))
     return sorted(found)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is never half-written.
+    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is always complete.
 
     Raises InputError when the disk is full or the folder cannot be written.
     """
@@ -101,7 +101,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # as any other file's: safetensors makes its own for the owner alone
+        temporary.chmod(mode)  # safetensors sets permissions for the owner alone
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -121,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically; NaN and infinities as strings that float() reads."""
+    """Write `value` as indented JSON to `path` atomically. NaN and infinities become strings that float() reads."""
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -134,7 +134,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises InputError naming the file when it is not JSON."""
+    """Read the JSON value in `path`. Raises InputError naming the file when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -142,8 +142,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The YAML value in `path`. Raises InputError naming the file when it is not YAML."""
+    """Read the YAML value in `path`. Raises InputError naming the file when it is not YAML."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too: YAML's own dates and numbers
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: invalid dates and numbers
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None

@@ -1,7 +1,7 @@
-"""One process for each device, on this machine alone; `distributed.py` is what they say to each other.
+"""Start one process for each device of this machine; `distributed.py` has their collectives.
 
-The processes find each other through a file in a folder that only this user can open, and talk over the loopback
-interface. Nothing listens where another machine could reach it.
+The processes find each other through a file in a folder that only this user can open. They communicate over the loopback
+interface, which other machines cannot reach.
 """
 
 import os
@@ -14,19 +14,19 @@ import time
 from paperlib.runs.distributed import MEETING, STARTED, expected
 from paperlib.runs.files import temporary
 
-# Errors that the other processes see when one of them dies.
+# Error messages of a process whose peer has died.
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process|NCCL", re.IGNORECASE)
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def rank() -> int:
-    """This process's rank, also before it has joined the group."""
+    """Return this process's rank, even before it has joined the group."""
     return int(os.environ["LOCAL_RANK"]) if expected() > 1 else 0
 
 
 def launch(command: list[str], devices: int) -> tuple[int, str]:
-    """Run `command` once for each device. Returns an exit code, and in words what went wrong.
+    """Run `command` once for each device. Return an exit code and a text that says which process failed.
 
     When one process fails, the others are ended. CPU cores are divided among the processes, unless OMP_NUM_THREADS is set.
     Raises KeyboardInterrupt on Ctrl-C and on SIGTERM.
@@ -36,7 +36,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
     failed: int | None = None
     processes: list[subprocess.Popen[bytes]] = []
     with temporary() as folder:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started must not outlive it
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes must not outlive this one
         shared = {"OMP_NUM_THREADS": threads, **os.environ, **only, STARTED: str(devices), MEETING: f"{folder}/meeting"}
         try:
             for number in range(devices):
@@ -58,7 +58,7 @@ def launch(command: list[str], devices: int) -> tuple[int, str]:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Terminate the processes, and kill those that are still there after GRACE seconds."""
+    """Terminate the processes, and kill those that still run after GRACE seconds."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -1,6 +1,6 @@
-"""What the site was made from, so that only what changed is made again. Without PyTorch, which takes seconds to import.
+"""Digests of the site's sources, so that only changed pages are rebuilt. It does not import PyTorch, which takes seconds.
 
-A file counts as changed when its name, size or time of change is another.
+A file counts as changed when its name, size or modification time differs.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from paperlib.runs.files import InputError, locked, read_json, root, seen, shipp
 
 KEPT = ".made.json"  # in the site's folder
 PACKAGE = Path(__file__).resolve().parents[1]
-UNREAD = ("training", "evaluation")  # folders of a run, of which the site shows nothing
+UNREAD = ("training", "evaluation")  # folders of a run that the site does not read
 
 
 def stored(target: Path) -> dict[str, Any]:
-    """What a site was made from, as last written into its folder; empty where it does not say."""
+    """Read the digests stored in a site's folder; empty if there are none."""
     with suppress(OSError, InputError):
         kept = read_json(target / KEPT)
         if isinstance(kept, dict) and isinstance(kept.get("runs"), dict):
@@ -27,28 +27,28 @@ def stored(target: Path) -> dict[str, Any]:
 
 
 def current(target: Path) -> bool:
-    """Whether a site is as it was made, and would be made the same."""
+    """Return whether neither the site nor its sources have changed since it was built."""
     return stored(target).get("site") == [of_site(target), digest(seen(target))]
 
 
 def of_site(target: Path) -> str:
-    """A digest of everything that the site in `target` is made from."""
+    """Return a digest of all sources of the site in `target`."""
     folders = sorted(folder for folder in (root() / "runs").glob("*/*") if target.absolute() not in folder.parents)
     runs = [(str(folder), of_run(folder)) for folder in folders if folder.is_dir()]
     return digest(of_all(), seen(root() / "docs" / "results"), runs)
 
 
 def of_all() -> str:
-    """A digest of what every page depends on: code, notebooks, presets, and the names that pages must not show."""
+    """Return a digest of the sources of every page: code, notebooks, presets, and names that pages must not show."""
     names = str(root()), os.path.expanduser("~"), platform.node()
     return digest(seen(PACKAGE), seen(shipped("notebooks")), names)
 
 
 def of_run(folder: Path) -> str:
-    """A digest of what a run's page depends on."""
+    """Return a digest of the sources of a run's page."""
     return digest(seen(folder, UNREAD), locked(folder))
 
 
 def digest(*values: object) -> str:
-    """SHA-256 over values as Python writes them."""
+    """Return SHA-256 over the `repr` of the values."""
     return hashlib.sha256(repr(values).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Progress: a tqdm bar on a terminal or in an open notebook, else lines in a log, and a small file.
+"""Progress: a tqdm bar on a terminal or in an open notebook, else lines in a log; and a file in the run's folder.
 
-The file lies in the folder of the run at work; `paperlib status` shows it.
+`paperlib status` shows the file.
 """
 
 import sys
@@ -13,16 +13,16 @@ from tqdm import tqdm
 
 from paperlib.runs.files import InputError, read_json, write_json
 
-LINE = 30.0  # seconds between two lines of a log
-NEWS = 5.0  # and between two writings of the file
+LINE = 30.0  # seconds between lines of a log
+NEWS = 5.0  # seconds between updates of the file
 NAME = "progress.json"
 FORM = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
-_file: Path | None = None  # of the run at work in this process
+_file: Path | None = None  # of this process's run; None before it begins
 
 
 def keep_in(folder: Path | None) -> None:
-    """Write the progress of bars to this folder from now on; None: nowhere. Removes an earlier session's file."""
+    """Write progress to this folder from now on, or to no file for None. Remove an earlier session's file."""
     global _file
     _file = None if folder is None else folder / NAME
     if _file is not None:
@@ -31,7 +31,7 @@ def keep_in(folder: Path | None) -> None:
 
 
 def live() -> bool:
-    """Whether output can redraw a line: on a terminal, or in a kernel with an interactive front end."""
+    """Return whether output can redraw a line: on a terminal, or in a kernel with an interactive front end."""
     if "IPython" in sys.modules:
         shell = sys.modules["IPython"].get_ipython()
         kernel = getattr(shell, "kernel", None)
@@ -41,9 +41,9 @@ def live() -> bool:
 
 
 class Bar:
-    """A progress bar from `done` to `total`; its speed is the mean since it was opened.
+    """A progress bar from `done` to `total`, with the mean speed since it was opened.
 
-    Shown by tqdm where output is `live`, else as a line every LINE seconds. Also written to the folder of `keep_in`.
+    If output is `live`, tqdm shows it; otherwise a line is printed every LINE seconds. `keep_in` sets the file's folder.
     """
 
     def __init__(self, total: int, stage: str, unit: str, done: int = 0) -> None:
@@ -63,7 +63,7 @@ class Bar:
         self._keep(ended=True)
 
     def update(self, count: int = 1, **facts: Any) -> None:
-        """Advance by `count`; `facts` are shown beside it, say the loss."""
+        """Advance by `count`, and show `facts` beside the bar, such as the loss."""
         now = time.monotonic()
         self.done, self.facts = self.done + count, self.facts | facts
         self.drawn.update(count)
@@ -78,7 +78,7 @@ class Bar:
         self.drawn.set_postfix_str(text)
 
     def __str__(self) -> str:
-        """Stage, count, speed, time left and facts, as tqdm words them."""
+        """Return stage, count, speed, time left and facts, formatted by tqdm."""
         facts, passed = ", ".join(f"{name} {fact}" for name, fact in self.facts.items()), time.monotonic() - self.begun
         return tqdm.format_meter(
             self.done,
@@ -94,21 +94,21 @@ class Bar:
     def _keep(self, ended: bool) -> None:
         self.kept = time.monotonic()
         if _file is not None:
-            with suppress(InputError, OSError):  # a full disk stops the run where it writes results
+            with suppress(InputError, OSError):  # a full disk stops the run when it writes results
                 write_json(_file, {"stage": self.stage, "words": str(self), "ended": ended, "clock": self.kept})
 
 
 def clock(folder: Path) -> float | None:
-    """When the run in `folder` last wrote its progress, by `time.monotonic` on its machine; None where it never did."""
+    """Return the time of a run's last progress, by `time.monotonic` on its machine; None if there is none."""
     with suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return float(read_json(folder / NAME)["clock"])
     return None
 
 
 def of_run(folder: Path) -> str:
-    """The last progress of the run in `folder` and its age, as a line; empty where there is none."""
+    """Return a run's last progress and its age as a line of text; empty if there is none."""
     file = folder / NAME
     if not file.exists():
         return ""
-    ago = tqdm.format_interval(max(0.0, time.time() - file.stat().st_mtime))  # a clock may go backwards
+    ago = tqdm.format_interval(max(0.0, time.time() - file.stat().st_mtime))  # the clock may have been set back
     return f"{read_json(file)['words']} ({ago} ago)"

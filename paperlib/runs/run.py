@@ -1,10 +1,10 @@
-"""A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is true after a kill.
+"""A run's folder: settings, environment, checkpoints, metrics, figures, and a status that is correct even after a kill.
 
-`runs/<notebook>/<preset>-<hash of the settings>/` holds everything. The same settings find the same folder, so what is
-finished there is not computed again. A process holds the folder's lock while it works. The operating system releases it
-when the process dies, so a run that says "running" without a lock was killed.
+The folder is `runs/<notebook>/<preset>-<hash of the settings>/`. The same settings lead to the same folder, so finished
+results are not computed again. A process holds the folder's lock while it works. The operating system releases the lock
+when the process dies, so a run with state "running" and no lock was killed.
 
-PyTorch takes seconds to import, and is imported only where something computes: `paperlib status` does without.
+PyTorch takes seconds to import, so only functions that need it import it: `paperlib status` does not.
 """
 
 import ast
@@ -36,10 +36,10 @@ from paperlib.runs.values import read_value
 if TYPE_CHECKING:
     import torch
 
-AGES = 1e11  # seconds: more than any clock tells
+AGES = 1e11  # seconds; larger times mean a damaged file
 TAKEN = "another process is at work on this run"
-FINISHED = "finished"  # a state; in the status of a run that was started again, the one from before
-BEGAN = "PAPERLIB_BEGAN"  # environment variable: a file, in which `begin` writes the run's folder
+FINISHED = "finished"  # a state; also the key of the earlier status when a finished run is started again
+BEGAN = "PAPERLIB_BEGAN"  # environment variable: a file into which `begin` writes the run's folder
 PRESETS = ("quick", "laptop", "gpu", "paper")
 BOLD = " style='font-weight: bold'"
 Found = TypeVar("Found")
@@ -49,9 +49,9 @@ Found = TypeVar("Found")
 
 
 def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
-    """The presets of `notebook` as written, but for hidden keys such as `.shared`, which presets merge.
+    """Return the presets of `notebook` as written, without hidden keys such as `.shared`, which presets merge.
 
-    Raises InputError when there is no such notebook, or its file is broken.
+    Raises InputError for an unknown notebook or a damaged file.
     """
     folder = shipped("notebooks") / "presets"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -70,16 +70,16 @@ def read_presets(notebook: str) -> dict[str, dict[str, Any]]:
 
 
 def changed(usual: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The `values` that differ from a preset's as written; settings of other versions, which it has not, are left out."""
+    """Return the `values` that differ from a preset as written, without settings that the preset does not have."""
 
-    def same(written: Any, value: Any) -> bool:  # what reads as a number may be meant as a text
+    def same(written: Any, value: Any) -> bool:  # a text such as "007" may read as a number
         return value == written or value == (read := read_value(written)) or str(value) == str(read)
 
     return {name: value for name, value in values.items() if name in usual and not same(usual[name], value)}
 
 
 def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
-    """The folder of the run with these settings, from a hash of settings and version."""
+    """Return the folder of the run with these settings, named by a hash of settings and version."""
     values = {"version": __version__, **settings.model_dump(exclude=ANY_RUN)}
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     return root() / "runs" / notebook / f"{preset}-{key}"
@@ -89,7 +89,7 @@ def folder_of(notebook: str, preset: str, settings: Settings) -> Path:
 
 
 def device_of(settings: Settings) -> "torch.device":
-    """The device of the settings; `auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
+    """Return the device of the settings; `auto` prefers a GPU. Raises InputError if a requested GPU is missing."""
     import torch
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,27 +103,27 @@ S_co = TypeVar("S_co", bound=Settings, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[S_co]):
-    """One notebook with the settings of its study, at work in its folder."""
+    """A notebook that runs with the settings of its study in its folder."""
 
     notebook: str
     preset: str
     settings: S_co
     folder: Path
     started: float = field(default_factory=time.time)
-    clock: float = field(default_factory=time.monotonic)  # as `started`, by a clock that is never set
+    clock: float = field(default_factory=time.monotonic)  # start by the monotonic clock, which is never adjusted
 
     @property
     def device(self) -> "torch.device":
-        """As `device_of` has it."""
+        """The device of `device_of`."""
         return device_of(self.settings)
 
     def _repr_html_(self) -> str:
-        """Where the run is and what differs from its preset; the settings are folded, those that differ in bold."""
-        own = changed(read_presets(self.notebook)[self.preset], self.settings.model_dump())
+        """Show folder and changed settings of the run in a notebook, and all settings folded."""
+        differing = changed(read_presets(self.notebook)[self.preset], self.settings.model_dump())
         texts = {name: html.escape(str(value)) for name, value in self.settings}
-        bold = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in own)
+        bold = ", ".join(f"<b>{name} = {texts[name]}</b>" for name in differing)
         rows = "".join(
-            f"<tr{BOLD if name in own else ''}><td>{name}</td><td>{text}</td></tr>" for name, text in texts.items()
+            f"<tr{BOLD if name in differing else ''}><td>{name}</td><td>{text}</td></tr>" for name, text in texts.items()
         )
         return (
             f"<p>{self.notebook}, preset {self.preset}, in {html.escape(str(self.folder.relative_to(root())))}"
@@ -132,9 +132,9 @@ class Run(Generic[S_co]):
         )
 
     def finish(self) -> None:
-        """Mark the run as finished once all processes are here, and release its folder.
+        """Wait for all processes, mark the run as finished, and release its folder.
 
-        Raises InputError where the folder was removed since the run began, and what was computed with it.
+        Raises InputError if the folder was removed since the run began.
         """
         from paperlib.runs import distributed
 
@@ -142,40 +142,40 @@ class Run(Generic[S_co]):
         if distributed.rank():
             return
         deadline.disarm()
-        if not _own(self):
+        if not _is_current(self):
             raise InputError(f"{self.folder}: was removed while the run was at work; start the run again")
-        _say(self, "finished", peak_memory_bytes=peak_memory())
+        _write_status(self, "finished", peak_memory_bytes=peak_memory())
         progress.keep_in(None)
         release(self.folder)
 
 
 def given(quick: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's `namespace` gives in place of its preset's settings; `quick` are those of the preset quick.
+    """Return the settings that a notebook's `namespace` overrides; `quick` is the preset quick.
 
-    A parameter that is None is not given. Nor is one that still has quick's value, unless the preset is quick: the cell
-    shows those values. What stands in the dict `settings` is given, and what papermill's own cell assigns. Raises
-    InputError where `settings` is no dict.
+    The parameters cell shows quick's values. So a parameter with quick's value is no override of another preset, and None
+    never is. Entries of the dict `settings` and assignments in papermill's own cell are overrides. Raises InputError if
+    `settings` is not a dict.
     """
     found = {}
     for name, shown in quick.items():
         value = namespace.get(name)
-        left = shown is not None and shown in (value, read_value(value)) and namespace.get("preset", "quick") != "quick"
-        if value is not None and not left:
+        unchanged = shown is not None and shown in (value, read_value(value))
+        if value is not None and (not unchanged or namespace.get("preset", "quick") == "quick"):
             found[name] = value
     settings = namespace.get("settings") or {}
-    settings = read_value(settings) if isinstance(settings, str) else settings  # as `papermill -p` hands a dict over
+    settings = read_value(settings) if isinstance(settings, str) else settings  # `papermill -p` passes a dict as text
     if not isinstance(settings, dict):
-        raise InputError(f"settings = {settings!r}: should be a dict of settings by name, say {{'epochs': 3}}")
+        raise InputError(f"settings = {settings!r}: should be a dict of settings by name, such as {{'epochs': 3}}")
     found |= settings
     for source in namespace.get("In", []):
-        if isinstance(source, str) and source.startswith("# Parameters"):  # as papermill begins its cell
+        if isinstance(source, str) and source.startswith("# Parameters"):  # papermill's cell begins so
             assigned = {name: value for name, value in _assignments(source) if value is not None}
             found |= {name: value for name, value in assigned.items() if name not in ("preset", "settings")}
     return found
 
 
 def edited(notebook: Path) -> dict[str, Any]:
-    """The dict `settings` as the notebook's cell of parameters has it, which papermill's own cell would replace."""
+    """Return the dict `settings` of the notebook's parameters cell, since papermill's own cell replaces it."""
     for cell in read_json(notebook)["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             source = "".join(cell["source"])
@@ -184,9 +184,9 @@ def edited(notebook: Path) -> dict[str, Any]:
 
 
 def begin(notebook: str, preset: str, settings: Settings) -> Run[Settings]:
-    """Begin, or go on with, the run of these settings.
+    """Begin or resume the run of these settings.
 
-    Raises InputError when another process is at work in the same folder, or the number of devices is not as started.
+    Raises InputError when another process works in the same folder, or `devices` is not the number of processes.
     """
     from paperlib.runs import distributed
 
@@ -194,22 +194,22 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run[Settings]:
     folder.mkdir(parents=True, exist_ok=True)
     if settings.devices != distributed.expected():
         raise InputError(
-            f"devices = {settings.devices}: a notebook that is stepped through works on one device. "
-            f"`paperlib run {notebook} -p devices={settings.devices}` starts a process for each"
+            f"devices = {settings.devices}: a notebook that runs interactively uses one device. "
+            f"`paperlib run {notebook} -p devices={settings.devices}` starts a process for each device"
         )
     distributed.join()
-    if distributed.rank():  # the first process keeps the run's books
+    if distributed.rank():  # the first process writes the run's files
         return Run(notebook, preset, settings, folder)
-    for other in [other for other in _locks if other != folder]:  # begun in this kernel with other parameters
+    for other in [other for other in _locks if other != folder]:  # runs of this kernel with other parameters
         _leave(other)
     hold(folder)
     run = Run(notebook, preset, settings, folder)
     write_text(run.folder / "settings.yaml", yaml.safe_dump({"preset": preset, **settings.model_dump()}))
-    sessions = run.folder / "environment.json"  # one for each time the run was begun or gone on with
+    sessions = run.folder / "environment.json"  # one entry per session, that is each time the run begins or resumes
     write_json(sessions, [*(read_json(sessions) if sessions.exists() else []), environment()])
     if place := os.environ.get(BEGAN):
         write_text(Path(place), str(folder))
-    _say(run, "running")
+    _write_status(run, "running")
     progress.keep_in(run.folder)
     _watch(run)
     deadline.arm()
@@ -218,7 +218,7 @@ def begin(notebook: str, preset: str, settings: Settings) -> Run[Settings]:
 
 @contextmanager
 def heard() -> Iterator[Callable[[], Path | None]]:
-    """Have kernels that start meanwhile say where their run is: yields what tells the folder, None before `begin`."""
+    """Have kernels report their run's folder. Yield a function that returns the folder, or None before `begin`."""
     outer = os.environ.get(BEGAN)
     with temporary() as place:
         file = Path(outer or place / "began")
@@ -231,14 +231,14 @@ def heard() -> Iterator[Callable[[], Path | None]]:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path], Found]) -> Found | None:
-    """`read` applied to the safetensors file with this recipe: `file`, or another run's at `elsewhere` in its folder.
+    """Apply `read` to the safetensors file with this recipe: `file`, or one that matches `elsewhere` in another run.
 
-    None where no run has it yet. Raises InputError where `file` is damaged; other runs' damaged files are passed over.
+    Returns None if no run has it. Raises InputError if `file` is damaged; damaged files of other runs are skipped.
     """
     from paperlib.runs.tensors import read_about
 
@@ -255,7 +255,7 @@ def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path]
 
 
 def method_of(training: str) -> str:
-    """The method in the name of a training, which is "<method>-seed<seed>"."""
+    """Return the method in the name of a training, "<method>-seed<seed>"."""
     return training.rsplit("-seed", 1)[0]
 
 
@@ -267,7 +267,7 @@ def _assignments(source: str, only: str | None = None) -> Iterator[tuple[str, An
                 continue
             try:
                 yield name, ast.literal_eval(statement.value)
-            except ValueError:  # float('nan'), as papermill writes it
+            except ValueError:  # for example float('nan'), which papermill writes
                 raise InputError(f"{name} = {ast.unparse(statement.value)}: should be a plain value") from None
 
 
@@ -282,7 +282,7 @@ def hold(folder: Path) -> None:
         return
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=1)  # somebody asking for the status holds it for a moment
+        lock.acquire(timeout=1)  # `locked` in another process holds it for a moment
     except Timeout:
         raise InputError(f"{folder}: {TAKEN}; wait for it or end it") from None
     _locks[folder] = lock
@@ -295,44 +295,44 @@ def release(folder: Path) -> None:
 
 
 def _leave(folder: Path) -> None:
-    """Release a run that this process began, and mark it as stopped if it was not finished."""
+    """Release a run that this process began, and mark it as stopped unless it is finished."""
     if (folder / "status.json").exists() and status(folder)["state"] == "running":
         _stop(folder)
     release(folder)
 
 
 def _stop(folder: Path, **more: Any) -> None:
-    """Mark a run that ends early; one that had been finished before it was started again is finished still."""
+    """Mark a run as stopped; a run that was finished before this session stays finished."""
     about = _read_status(folder / "status.json")
     stopped = {**about, "state": "stopped", "seconds": taken(about), **more}
     write_json(folder / "status.json", about.get(FINISHED) or stopped)
 
 
 def taken(about: Mapping[str, Any], now: float | None = None) -> float:
-    """Seconds of a run at work on this machine, by its status, until now or another moment of `time.monotonic`."""
+    """Return the seconds of a run on this machine, by its status, until now or until `now` of `time.monotonic`."""
     now, clock = time.monotonic() if now is None else now, about.get("clock")
-    passed = now - clock if isinstance(clock, float) and isinstance(now, float) else 0.0
+    passed = now - clock if isinstance(clock, float) else 0.0
     return max(passed, float(about["seconds"])) if passed < AGES else float(about["seconds"])
 
 
-def _say(run: Run[Settings], state: str, **more: Any) -> None:
+def _write_status(run: Run[Settings], state: str, **more: Any) -> None:
     content = {"state": state, "notebook": run.notebook, "preset": run.preset, "started": run.started, "clock": run.clock}
     place = {"process": os.getpid(), "host": platform.node()}
-    seconds = time.monotonic() - run.clock  # of this session; trainings keep their own
-    if state == "running" and (before := _finished(run.folder)):
-        more[FINISHED] = before
+    seconds = time.monotonic() - run.clock  # of this session; trainings record their own
+    if state == "running" and (earlier := _finished(run.folder)):
+        more[FINISHED] = earlier
     write_json(run.folder / "status.json", {**content, "seconds": seconds, **place, **more})
 
 
-def _own(run: Run[Settings]) -> bool:
-    """Whether the status in a run's folder is that of this process, and so the folder that it began."""
+def _is_current(run: Run[Settings]) -> bool:
+    """Return whether this process wrote the status in the folder; it did not if the folder was removed meanwhile."""
     with suppress(FileNotFoundError):
         return bool(read_json(run.folder / "status.json").get("process") == os.getpid())
     return False
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """The status with which a run was finished, also where it was started again since; None where it never was."""
+    """Return the status with which a run finished, even if it was started again since; None if it never finished."""
     try:
         about = _read_status(folder / "status.json")
     except (FileNotFoundError, InputError):
@@ -341,17 +341,12 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def note_failure(folder: Path, error: str) -> None:
-    """Mark the run in `folder` as failed, where its own process could not."""
+    """Mark the run in `folder` as failed, on behalf of its dead process."""
     write_json(folder / "status.json", {**status(folder), "state": "failed", "error": error})
 
 
-def _until_killed(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The status of a killed run; its seconds end when it last wrote its status or progress."""
-    return {**about, "state": "killed", "seconds": taken(about, progress.clock(folder) or 0.0)}
-
-
 def _watch(run: Run[Settings]) -> None:
-    """Record the error of a failed cell, and the end of a kernel before the run is finished."""
+    """Record the error of a failed cell, and a kernel that ends before the run is finished."""
     atexit.register(lambda: _leave(run.folder) if run.folder in _locks else None)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
@@ -360,43 +355,47 @@ def _watch(run: Run[Settings]) -> None:
     def before_cell(_: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("pre_run_cell", before_cell)
-        elif _own(run) and read_json(run.folder / "status.json")["state"] != "running":  # on again after an error
-            _say(run, "running")
+        elif _is_current(run) and read_json(run.folder / "status.json")["state"] != "running":  # it resumes after an error
+            _write_status(run, "running")
 
     def after_cell(result: Any) -> None:
         if run.folder not in _locks:
             shell.events.unregister("post_run_cell", after_cell)
         elif error := result.error_before_exec or result.error_in_exec:
-            told = f"{type(error).__name__}: {error}"
-            if isinstance(error, KeyboardInterrupt | deadline.OutOfTime) and _own(run):
-                _stop(run.folder, error=told)
+            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt | deadline.OutOfTime) and _is_current(run):
+                _stop(run.folder, error=message)
             else:
-                _say(run, "failed", error=told)
+                _write_status(run, "failed", error=message)
 
     shell.events.register("pre_run_cell", before_cell)
     shell.events.register("post_run_cell", after_cell)
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """The status of the run in `folder`; its state is finished, running, failed, stopped, killed, unknown or not started.
+    """Return the status of a run. Its state is finished, running, failed, stopped, killed, unknown or not started.
 
-    Unknown: it was at work on another machine, whose locks may not show here. Raises InputError where its file is damaged.
+    Unknown means that it ran on another machine, whose locks may be invisible here. A killed run's seconds end with its
+    last progress. Raises InputError if the file is damaged.
     """
     file = folder / "status.json"
     if not file.exists():
         return {"state": "not started"}
     if _read_status(file)["state"] != "running" or _locked(folder):
         return _read_status(file)
-    about = _read_status(file)  # it may have ended well between the two looks
-    if about["state"] == "running" and (host := about.get("host", platform.node())) != platform.node():
-        return {**_until_killed(about, folder), "state": "unknown", "error": f"on {host}, cannot tell from here"}
-    return about.get(FINISHED) or _until_killed(about, folder) if about["state"] == "running" else about
+    about = _read_status(file)  # the run may have finished since the first reading
+    if about["state"] != "running":
+        return about
+    killed = {**about, "state": "killed", "seconds": taken(about, progress.clock(folder) or 0.0)}
+    if (host := about.get("host", platform.node())) != platform.node():
+        return {**killed, "state": "unknown", "error": f"on {host}, cannot tell from here"}
+    return about.get(FINISHED) or killed
 
 
 def _read_status(file: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(file)
-    if not _is_status(about) or not (FINISHED not in about or _is_status(about[FINISHED])):
-        raise InputError(f"{file}: says nothing of the run's state; delete it and start the run again")
+    if not _is_status(about) or (FINISHED in about and not _is_status(about[FINISHED])):
+        raise InputError(f"{file}: not the status of a run; delete it and start the run again")
     return about
 
 
@@ -414,7 +413,7 @@ def _locked(folder: Path) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Describe the machine, the versions and the commit."""
     import torch
 
     from paperlib.runs import distributed
@@ -433,15 +432,15 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    own = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=own, capture_output=True, text=True, check=True, timeout=20
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != own:  # another project's, that this one is installed in
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here:  # inside another project's repository
             return None
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):

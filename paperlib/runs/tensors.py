@@ -1,6 +1,6 @@
-"""Tensors in checksummed files, and what identifies a model, data or settings.
+"""Tensors in checksummed files, and hashes that identify models, data and settings.
 
-Everything the project stores is JSON, text or safetensors: nothing is pickled, so nothing read back can run code.
+The project stores JSON, text and safetensors. Nothing is pickled, so reading a file cannot run code.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description that `write_tensors` stored.
+    """Read the tensors and the description that `write_tensors` stored.
 
-    Raises InputError naming the file when it is not such a file or its checksum does not fit.
+    Raises InputError naming the file when it is not such a file or its checksum does not match.
     """
     header, tensors = _read(path, whole=True)
     if header.get("checksum") != checksum(tensors):
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The description that `write_tensors` stored, without the tensors. Raises InputError when it is not such a file."""
+    """Read the description that `write_tensors` stored. Raises InputError when the file is not readable."""
     return _about(path, _read(path, whole=False)[0])
 
 
@@ -51,7 +51,7 @@ def _read(path: Path, whole: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in (file.keys() if whole else [])}
     except FileNotFoundError:
         raise
-    except Exception as error:  # safetensors raises its own types and, for odd headers, others
+    except Exception as error:  # safetensors raises its own types and, for malformed headers, others
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and start again") from error
 
 
@@ -70,7 +70,7 @@ def _of_text(text: str) -> str:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
+    """Return SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -80,7 +80,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest(model: nn.Module, data: Any, description: Any) -> str:
-    """SHA-256 over a model, an image set's images, labels and depth, and a JSON `description`."""
+    """Return SHA-256 over a model, an image set's images, labels and depth, and a JSON `description`."""
     digest = hashlib.sha256()
     digest.update(json.dumps(description, sort_keys=True).encode())
     digest.update(_content(model).encode())
@@ -94,23 +94,23 @@ def digest(model: nn.Module, data: Any, description: Any) -> str:
 
 
 def _content(model: nn.Module) -> str:
-    """SHA-256 over a model's modules, their plain attributes, weights and all buffers."""
+    """Return SHA-256 over a model's modules, their plain attributes, weights and all buffers."""
     content = hashlib.sha256(repr(model).encode())
     for name, module in model.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
         plain.pop("training", None)
         content.update(json.dumps([name, plain], sort_keys=True).encode())
-    for name, tensor in (*model.state_dict().items(), *model.named_buffers()):  # also those that are not saved
+    for name, tensor in (*model.state_dict().items(), *model.named_buffers()):  # also buffers that state_dict omits
         content.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         content.update(_bytes(tensor))
     return content.hexdigest()
 
 
 def described(value: Any, source: bool = True) -> Any:
-    """A JSON description of an attack, method or settings by content, the same in every process.
+    """Describe an attack, method or settings by content, in JSON that is the same in every process.
 
-    Tensors and models are described by their values, functions and dataclasses by name, held values and, with `source`,
-    the code that they reach (`runs.code`). Raises TypeError for any other type.
+    Tensors and models are described by their values. Functions and dataclasses are described by name, held values and,
+    with `source`, the hash of their code (`runs.code`). Raises TypeError for any other type.
     """
     within = partial(described, source=source)
     code = code_of if source else lambda _: ""

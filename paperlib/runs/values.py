@@ -1,4 +1,4 @@
-"""Text to values, by YAML 1.2: 010 is ten, 1:30 and yes are words. Aliases, which can fill the memory, are not read."""
+"""Text to values by YAML 1.2: 010 is ten; 1:30 and yes are text. Aliases are refused, since they can fill the memory."""
 
 import re
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 
 FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*", re.IGNORECASE)
-LONGEST = 100_000  # characters of one text
+LONGEST = 100_000  # most characters of one text
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which knows YAML 1.1, with the core schema of YAML 1.2 (chapter 10.3)."""
+    """PyYAML's loader with the core schema of YAML 1.2 (chapter 10.3) in place of YAML 1.1."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -18,7 +18,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1
+_Loader.yaml_implicit_resolvers = {}  # removes those of YAML 1.1
 _KINDS = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -39,7 +39,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def load(text: str) -> Any:
-    """The value of a YAML text. Raises ValueError, or yaml.YAMLError, where it has none, or is nested too deeply."""
+    """Parse a YAML text. Raises ValueError or yaml.YAMLError if it is invalid or nested too deeply."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
@@ -49,7 +49,7 @@ def load(text: str) -> Any:
 def read_value(value: Any) -> Any:
     """Convert a string from YAML or papermill to its value: fractions such as "8/255", numbers such as "1e-3", lists.
 
-    What is no value stays text; so does an empty one, since `null` is none. Raises ValueError for texts over LONGEST.
+    Other text is returned unchanged, and so is empty text; `null` gives None. Raises ValueError for texts over LONGEST.
     """
     if isinstance(value, list):
         return [read_value(member) for member in value]
@@ -63,6 +63,6 @@ def read_value(value: Any) -> Any:
         if match := FRACTION.fullmatch(value):
             return float(match[1]) / float(match[2])
         read = load(value)
-    except (yaml.YAMLError, ValueError, ZeroDivisionError):  # values: 1.2.3/4
+    except (yaml.YAMLError, ValueError, ZeroDivisionError):  # ValueError: for example 1.2.3/4
         return value
     return read if isinstance(read, str) else read_value(read)

@@ -1,4 +1,4 @@
-"""Training. It knows no paper: a method gives it a loss, settings say the rest."""
+"""Training: the method supplies the loss, and the settings determine everything else."""
 
 from paperlib.training.devices import backward, computes_in_bf16, draw_from, over_devices
 from paperlib.training.each import build, histories, judge, one_batch, train_each

@@ -1,4 +1,4 @@
-"""What a training step costs, counted and not timed: the same on every machine."""
+"""The cost of a training step in floating-point operations. It is counted, not timed, so it is the same everywhere."""
 
 import copy
 from typing import Any
@@ -11,17 +11,16 @@ from torch.utils.flop_counter import flop_registry
 from paperlib.methods import Batch, Method, Step
 from paperlib.methods.baselines import Standard
 
-# Shares of the training at which a step is counted, the middles of ten parts: attacks and terms come and go.
+# A step is counted in the middle of each tenth of the training, since attacks and loss terms may change during it.
 SHARES = tuple((part + 0.5) / 10 for part in range(10))
 
 
 def relative(method: Method, model: nn.Module, batch: Batch) -> float:
-    """Multiplications of a step of `method` over those of a plain step on the same batch, the mean over a training.
+    """Return the cost of a step of `method` divided by that of a standard training step, averaged over the training.
 
-    Counted are convolutions and matrix products, of passes forward and backward, of the attack, and of second derivatives;
-    elementwise work is not. 1 is plain training. A method that works on some images alone, those that are right say, is
-    counted on this model's: give it the model's own answers as labels for the most that it can take. The model stands for
-    the average of its weights too, where a method asks that. It is not changed.
+    Convolutions and matrix products are counted: forward and backward passes, the attack, and second derivatives.
+    Elementwise operations are not. Some methods work on correctly classified images alone. For their maximal cost, pass
+    the model's predictions as labels. `model` also stands in for the weight average, and is not changed.
     """
     steps = [Step(round(share * 1000), 1000, round(share * 100), averaged=model, epochs=100) for share in SHARES]
     total = sum(flops(method, model, batch, step) for step in steps)
@@ -29,10 +28,10 @@ def relative(method: Method, model: nn.Module, batch: Batch) -> float:
 
 
 def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:
-    """Floating-point operations of one step, loss and gradients."""
+    """Return the floating-point operations of one step: loss and gradients."""
     probe, counter = copy.deepcopy(model).train(), _Counter()  # type: ignore[no-untyped-call]
     for layer in probe.modules():
-        if isinstance(layer, nn.BatchNorm2d):  # one pass must not change what the next finds right
+        if isinstance(layer, nn.BatchNorm2d):  # a pass must not change the predictions of the next one
             layer.momentum = 0.0
     with torch.random.fork_rng(), counter:
         method.loss(probe, batch, step)["total"].backward()
@@ -40,9 +39,9 @@ def flops(method: Method, model: nn.Module, batch: Batch, step: Step) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what PyTorch's own formulas say of each operation.
+    """Sum of the operations by PyTorch's own formulas.
 
-    Its `FlopCounterMode` does the same, but hooks into the graph by module, which `autograd.grad` at a leaf refuses.
+    PyTorch's `FlopCounterMode` adds module hooks to the graph, and then `autograd.grad` at a leaf fails.
     """
 
     total = 0

@@ -27,11 +27,10 @@ def train_each(
     seeds_of: Mapping[str, int] | None = None,
     **changes: Any,
 ) -> dict[str, dict[int, nn.Module]]:
-    """Train a model with each method for each seed of the run: the models by method and seed.
+    """Train a model with each method for each seed of the run. Return the models by method and seed.
 
-    A method named in `seeds_of` is trained with the first so many seeds alone. The network is the one in the settings;
-    `changes` replace settings for these trainings, say `epochs`. `attack` is for validation. What was trained before is
-    read back. See `fit` for the rest.
+    `seeds_of` limits a method to the given number of seeds, the first ones. `changes` replace settings for these
+    trainings, such as `epochs`. `attack` is used for validation. Existing weights are reused; see `fit`.
     """
     settings = run.settings.model_copy(update=changes)
     trained: dict[str, dict[int, nn.Module]] = {name: {} for name in methods}
@@ -44,16 +43,16 @@ def train_each(
 
 
 def judge(run: Run[TrainingSettings], data: Splits, method: Method | None = None) -> nn.Module:
-    """A model of a seed that none of the run's has, trained plainly, or by `method`.
+    """Return an independent model, trained by `method` or standard training, with a seed that the run does not use.
 
-    It says what targeted images look like to a stranger, and its own adversarial images are transferred.
+    It classifies images that other models generate, and is the source of transfer attacks.
     """
     seed = run.settings.seeds[0] + 1000
     return train_each(run, {"judge": method or Standard()}, data, seeds=[seed])["judge"][seed]
 
 
 def build(settings: Any, data: Splits, seed: int) -> nn.Module:
-    """The untrained network that the settings name, for these images; points get a toy's network."""
+    """Build the untrained network named in the settings, for these images; for points, the toy network."""
     if data.train.images.ndim == 2:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -63,10 +62,10 @@ def build(settings: Any, data: Splits, seed: int) -> nn.Module:
 
 
 def one_batch(run: Run[TrainingSettings], data: Splits, averaged: nn.Module | None = None) -> tuple[Batch, Step]:
-    """A batch as `fit` hands it to a method, on the run's device, and a step at the middle of the training.
+    """Return a batch as `fit` passes it to a method, on the run's device, and a step in the middle of the training.
 
-    `averaged` stands for the moving average of the weights, for a method that asks for one. The global generators are
-    seeded, so that a loss of the batch is the same each time. Nothing is trained.
+    `averaged` is the step's moving average of the weights. The global generators are seeded, so the loss of the batch is
+    reproducible. Nothing is trained.
     """
     settings, seed = run.settings, run.settings.seeds[0]
     batches = Batches.of(data.train, settings, seed, run.device)
@@ -77,10 +76,10 @@ def one_batch(run: Run[TrainingSettings], data: Splits, averaged: nn.Module | No
 
 
 def histories(run: Run[TrainingSettings], methods: Collection[str]) -> pd.DataFrame:
-    """One row an epoch of each finished training of the named methods.
+    """Tabulate the epochs of each finished training of the named methods, one row per epoch.
 
-    Columns method, seed, seconds (of the whole training, without validation), epoch, and the epoch's losses and
-    accuracies; NaN where a method has none of that name.
+    The columns are method, seed, seconds (of the whole training, without validation), epoch, losses and accuracies.
+    Missing values are NaN.
     """
     rows = [
         {"method": method, "seed": int(file.parent.name.rpartition("-seed")[2]), "seconds": history["seconds"], **epoch}

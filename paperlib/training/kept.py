@@ -1,4 +1,4 @@
-"""What a training keeps in its folder: checkpoint, history, weights and the recipe that they are of."""
+"""The files in a training's folder: checkpoint, history, weights, and the recipe that produced them."""
 
 import hashlib
 import math
@@ -22,16 +22,16 @@ from paperlib.runs.run import environment, recall
 from paperlib.runs.settings import ANY_RUN, TrainingSettings
 from paperlib.runs.tensors import described, digest, read_about, read_tensors, write_tensors
 
-CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; every epoch ends with one
-DIVERGED = 1e6  # a loss beyond this will not come back
-READ_EVERY = 20  # steps between two readings of the losses, each of which makes a GPU wait for the processor
+CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch; each epoch also ends with one
+DIVERGED = 1e6  # a larger loss does not recover
+READ_EVERY = 20  # steps between two readings of the losses, since each synchronises with the GPU
 RECIPE = "settings, data, method, code or version"
-LOOP = "paperlib.training.loop"  # what trains whatever the method
+LOOP = "paperlib.training.loop"  # the module that trains every method
 WEIGHTS, HISTORY, CHECKPOINT = "weights.safetensors", "history.json", "checkpoint.safetensors"
 
 
 class DivergenceError(RuntimeError):
-    """The loss is no longer a number, or beyond all bounds."""
+    """The loss is NaN or larger than DIVERGED, or its gradient is not finite."""
 
 
 def recipe_of(
@@ -43,14 +43,14 @@ def recipe_of(
     attack: Attack | None,
     device: torch.device | str,
 ) -> str | None:
-    """Everything that the trained weights depend on, as one number: network, method, data, settings, seed, code.
+    """Return a hash of everything that the weights depend on: network, method, data, settings, seed, code.
 
-    None for a method that cannot be described by content; then its training goes by its name alone.
+    Returns None for a method without a description by content; the folder's name alone then identifies its training.
     """
     skipped = {"seeds", "retrain", "sync_batch_norm", *ANY_RUN}
     chosen = {name: getattr(settings, name) for name in TrainingSettings.model_fields if name not in skipped}
     if distributed.world() > 1 and not settings.sync_batch_norm:
-        chosen["devices"] = settings.devices  # each normalises its own part of a batch
+        chosen["devices"] = settings.devices  # batch statistics then depend on how the batch is split
     try:
         parts = [chosen, seed, torch.device(device).type, __version__, code_of(LOOP), described(attack), described(method)]
     except TypeError:
@@ -61,9 +61,9 @@ def recipe_of(
 def asked_of(
     method: Method, data: Splits, settings: TrainingSettings, seed: int, attack: Attack | None
 ) -> dict[str, Any] | None:
-    """What a training asks for in words, which a network of the zoo is found by, and "code", a hash of what computes it.
+    """Describe a training in JSON, as the key of a network in the zoo; "code" is a hash of the code that trains it.
 
-    None where the zoo cannot have it: images or a method that words do not determine.
+    Returns None for a folder of images, points, or a method without a description: the zoo has no networks for them.
     """
     network = {name: getattr(settings, name, None) for name in ("model", "width", "normalisation", "stem_stride")}
     name = str(getattr(settings, "data", "folder:"))
@@ -86,14 +86,14 @@ def asked_of(
 
 
 def recalled(folder: Path, recipe: str | None, asked: dict[str, Any] | None, retrain: bool) -> bool:
-    """Whether `folder` holds what a recipe gave; what it gave in another run or in the zoo is copied here.
+    """Return whether `folder` holds weights of this recipe, copying them from another run or the zoo if needed.
 
-    With `retrain`, nothing is taken that came from the zoo.
+    With `retrain`, weights that came from the zoo are not used.
     """
 
     def read(weights: Path) -> tuple[Path, dict[str, Any]]:
         if weights.parent != folder:
-            read_tensors(weights)  # whole, or it is not taken; its own are read, and so tried, by who asks
+            read_tensors(weights)  # raises for a damaged file; `fit` itself reads the weights in `folder`
         known = read_json(weights.with_name(HISTORY))
         if retrain and "zoo" in known:
             raise InputError(f"{weights} came from the zoo")
@@ -113,7 +113,7 @@ def recalled(folder: Path, recipe: str | None, asked: dict[str, Any] | None, ret
 
 
 def _from_zoo(folder: Path, recipe: str | None, asked: dict[str, Any]) -> bool:
-    """Whether the zoo has what is asked for; it is copied here under this recipe."""
+    """Copy the matching network of the zoo into `folder` under this recipe. Return whether there was one."""
     if (name := zoo.find(asked)) is None:
         return False
     if zoo.card(name)["asked"]["code"] != asked["code"]:
@@ -126,10 +126,10 @@ def _from_zoo(folder: Path, recipe: str | None, asked: dict[str, Any]) -> bool:
 
 
 class Kept:
-    """The state of a training beyond the networks and the optimiser, and the files that it is kept in.
+    """The state of a training beyond the networks and the optimiser, and its files.
 
-    `epoch` and `index` are those of the step to go on with. A checkpoint of the same recipe is read back; one of another
-    recipe is said, and the training begins anew. Only the first process writes.
+    `epoch` and `index` belong to the next step. A checkpoint of the same recipe is restored. For one of another recipe, a
+    message is printed and the training starts from scratch. Only the first process writes.
     """
 
     def __init__(
@@ -146,23 +146,23 @@ class Kept:
         self.networks = {"model": model} | ({"averaged": averaged} if averaged is not model else {})
         self.averaged, self.optimizer = averaged, optimizer
         self.epoch, self.index, self.validation_seconds = 0, 0, 0.0
-        self.sums: dict[str, float] = {}  # of each term over the steps of this epoch
+        self.sums: dict[str, float] = {}  # each loss term, summed over the steps of this epoch
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
-        self.unread: list[tuple[Step, list[str], Tensor]] = []  # of steps since the last reading: terms, gradient's norm
-        self.loss = "–"  # of the last step that was read
+        self.unread: list[tuple[Step, list[str], Tensor]] = []  # steps since the last reading: terms, gradient norm
+        self.loss = "–"  # total loss of the last step that was read, as text
         self.begun = self.saved = time.monotonic()
         self.printed = 0.0
         checkpoint = folder / CHECKPOINT
         begun_before = distributed.rank() == 0 and checkpoint.exists()
         if distributed.agreed(begun_before and read_about(checkpoint).get("recipe", recipe) == recipe):
             self._restore(*read_tensors(checkpoint))
-            distributed.agreed(None)  # nobody removes it before all have read it
+            distributed.agreed(None)  # the first process must not remove it before all have read it
         elif begun_before:
             print(f"{folder.name}: its checkpoint is of another recipe ({RECIPE}); begun anew", flush=True)
 
     def record(self, step: Step, terms: dict[str, Tensor], norm: Tensor, size: int) -> None:
-        """Take down the terms of a step on `size` images, and the gradient's norm; now and then, read and save.
+        """Record the loss terms and gradient norm of a step on `size` images; read and save at intervals.
 
         Raises DivergenceError naming the step, the terms and the last good checkpoint.
         """
@@ -171,19 +171,19 @@ class Kept:
         self.index += 1
         if len(self.unread) == READ_EVERY:
             self.read()
-        over = deadline.near() and distributed.world() == 1  # several would end at different steps
+        over = deadline.near() and distributed.world() == 1  # several processes would end at different steps
         if over or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save()
         if over:
             deadline.check()
 
     def read(self) -> None:
-        """Add what the steps recorded to the sums: one transfer. Raises DivergenceError naming the first bad step."""
+        """Add the recorded steps to the sums, in one transfer. Raises DivergenceError naming the first diverged step."""
         flat = iter(torch.cat([row for *_, row in self.unread]).tolist() if self.unread else [])
         for step, terms, _ in self.unread:
             values = {term: next(flat) for term in terms}
             norm = next(flat)
-            if not abs(values["total"]) < DIVERGED:  # also where it is not a number
+            if not abs(values["total"]) < DIVERGED:  # written so that NaN raises too
                 raise DivergenceError(self._divergence(step, values))
             if not math.isfinite(norm):
                 raise DivergenceError(self._divergence(step, {**values, "gradient's norm": norm}))
@@ -193,9 +193,9 @@ class Kept:
         self.unread.clear()
 
     def end_epoch(self, measured: dict[str, float], validated: float) -> str:
-        """Put an epoch into the history, with what was `measured` in `validated` seconds; what it says, in a line.
+        """Add an epoch, with the values `measured` in `validated` seconds, to the history. Return its line of text.
 
-        Its weights are kept where no epoch before was better.
+        The weights become the best if no earlier epoch scored higher.
         """
         self.read()
         averages = {term: value / self.index for term, value in self.sums.items()}
@@ -207,7 +207,7 @@ class Kept:
         self.validation_seconds += validated
         line = "  ".join(f"{key} {value:.4g}" for key, value in self.history[-1].items())
         now, last = time.monotonic(), self.epoch == self.settings.epochs
-        if last or now - self.saved > 1:  # an epoch of the toy takes less than writing it down
+        if last or now - self.saved > 1:  # writing a checkpoint takes longer than an epoch of the toy data
             self.save()
         if not live() and (last or now - self.printed > 1):
             left = (now - self.begun) / self.epoch * (self.settings.epochs - self.epoch)
@@ -220,7 +220,7 @@ class Kept:
         self.saved = time.monotonic()
         if distributed.rank():
             return
-        self.read()  # nothing of a step that diverged is kept
+        self.read()  # raises before a diverged step is saved
         tensors = {f"best.{key}": value for key, value in self.best.items()}
         for name, network in self.networks.items():
             tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
@@ -234,7 +234,7 @@ class Kept:
         write_tensors(self.folder / CHECKPOINT, tensors, about)
 
     def finish(self) -> nn.Module:
-        """The network in evaluation mode with the weights of the best epoch; weights and history are written."""
+        """Write weights and history. Return the network in evaluation mode with the weights of the best epoch."""
         self.averaged.load_state_dict(self.best)
         if distributed.rank() == 0:
             seconds = time.monotonic() - self.begun - self.validation_seconds
@@ -243,7 +243,7 @@ class Kept:
             write_json(self.folder / HISTORY, known)
             models.save_weights(self.averaged, self.folder / WEIGHTS, {"recipe": self.recipe})
             (self.folder / CHECKPOINT).unlink()
-        distributed.agreed(None)  # who reads these files finds them
+        distributed.agreed(None)  # all processes may read the files from here on
         return self.averaged.eval()
 
     def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ class Kept:
         for key, value in part("optimizer.").items():
             position, name = key.split(".")
             weight = weights[int(position)]
-            # Laid out in memory as the weight is, so that the optimizer takes the same path as before the kill.
+            # With the weight's memory layout, the optimiser takes the same code path as before the interruption.
             same = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value.to(weight.device)
             self.optimizer.state[weight][name] = same
         self.best = part("best.")
@@ -275,7 +275,7 @@ class Kept:
 
 
 def _score(epoch: dict[str, float], settings: TrainingSettings) -> float:
-    """What the epoch is chosen by."""
+    """Return the score by which the best epoch is selected."""
     if settings.selection == "last":
         return epoch["epoch"]
     clean = epoch["clean_accuracy"]

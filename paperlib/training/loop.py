@@ -1,4 +1,4 @@
-"""The training loop. It knows no paper: a method gives it a loss, settings say the rest."""
+"""The training loop: the method supplies the loss, and the settings determine everything else."""
 
 import copy
 import time
@@ -40,15 +40,18 @@ def fit(
 ) -> nn.Module:
     """Train `model` and return it in evaluation mode with the weights of the best epoch.
 
-    The best epoch has the highest score on the validation images: their clean accuracy or, with an `attack`, their robust
-    accuracy or its mean with clean accuracy, as the settings say; they may also ask for the last epoch. `folder` gets
-    weights.safetensors and history.json, one entry an epoch. Order, augmentation and attacks of a step follow from (seed,
-    epoch, step) and the device's rank alone, and a checkpoint holds everything else: a run that was killed at any moment
-    goes on and, on a CPU, ends with the same bits; on another number of devices it goes on with other draws. What was
-    trained by the same recipe, here or in another run, is read back: the recipe is all that the weights depend on. A
-    training of the same name by another recipe is made anew. Raises DivergenceError when the loss is not a number or beyond
-    all bounds, or its gradient not finite, naming the step, the terms and the last good checkpoint, and InputError where
-    batches are too small for the devices.
+    The settings' `selection` defines the best epoch by accuracies on the validation images. Without an `attack`, clean
+    accuracy decides. `folder` receives weights.safetensors and history.json, with one entry per epoch.
+
+    Data order, augmentation and attacks of a step depend on (seed, epoch, step) and process rank alone. The checkpoint
+    holds everything else. So a killed run resumes and, on a CPU, gives bit-identical weights. With another number of
+    devices, the random numbers differ.
+
+    The recipe is a hash of everything that the weights depend on. Weights of the same recipe, from any run, are reused;
+    weights or a checkpoint of another recipe are replaced.
+
+    Raises DivergenceError when the loss is NaN or exceeds `kept.DIVERGED`, or its gradient is not finite. Raises
+    InputError when batches are too small for the number of devices.
     """
     recipe = distributed.agreed(kept.recipe_of(model, method, data, settings, seed, attack, device))
     asked = kept.asked_of(method, data, settings, seed, attack)
@@ -83,7 +86,7 @@ def fit(
                 backward(terms["total"], len(batch.labels), whole)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or float("inf"))
                 optimizer.step()
-                if not settings.sync_batch_norm:  # else they are the same
+                if not settings.sync_batch_norm:  # synchronised buffers are equal already
                     distributed.broadcast(model.buffers())
                 if settings.ema:
                     average(averaged, model, settings.ema if epoch >= averaging_from else 0.0)
@@ -100,9 +103,9 @@ def fit(
 
 @dataclass(frozen=True)
 class Batches:
-    """The training images on their device, and where each batch of an epoch begins."""
+    """The training images on their device, and the index at which each batch of an epoch begins."""
 
-    images: Any  # uint8 N×C×H×W, a tensor or what reads like one
+    images: Any  # uint8 N×C×H×W: a tensor, or streamed images with the same indexing
     labels: Tensor
     depth: Tensor | None
     starts: list[int]
@@ -111,7 +114,7 @@ class Batches:
 
     @classmethod
     def of(cls, data: ImageSet, settings: TrainingSettings, seed: int, device: torch.device | str) -> "Batches":
-        """Raises InputError where a batch has less than two images for each device: batch norm needs them."""
+        """Build the batches. Raises InputError when a device would get fewer than two images of a batch, for batch norm."""
         world, size, count = distributed.world(), settings.batch_size, len(data)
         starts = [start for start in range(0, count, size) if count - start >= 2 * world]
         if not starts or size < 2 * world:
@@ -119,13 +122,13 @@ class Batches:
         return cls(data.images.to(device), data.labels.to(device), data.depth, starts, settings, seed)
 
     def in_epoch(self, epoch: int, first: int) -> Iterator[tuple[int, int, Batch]]:
-        """From the batch `first` on: its index, how many images the whole has, and this process's own part of it."""
+        """Yield, from batch `first` on: its index, the image count of the whole batch, and this process's part of it."""
         s, device = self.settings, self.labels.device
         rank, world = distributed.rank(), distributed.world()
         augment = partial(crop_and_flip, padding=s.crop_padding, fill=s.crop_fill, flip=s.flip)
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(mix(self.seed, epoch, -1)))
         wholes = [order[start : start + s.batch_size] for start in self.starts]
-        there = order.to(device)  # all at once: a copy in each step would wait for the GPU
+        there = order.to(device)  # copied once: a copy in each step would synchronise with the GPU
         for index in range(first, len(self.starts)):
             members, start = wholes[index][rank::world], self.starts[index]
             own = there[start : start + s.batch_size][rank::world]
@@ -138,9 +141,9 @@ class Batches:
 
 @torch.no_grad()
 def validate(model: nn.Module, data: ImageSet, attack: Attack | None, device: Any) -> dict[str, float]:
-    """Clean accuracy, and robust accuracy under the attack if there is one, both in [0,1].
+    """Return clean accuracy and, if an attack is given, robust accuracy, both in [0,1].
 
-    The attack draws from the global generator's seed and a chunk's place; devices share the chunks.
+    The attack's seed is the global generator's seed plus the chunk's position. The chunks are divided among processes.
     """
     together = shareable(data.images, 500)
     seed = torch.initial_seed()

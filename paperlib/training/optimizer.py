@@ -1,4 +1,4 @@
-"""What happens to the weights in a step: optimiser, learning rate, moving average."""
+"""Optimiser, learning-rate schedule, and moving average of the weights."""
 
 import math
 
@@ -11,7 +11,7 @@ from paperlib.runs.settings import TrainingSettings
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """The optimiser that the settings name."""
+    """Build the optimiser named in the settings."""
     weights = list(model.parameters())
     decay, rate = settings.weight_decay, settings.learning_rate
     if settings.optimizer == "sgd":
@@ -22,10 +22,10 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
 
 
 def learning_rate(settings: TrainingSettings, step: Step) -> float:
-    """The learning rate of a step under the settings' schedule.
+    """Return the learning rate of a step under the settings' schedule.
 
-    step: × decay after each milestone, a share of the epochs. cosine: from the full rate to zero. one_cycle: linearly up
-    over the first 30 % of the steps, then as the cosine down to zero.
+    step: × decay after each milestone, a fraction of the epochs. cosine: from the full rate to zero. one_cycle: a linear
+    rise over the first 30 % of the steps, then a cosine decay to zero.
     """
     full = settings.learning_rate
     if settings.schedule == "constant":
@@ -41,7 +41,7 @@ def learning_rate(settings: TrainingSettings, step: Step) -> float:
 
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """averaged ← decay · averaged + (1 − decay) · model, batch-norm statistics too; counters are copied."""
+    """Set averaged ← decay · averaged + (1 − decay) · model, with batch-norm statistics; copy integer counters."""
     pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
     means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
     get_ema_multi_avg_fn(decay)(list(means), list(values), 0)

@@ -1,4 +1,4 @@
-// Tables of class "sortable" sort by a click on a column's head; rows of a table whose id a form.filter names are filtered.
+// A click on a column's head sorts a table of class "sortable". A form.filter filters the rows of the table whose id it names.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
@@ -7,7 +7,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   };
   const compare = (a, b, sign) => {
     const [x, y] = [parseFloat(a), parseFloat(b)];
-    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // what is no number comes last both ways
+    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // text without a number comes last in both directions
     return sign * (Number.isNaN(x) ? a.localeCompare(b) : x - y);
   };
   heads.forEach((head, column) => {
