@@ -1,7 +1,7 @@
-"""What things cost, as ratios within one run: `make bench`, about twenty minutes on two cores.
+"""Benchmarks of computing costs, as ratios within one run: `make bench`, about twenty minutes on two cores.
 
-Writes docs/results/benchmarks.json and benchmarks.md. Timings are medians of interleaved repeats, so that a machine that
-slows down slows all of them. `python -m benchmarks NAME…` runs some of them and keeps the others' results.
+Writes docs/results/benchmarks.json and benchmarks.md. Timings are medians of interleaved repeats, so that a change of the
+machine's speed affects all of them. `python -m benchmarks NAME…` runs some benchmarks and keeps the results of the others.
 """
 
 import inspect
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 
 def timed(work: dict[str, Callable[[], object]], repeats: int) -> list[Row]:
-    """The median seconds of each piece of work, timed turn and turn about after one warm-up."""
+    """Return the median seconds of each piece of work, in interleaved repeats after one warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, call in work.items():
@@ -55,7 +55,7 @@ def timed(work: dict[str, Callable[[], object]], repeats: int) -> list[Row]:
 
 
 def compare(work: dict[str, Callable[[], object]], images: int, repeats: int = REPEATS) -> list[Row]:
-    """Images a second of each piece of work and its ratio to the first, timed turn and turn about after one warm-up."""
+    """Return images per second of each piece of work and its ratio to the first, timed by `timed`."""
     rates = {row["what"]: images / row["seconds"] for row in timed(work, repeats)}
     first = next(iter(rates.values()))
     return [{"what": name, "img/s": round(rate, 1), "ratio": round(rate / first, 2)} for name, rate in rates.items()]
@@ -66,7 +66,7 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def with_pytorchs_batch_norm(model: nn.Module) -> nn.Module:
-    """The same network with `torch.nn.BatchNorm2d` in place of ours."""
+    """Replace our batch norm in the network by `torch.nn.BatchNorm2d`."""
     for name, child in list(model.named_children()):
         if isinstance(child, BatchNorm2d):
             plain = nn.BatchNorm2d(child.num_features)
@@ -84,7 +84,7 @@ def batch() -> Batch:
 
 
 def step(method: Any, model: nn.Module, data: Batch, bf16: bool) -> Callable[[], None]:
-    """One training step without the optimizer's."""
+    """Return a function that makes one training step without the optimiser's update."""
 
     def run() -> None:
         model.zero_grad()
@@ -107,16 +107,16 @@ def pag_of(classes: int | None) -> pag.PAG:
 
 
 def pgd_evaluation() -> list[Row]:
-    """PGD-20 (cross-entropy, ε = 4/255) on 500 scenes and two networks of the zoo: foolbox, and `evaluate`.
+    """PGD-20 (cross-entropy, ε = 4/255) on 500 scenes and two networks of the zoo, by foolbox and by `evaluate`.
 
-    `left` is the accuracy under attack, in percent. With `best`, an image leaves the batch once it is fooled.
+    `left` is the accuracy under attack in percent. With `best`, an image leaves the batch once it is fooled.
     """
     data, networks = load_test("scenes", 500), {"plain": "scenes/study_other_0-seed0", "PGD-AT": "scenes/pgd_at-seed0"}
     return [{"network": kind, **row} for kind, name in networks.items() for row in _pgd_20(zoo.load(name), data, 4 / 255)]
 
 
 def _pgd_20(model: nn.Module, data: ImageSet, eps: float) -> list[Row]:
-    os.environ["GIT_PYTHON_REFRESH"] = "quiet"  # foolbox looks for a git binary when it is imported
+    os.environ["GIT_PYTHON_REFRESH"] = "quiet"  # foolbox looks for a git binary at import
     import foolbox
 
     ours = partial(pgd, eps=eps, norm="linf", steps=20, step_size=eps / 8)
@@ -139,9 +139,9 @@ def _pgd_20(model: nn.Module, data: ImageSet, eps: float) -> list[Row]:
 
 
 def engines() -> list[Row]:
-    """AutoAttack on 20 images of 32 px and a small network, small_cnn of width 8 with random weights: the original, ours.
+    """The original AutoAttack and ours on 20 images of 32 px and a small_cnn of width 8 with random weights.
 
-    No image is fooled (`left` counts those that are not), so that each part does all of its work.
+    No image is fooled (`left` counts the images that are not fooled), so each part does all of its work.
     """
     model = models.build("small_cnn", classes=4, channels=3, width=8, seed=0, stem_stride=2).eval()
     images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -165,7 +165,7 @@ def engines() -> list[Row]:
 
 
 def methods() -> list[Row]:
-    """A training step of each method: single precision, with channels last, and bfloat16 with channels last."""
+    """A training step of each method in single precision, with channels last, and in bfloat16 with channels last."""
     trained = partial(pgd, eps=8 / 255, norm="linf", steps=7, step_size=2 / 255)
     kinds = {
         "plain": Standard(),
@@ -187,8 +187,8 @@ def methods() -> list[Row]:
     return compare(work, BATCH, 3)
 
 
-# What each method has to do at least, in units of B images: (kind of pass, images, how often), for ten attack steps and all
-# images right, which is when DICAR costs most.
+# The passes that each method needs at least: (kind of pass, images in units of B, how often). They are for ten attack steps
+# and correctly classified images, for which DICAR costs most.
 Pass = tuple[str, int, int]
 LEAST: dict[str, list[Pass]] = {
     "PGD-AT": [("attack", 1, 10), ("train", 1, 1)],
@@ -202,7 +202,7 @@ LEAST: dict[str, list[Pass]] = {
 
 
 def steps_against_least(names: list[str], width: int, size: int, repeats: int) -> list[Row]:
-    """Each method's step and the sum of the passes that it cannot do without, both in plain training steps of B images."""
+    """Time each method's step and the sum of the passes that it needs, both in plain training steps of B images."""
     eps = 8 / 255
     attack = partial(pgd, eps=eps, norm="linf", steps=10, step_size=eps / 4)
     near = partial(attack, start_deviation=0.001)
@@ -215,7 +215,7 @@ def steps_against_least(names: list[str], width: int, size: int, repeats: int) -
     def made() -> nn.Module:
         model = models.build("resnet18", classes=10, channels=3, width=width, seed=0).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            model.linear.bias[0] = 100.0  # every image is right, clean and attacked
+            model.linear.bias[0] = 100.0  # every image is classified correctly, clean and attacked
         return model.train()
 
     images = torch.rand(6 * size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -274,18 +274,18 @@ def steps_against_least(names: list[str], width: int, size: int, repeats: int) -
 def adversarial_methods() -> list[Row]:
     """A step of each adversarial method (B = 64, ten attack steps) beside the passes that it needs at least.
 
-    These are timed one by one and added up; below zero is their overhead, and noise.
+    The passes are timed separately and added, so their overhead and noise can make the difference negative.
     """
     return steps_against_least(list(LEAST), WIDTH, BATCH, 3)
 
 
 def raat_at_full_width() -> list[Row]:
-    """The same for RAAT at width 64 and B = 128, the paper's batch."""
+    """The same comparison for RAAT at width 64 and B = 128, the paper's batch size."""
     return steps_against_least(["RAAT"], 64, 128, 1)
 
 
 class PlainWay(pag.PAG):
-    """Equation 1 as one would write it down: a forward pass for each class."""
+    """Equation 1 in the simplest form: a forward pass for each class."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         total = F.cross_entropy(model(batch.images).float(), batch.labels)
@@ -299,7 +299,7 @@ class PlainWay(pag.PAG):
 
 
 class Batched(pag.PAG):
-    """All ten vector-Jacobian products in one call, vectorised by torch.vmap."""
+    """Equation 1 with all ten vector-Jacobian products in one call, vectorised by torch.vmap."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         x = batch.images.detach().requires_grad_(True)
@@ -314,7 +314,7 @@ class Batched(pag.PAG):
 
 
 def ten_gradients() -> list[Row]:
-    """PAG with all ten classes: ways to the same gradients, and how far each way's weight gradient is from the first's."""
+    """PAG with all ten classes, computed in several ways, with each way's relative error of the weights' gradient."""
     targets = partial(pag.toward, means())
     ways: dict[str, tuple[pag.PAG, nn.Module, bool]] = {
         "a forward pass a class, PyTorch's batch norm": (
@@ -343,7 +343,7 @@ def ten_gradients() -> list[Row]:
         slope = torch.cat([weight.grad.flatten() for weight in model.parameters()])  # type: ignore[union-attr]
         reference = slope if reference is None else reference
         error = float((slope - reference).norm() / reference.norm())
-        # Another order of summation moves activations across ReLU's kink, and bfloat16 more of them: that is not checked.
+        # Channels last and bfloat16 are not checked: other rounding moves activations across ReLU's kink.
         assert error < 1e-3 or "channels last" in name, f"{name}: the gradient is off by {error:.2g}"
         errors.append(f"{error:.1g}")
     work: dict[str, Callable[[], object]] = {name: step(*parts[:2], batch(), parts[2]) for name, parts in ways.items()}
@@ -352,7 +352,7 @@ def ten_gradients() -> list[Row]:
 
 
 def one_gradient() -> list[Row]:
-    """PAG with one class a step, bfloat16 and channels last: what our batch norm brings there."""
+    """PAG with one class per step, bfloat16 and channels last: PyTorch's batch norm and ours."""
     theirs = with_pytorchs_batch_norm(network()).to(memory_format=torch.channels_last)
     ours = network().to(memory_format=torch.channels_last)
     return compare(
@@ -365,9 +365,9 @@ def one_gradient() -> list[Row]:
 
 
 def sampled_classes() -> list[Row]:
-    """What K does to the result: Class Mean, λ = 0.1, on 1,500 scenes, ResNet-18 of width 8, five epochs; one seed.
+    """The effect of K on the result: Class Mean, λ = 0.1, on 1,500 scenes, ResNet-18 of width 8, five epochs; one seed.
 
-    So short a training leaves the plain network hardly trained, and none robust: it is K that is compared.
+    The training is so short that the plain network has learnt little and no network is robust; only K is compared.
     """
     data = load("scenes", train_images=1500, validation_images=200, test_images=500)
     settings = TrainingSettings.model_validate(
@@ -402,9 +402,9 @@ def _outcome(method: Any, data: Splits, settings: TrainingSettings) -> Row:
 
 
 def alignment() -> list[Row]:
-    """What DAAT's attention costs in the pass that the loss needs anyway, forward and backward, beside the loss alone.
+    """The cost of DAAT's attention in the forward and backward pass of the loss, beside the loss alone.
 
-    Images a second, and what is kept for the backward pass. A step of training has the attack's passes besides, without it.
+    The table has images per second and the memory kept for the backward pass. The attack's passes have no attention.
     """
     rows = []
     for name, size, width, count, repeats in (("vit_conv", 64, 96, BATCH, REPEATS), ("vit14", 224, 768, 2, 2)):
@@ -436,7 +436,7 @@ def _pass(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor) ->
 
 
 def _kept(call: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """Bytes of the tensors that a forward pass keeps for the backward pass, each memory counted once, without weights."""
+    """Return the bytes that a forward pass keeps for the backward pass, without weights; shared memory counts once."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -455,7 +455,7 @@ def _kept(call: Callable[[Tensor], Tensor], images: Tensor) -> int:
 
 
 def memory() -> list[Row]:
-    """Training steps in a process of its own, as Python starts it, and with the environment that the command line gives."""
+    """Training steps in a separate process, in Python's default environment and in that of paperlib's command line."""
     from paperlib.cli import KEEP_MEMORY
 
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -495,13 +495,13 @@ print(12 * 64 / (time.perf_counter() - begun))
 
 
 def rendering() -> list[Row]:
-    """Scenes of both sizes, with shadow, depth and mask."""
+    """Rendering scenes of both sizes, with shadow, depth and mask."""
     small = compare({"scenes, 32 px": lambda: scenes.render(0, np.arange(500), 32)}, 500, 3)
     return small + compare({"scenes, 64 px": lambda: scenes.render(0, np.arange(200), 64)}, 200, 2)
 
 
 def reading() -> list[Row]:
-    """60,000 JPEGs of 32 px in folders: the first time, and from the cache."""
+    """Reading 60,000 JPEGs of 32 px from folders, the first time and from the cache."""
     rows = []
     with tempfile.TemporaryDirectory() as place:
         random = np.random.default_rng(0)
@@ -529,9 +529,9 @@ def reading() -> list[Row]:
 
 
 def many_runs() -> list[Row]:
-    """`paperlib status` and `report` over 200 runs, which are copies of the finished ones that are here.
+    """`paperlib status` and `report` over 200 runs, which are copies of the finished runs on this machine.
 
-    CPU seconds of whole commands, the least of three; measured beside two other processes, which make them more.
+    CPU seconds of whole commands, the least of three. Two other processes ran at the same time and increased them.
     """
     finished = [run["folder"] for run in overview.runs() if run["status"]["state"] == "finished"]
     if not finished:
@@ -552,7 +552,7 @@ def many_runs() -> list[Row]:
 
 
 def _cpu_seconds(place: Path, command: str) -> float:
-    """Of a command of paperlib in the project folder `place`."""
+    """Return the CPU seconds of a paperlib command in the project folder `place`."""
 
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,12 +1,12 @@
-"""How often the audit errs: planted defences and honest networks, half of which set its thresholds.
+"""The audit's error rates on planted defences and honest networks, half of which set its thresholds.
 
-    python -m benchmarks.calibration            # audits what is not there yet, a line of JSON each, then writes the tables
-    python -m benchmarks.calibration tables     # of what is there
+    python -m benchmarks.calibration            # audits all missing cases, a line of JSON each, then writes the tables
+    python -m benchmarks.calibration tables     # writes the tables of the cases that exist
 
-The truth of a case is the lowest accuracy that is known: by an adaptive attack on a stand-in whose gradient leads somewhere
-(`defences`), and by the audit. "Masked" is where PGD-20 leaves MASKED more. Defences are halved by kind and honest networks
-one by one, by a seed; the thresholds saw the first half alone. Cases are kept in runs/calibration/cases.jsonl, and not made
-again; what another version of the probes found there is to be deleted. It takes an hour of one idle core.
+The truth of a case is the lowest known accuracy, by an adaptive attack on a stand-in with a useful gradient (`defences`) or
+by the audit. A case is "masked" if PGD-20 leaves at least MASKED more. A seed splits defences by kind and honest networks
+individually into two halves; only the first half set the thresholds. Cases are kept in runs/calibration/cases.jsonl and not
+repeated; delete the file after a change of the probes. A whole run takes an hour of one idle core.
 """
 
 import json
@@ -33,8 +33,8 @@ from paperlib.runs.files import root, write_text
 
 FILE = root() / "runs" / "calibration" / "cases.jsonl"
 IMAGES = 120
-MASKED = 0.1  # of accuracy that PGD-20 leaves too many
-EPS = 4 / 255  # that the networks of the zoo are trained at
+MASKED = 0.1  # least excess of PGD-20's accuracy over the truth that counts as masked
+EPS = 4 / 255  # training ε of the zoo's networks
 SEED = 0
 Build = Callable[[], tuple[nn.Module, nn.Module | None]]  # the network and its stand-in
 Case = tuple[str, str, str, Norm, float, Build]  # kind, base, data, norm, ε
@@ -69,7 +69,7 @@ def trained(
     smoothing: float = 0.0,
     mse: bool = False,
 ) -> nn.Module:
-    """Adam on batches of 64 scenes of four classes, adversarial of radius `attack` by PGD with two steps, or by FGSM."""
+    """Train with Adam on batches of 64 scenes of four classes, attacked at radius `attack` by two-step PGD or by FGSM."""
     torch.manual_seed(SEED)
     data, optimizer = train_set(), torch.optim.Adam(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
@@ -91,7 +91,7 @@ def trained(
 
 
 class Winners(nn.Module):
-    """The largest tenth of a layer's values, the others zero (Xiao et al. 2020, k-winners-take-all)."""
+    """k-winners-take-all (Xiao et al. 2020): keeps the largest tenth of a layer's values and sets the others to zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -103,11 +103,10 @@ def convolutions(
     activation: Callable[[], nn.Module] = nn.ReLU,
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     pool: Callable[[], nn.Module] = lambda: nn.AdaptiveAvgPool2d(1),
-    width: int = 8,
 ) -> nn.Sequential:
     torch.manual_seed(SEED)
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((3, width, 2), (width, 2 * width, 1), (2 * width, 4 * width, 2)):
+    for inputs, outputs, stride in ((3, 8, 2), (8, 16, 1), (16, 32, 2)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), norm(outputs), activation()]
     return nn.Sequential(*layers, pool(), nn.Flatten(), nn.LazyLinear(4)).train()
 
@@ -129,7 +128,7 @@ class Half(nn.Module):
 
 
 def planted() -> Iterator[Case]:
-    """Each defence on a plain and on a robust network; a few more on a second robust one; and networks trained so."""
+    """Yield each defence on a plain and on a robust network, and networks that training itself makes masked."""
     for number, (kind, defend) in enumerate(DEFENCES.items()):
         bases = [PLAIN[number % 2], ROBUST[number % 4]]
         for base in bases:
@@ -195,7 +194,10 @@ def honest() -> Iterator[Case]:
 
 
 def truth(model: nn.Module, stand_in: nn.Module | None, data: ImageSet, eps: float, norm: Norm, calls: int) -> Tensor:
-    """Who falls to an adaptive attack: 40 steps on the stand-in, on two losses; without a stand-in, averaged and Square."""
+    """Return which images an adaptive attack fools: 40 steps on the stand-in with two losses.
+
+    Without a stand-in, it follows averaged gradients and adds Square.
+    """
     images, labels = as_float(data.images), data.labels
     model = probes.Connected(model)
     followed = stand_in or probes.Averaged(model, eps / 4, norm)
@@ -245,7 +247,7 @@ def measured(case: Case, hidden: bool) -> dict[str, Any]:
 
 
 def everything() -> list[tuple[Case, bool]]:
-    """All cases in an order by the seed, so that the first ones are of every sort."""
+    """Return all cases in a random order, so that the first cases are of all kinds."""
     cases = [*((case, True) for case in planted()), *((case, False) for case in honest())]
     return [cases[number] for number in np.random.default_rng(SEED).permutation(len(cases))]
 
@@ -262,7 +264,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def sort(row: pd.Series) -> str:
-    """What a case truly is."""
+    """Return the true kind of a case."""
     if row["verdict"] == "not told" and np.isnan(row["PGD-20"]):
         return "at chance"
     if row["PGD-20"] - row["truth"] >= MASKED:
@@ -271,7 +273,7 @@ def sort(row: pd.Series) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """By the thresholds of today, on figures that may have been found under others."""
+    """Return the verdict by the current thresholds on stored figures."""
     if "figures" not in row:
         return str(row["verdict"])
     checks = audit.signs_of({name: Figure(*figure) for name, figure in row["figures"].items()})
@@ -284,7 +286,7 @@ def signs(row: dict[str, Any]) -> str:
 
 
 def set_on() -> set[Any]:
-    """The half that the thresholds were set on: kinds of defences, and kind and base of honest networks."""
+    """Return the half that set the thresholds: kinds of defences, and kind and base of honest networks."""
     cases, draw = everything(), np.random.default_rng(SEED)
     kinds = sorted({case[0] for case, hidden in cases if hidden})
     alone = sorted({case[:2] for case, hidden in cases if not hidden})
@@ -307,7 +309,7 @@ def table() -> pd.DataFrame:
 
 
 def rates(cases: pd.DataFrame) -> pd.DataFrame:
-    """How often the audit told of what is there: shares with 95 % intervals, which take the cases as independent."""
+    """Return the share of cases that the audit flags, by half and truth, with 95 % intervals for independent cases."""
     lines = []
     for (half, truly), part in cases.groupby(["half", "truly"], sort=True):
         told = int(part["verdict"].isin(["masked", "suspicious"]).sum())

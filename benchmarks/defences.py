@@ -1,8 +1,8 @@
 """Defences that hide the gradient, planted on trained classifiers of images N×C×H×W in [0,1], each with a way around it.
 
-Each function of DEFENCES takes a network and another one, and returns the defended network and a stand-in for it: a
-network whose gradient the adaptive attack follows (BPDA), where the defended one is random or rough over several draws.
-They are of the kinds that Athalye, Carlini & Wagner (2018) and Tramèr et al. (2020) found in published defences.
+Each function of DEFENCES takes a network and a second network. It returns the defended network and a stand-in for it, whose
+gradient the adaptive attack follows (BPDA), averaged over several draws if the stand-in is random. The defences are of the
+kinds that Athalye, Carlini & Wagner (2018) and Tramèr et al. (2020) found in published defences.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Pair = tuple[nn.Module, nn.Module]
 
 
 class Planted(nn.Module):
-    """A model behind a change of its input, and before one of its logits."""
+    """A model with a function before its input and a function after its logits."""
 
     def __init__(self, model: nn.Module, before: Before | None = None, after: After | None = None) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Planted(nn.Module):
 
 
 class Backward(torch.autograd.Function):
-    """The first value forward, the gradient of the second backward, changed by a function: no `detach` to pass through."""
+    """The first value forward, and backward the changed gradient of the second: it contains no `detach` to bypass."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, other: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -49,7 +49,7 @@ def backward(value: Tensor, other: Tensor, change: Callable[[Tensor], Tensor] = 
 
 
 def without(function: Before) -> Before:
-    """The function without a gradient, hidden from whatever lets gradients through."""
+    """Return the function without a gradient, in a form that a bypass of `detach` does not find."""
 
     def through(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -59,7 +59,7 @@ def without(function: Before) -> Before:
 
 
 def straight(function: Before) -> Before:
-    """The function with the identity's gradient."""
+    """Return the function with the identity's gradient."""
     return lambda x: backward(without(function)(x), x)
 
 
@@ -91,7 +91,7 @@ def jpeg(quality: int) -> Before:
 
 
 def resized(x: Tensor) -> Tensor:
-    """Resized to a random size, and padded at a random place."""
+    """Resize images to a random size and pad them at a random place."""
     size = x.shape[-1]
     small = int(torch.randint(size * 3 // 4, size, ()))
     left, top = (int(torch.randint(size - small + 1, ())) for _ in range(2))
@@ -105,7 +105,7 @@ def shifted(x: Tensor) -> Tensor:
 
 
 def deflected(x: Tensor) -> Tensor:
-    """A fifth of the pixels replaced by a neighbour (Prakash et al. 2018)."""
+    """Replace a fifth of the pixels by a neighbour (Prakash et al. 2018)."""
     place = torch.rand_like(x[:, :1]) < 0.2
     return torch.where(place, torch.roll(x, (int(torch.randint(-2, 3, ())), int(torch.randint(-2, 3, ()))), (2, 3)), x)
 
@@ -115,7 +115,7 @@ def noisy(deviation: float) -> Before:
 
 
 def hashed_noise(deviation: float) -> Before:
-    """Noise that is a hash of the image."""
+    """Return a function that adds noise seeded by a hash of the image."""
 
     def through(x: Tensor) -> Tensor:
         drawn = []
@@ -134,38 +134,38 @@ def wave(height: float, frequency: float) -> Before:
 # Defended networks, and their stand-ins ------------------------------------------------------------------------------
 
 
-def preprocessed(before: Before, differentiable: Before | None = None, after: After | None = None) -> Callable[..., Pair]:
-    """A change of the image; its stand-in is without it, or has a differentiable one."""
-    return lambda model, other: (Planted(model, before, after), Planted(model, differentiable))
+def preprocessed(before: Before, differentiable: Before | None = None) -> Callable[..., Pair]:
+    """Return a defence that changes the image; its stand-in has no change or a differentiable one."""
+    return lambda model, other: (Planted(model, before), Planted(model, differentiable))
 
 
 def answered(after: After) -> Callable[..., Pair]:
-    """A change of the logits that keeps the answer; the stand-in is without it."""
+    """Return a defence that changes the logits but not the prediction; the stand-in is the network."""
     return lambda model, other: (Planted(model, after=after), model)
 
 
 def changed_gradient(change: Callable[[Tensor], Tensor]) -> Callable[..., Pair]:
-    """The image's gradient is changed on its way back."""
+    """Return a defence that changes the image's gradient in the backward pass."""
     return lambda model, other: (Planted(model, lambda x: backward(x.detach(), x, change)), model)
 
 
 def foreign(model: nn.Module, other: nn.Module) -> Pair:
-    """The gradient of another network in the backward pass."""
+    """Return a network with the gradient of another network in the backward pass."""
     return Planted(model, after=lambda logits, x: backward(logits.detach(), other(x))), model
 
 
-def foreign_linear(model: nn.Module, other: nn.Module, size: float = 1e-3) -> Pair:
-    """Logits of a detached image, and a faint random linear map of the image, which alone has a gradient."""
+def foreign_linear(model: nn.Module, other: nn.Module) -> Pair:
+    """Return a network with logits of the detached image plus a faint random linear map, the only source of a gradient."""
 
     def added(logits: Tensor, x: Tensor) -> Tensor:
         drawn = torch.randn(logits.shape[1], x[0].numel(), generator=torch.Generator().manual_seed(0))
-        return logits + size * x.flatten(1) @ (drawn / x[0].numel() ** 0.5).to(x).T
+        return logits + 1e-3 * x.flatten(1) @ (drawn / x[0].numel() ** 0.5).to(x).T
 
     return Planted(model, Tensor.detach, added), model
 
 
 class Detached(nn.Module):
-    """A sequential network of whose channels behind its first convolution one of eight passes a gradient."""
+    """A sequential network in which only one of eight channels after the first convolution passes a gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -185,12 +185,12 @@ def channels_detached(model: nn.Module, other: nn.Module) -> Pair:
 
 
 def colours_detached(model: nn.Module, other: nn.Module) -> Pair:
-    """Two of three colours pass no gradient."""
+    """Return a network in which two of the three colours pass no gradient."""
     return Planted(model, lambda x: torch.cat([x[:, :1], without(torch.clone)(x[:, 1:])], 1)), model
 
 
 class Several(nn.Module):
-    """One of two networks at each call, at random, or their mean."""
+    """The mean of two networks, or at each call one of them at random."""
 
     def __init__(self, model: nn.Module, other: nn.Module, mean: bool) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def picked(model: nn.Module, other: nn.Module) -> Pair:
 
 
 class Copies(nn.Module):
-    """Noisy copies' logits, probabilities or votes, averaged."""
+    """The mean of the logits or votes on noisy copies of the image."""
 
     def __init__(self, model: nn.Module, deviation: float, count: int, votes: bool = False) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def mean_of_copies(model: nn.Module, other: nn.Module) -> Pair:
 
 
 class Dropped(nn.Module):
-    """A sequential network with dropout behind its first convolution, at test time, too."""
+    """A sequential network with dropout after its first convolution, also at test time."""
 
     def __init__(self, model: nn.Module, share: float) -> None:
         super().__init__()
@@ -253,12 +253,12 @@ def one_hot(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def plateau(logits: Tensor, x: Tensor) -> Tensor:
-    """The margin saturates: there is hardly a gradient away from the boundary."""
+    """Saturate the margin, so that there is hardly a gradient away from the boundary."""
     return torch.tanh(5 * (logits - logits.amax(1, keepdim=True))) + 1e-6 * logits
 
 
 def mask(gradient: Tensor) -> Tensor:
-    """A tenth of the pixels."""
+    """Keep the gradient of a tenth of the pixels."""
     kept = torch.rand(gradient.shape[1:], generator=torch.Generator().manual_seed(0)) < 0.1
     return gradient * kept.to(gradient)
 

@@ -1,11 +1,11 @@
-"""Whether our AutoAttack leaves the same images robust as the original, and the time of both.
+"""A comparison of our AutoAttack with the original: the images that stay robust, and the time of both.
 
-    python -m benchmarks.outcomes            # what is not there yet, a line of JSON a batch, then writes the table
-    python -m benchmarks.outcomes table      # of what is there
+    python -m benchmarks.outcomes            # attacks all missing batches, a line of JSON each, then writes the table
+    python -m benchmarks.outcomes table      # writes the table of the batches that exist
 
-Three networks for rendered scenes, plain, by PGD-AT and by TRADES, 1,000 test images each, ε = 4/255 in L∞. An image on
-which the two differ is attacked by the original with five other seeds: it changes with its seed if one of them answers
-otherwise. It has not been run yet. Batches are kept in runs/outcomes/batches.jsonl.
+Three networks for rendered scenes (plain, PGD-AT and TRADES) are attacked on 1,000 test images each, ε = 4/255 in L∞. The
+original attacks images with different outcomes again with five other seeds. If one outcome differs, the image depends on
+the original's seed. Batches are kept in runs/outcomes/batches.jsonl. This benchmark has not been run yet.
 """
 
 import json
@@ -28,12 +28,12 @@ FOLDER = root() / "runs" / "outcomes"
 RESULT = root() / "docs" / "results" / "autoattack"
 NETWORKS = {"plain": None, "PGD-AT": "scenes/pgd_at-seed0", "TRADES": "scenes/trades-seed0"}
 IMAGES, BATCH, EPS = 1000, 500, 4 / 255
-SEEDS = range(1, 6)  # of the original, where the two differ
+SEEDS = range(1, 6)  # further seeds of the original, for images with different outcomes
 Engine = Literal["own", "original"]
 
 
 def network(name: str | None) -> nn.Module:
-    """A network of the zoo, or one with plain training at the same protocol."""
+    """Load a network of the zoo, or train one plainly under the same protocol."""
     if name is not None:
         return zoo.load(name)
     settings = studies.resolve("raat_boundary", "laptop")
@@ -44,7 +44,7 @@ def network(name: str | None) -> nn.Module:
 
 
 def robust(model: nn.Module, images: Tensor, labels: Tensor, engine: Engine, seed: int = 0) -> Tensor:
-    """Which images are right and stay right: bool N."""
+    """Return which images are classified correctly without and under attack: bool N."""
     torch.manual_seed(seed)
     found = autoattack(model, images, labels, eps=EPS, norm="linf", engine=engine)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def robust(model: nn.Module, images: Tensor, labels: Tensor, engine: Engine, see
 
 
 def batch(model: nn.Module, data: ImageSet, turn: int) -> dict[str, Any]:
-    """Both engines on one batch, the first of them in turn, and the original's other seeds where they differ."""
+    """Attack one batch by both engines in alternating order, and where they differ by the original with other seeds."""
     images, labels = as_float(data.images), data.labels
     left, seconds = {}, {}
     engines: list[Engine] = ["own", "original"]
@@ -75,7 +75,7 @@ def batch(model: nn.Module, data: ImageSet, turn: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a network: images, clean and robust by either engine, differences of either kind, seconds and their ratio."""
+    """Return one row per network: images, clean and robust by each engine, differences, seconds and their ratio."""
     found = []
     for name in dict.fromkeys(row["network"] for row in rows):
         mine = [row for row in rows if row["network"] == name]

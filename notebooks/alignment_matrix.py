@@ -9,41 +9,42 @@
 # %% [markdown]
 # # Does alignment tell how robust a model is? Every defence under one protocol
 #
-# Four papers say that alignment makes a classifier robust: of gradients, outputs or attention with something meaningful.
-# Each has its own data, attacks and measures. Here their defences and baselines are trained on the same data, with the same
-# network, schedule and attack. They are trained once more with the same *compute*. Every model meets every attack, and
-# every alignment is measured on every model, whoever it was trained for.
+# Four papers say that a classifier becomes robust if its gradients, outputs or attention align with something meaningful.
+# Each paper has its own data, attacks and measures. Here all defences and baselines are trained on the same data, with the
+# same network, schedule and attack, and once more with the same *compute*. Every model is attacked by every attack, and
+# every alignment is measured on every model.
 #
-# Some defences are simplified. DAAT is without its feature alignment, and a convolutional network's attention is the
-# activations of one layer. RIGD distils the gradients of this run's own PGD-AT. Of RAAT# and its baseline WA, the framework
-# is the moving average of the weights alone.
+# Some defences are simplified. DAAT lacks its feature alignment, and a convolutional network's attention is the activation
+# of one layer. RIGD distils the gradients of this run's own PGD-AT. RAAT# and its baseline WA use only the moving average of
+# the weights from their framework.
 #
-# Then the question: **which measure of alignment tells how much accuracy AutoAttack leaves? Does any tell more than the
-# size of the gradient already does?**
+# The question: **which measure of alignment predicts the accuracy under AutoAttack, and does any predict more than the size
+# of the gradient does?**
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 #
-# `combinations`, which no paper tried, map a name to a base and what is added to it. Add your own:
+# `combinations`, which no paper tried, map a name to a base method and the terms that are added to it. Add your own:
 # `combinations = {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}`.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · tiny_imagenet · folder:PATH
-seeds: list = [0]  # one training with each defence for each seed
-norm: str = "linf"  # linf · l2, of the attacks
-defences: list = ["standard", "gradient_penalty", "class_mean", "first", "pgd_at", "raat", "daat"]  # all: preset paper
-combinations: dict = {}  # name: base, and weights of the terms added, say {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}
-equal_compute: str = None  # the defence whose compute all others get once more; "null": none
+seeds: list = [0]  # one training with each defence per seed
+norm: str = "linf"  # norm of the attacks: linf · l2
+defences: list = ["standard", "gradient_penalty", "class_mean", "first", "pgd_at", "raat", "daat"]  # the preset paper has all
+combinations: dict = {}  # name: base and weights of the added terms, for example {"pag_raat": {"base": "raat", "add": {"class_mean": 0.1}}}
+equal_compute: str = None  # train all again with the compute of this defence; "null": do not
 eta: float = 0.1  # η of RAAT
-train_steps: int = 3  # of the attack in training
-epochs: int = 10  # of each training
-train_images: int = 1200  # "null": all
-eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
+train_steps: int = 3  # steps of the training attack
+epochs: int = 10  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+eps_linf: float = 4 / 255  # ε of the L∞ attacks, for images in [0,1]
 autoattack_images: int = 25  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
@@ -77,13 +78,12 @@ display(figures.contact_sheet(run, images.train))
 models.summary(network, images.train.images.shape[1:])
 
 # %% [markdown]
-# ## What each defence costs
-# The number of multiplications of a training step over those of plain training, counted and not timed. It includes
-# convolutions and matrix products of all passes, also the attack's and those of second derivatives. DICAR takes only images
-# that are right; counted is the most that it can be. RIGD is counted without the training of its teacher, here, at equal
-# compute and on the front.
+# ## The cost of each defence
+# The cost is the number of multiplications of a training step, relative to plain training; it is counted, not timed. It
+# includes the convolutions and matrix products of all passes, also of the attack and of second derivatives. DICAR uses only
+# correctly classified images; its cost here is the largest possible. RIGD's cost never includes the training of its teacher.
 #
-# "equal" is the number of epochs in which each takes as many as the reference, rounded. Beside it is what that comes to.
+# "equal" is the rounded number of epochs that costs as much as the reference's training. The next column is the actual cost.
 
 # %%
 study.check(s, network, sample)
@@ -94,7 +94,7 @@ tables.save(run, measures.cost_table(cost, s.epochs, equal), "cost", "Cost of a 
 
 # %% [markdown]
 # ## Combinations
-# A combination is one method's objective with the own terms of others on top,
+# A combination is one method's objective plus terms of other methods,
 #
 # $$\mathcal{L} = \mathcal{L}_{base} + \sum_i w_i \, \mathcal{L}_i.$$
 
@@ -102,8 +102,8 @@ tables.save(run, measures.cost_table(cost, s.epochs, equal), "cost", "Cost of a 
 source.show(combined.Combined.loss)
 
 # %% [markdown]
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it.
 
 # %%
 start, first = training.build(s, images, s.seeds[0]).to(run.device), [*s.combinations, *s.defences][0]
@@ -113,8 +113,8 @@ terms = counted[first].loss(start, batch, step)
 
 # %% [markdown]
 # ## Training
-# What another notebook trained by the same recipe is taken from there. PGD-AT comes first: its first seed is the teacher of
-# every seed of RIGD.
+# Networks that another notebook trained by the same recipe are reused. PGD-AT comes first, because its first seed is the
+# teacher of every seed of RIGD.
 
 # %%
 teachers = study.train(run, {"pgd_at": counted["pgd_at"]}, images)["pgd_at"]
@@ -126,8 +126,8 @@ everything = trained | longer
 
 # %% [markdown]
 # ## The matrix
-# Accuracy under every attack. Square, transfer, noise, AutoAttack, PGD-100, the other norm and one pixel run on fewer
-# images. The last table has the differences to PGD-AT, image by image and over seeds.
+# This is the accuracy under every attack. Square, transfer, noise, AutoAttack, PGD-100, the other norm and the one-pixel
+# attack run on fewer images. The last table has the differences to PGD-AT, paired by image and over seeds.
 
 # %%
 few, pixels = subset(images.test, s.autoattack_images, 0), subset(images.test, s.pixel_images, 0)
@@ -145,8 +145,8 @@ display(tables.save(run, evaluation.wide(summary), "accuracy", "Accuracy (%), 95
 tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.")
 
 # %% [markdown]
-# How far is the nearest image that fools a model, by the attacks that look for it? The table has the median L2 distance of
-# the images that a model has right. The ratio to PGD-AT's is over those that both have right.
+# How far is the nearest adversarial image that minimum-norm attacks find? The table has the median L2 distance over the
+# images that a model classifies correctly. The ratio to PGD-AT's distance is over the images that both classify correctly.
 
 # %%
 nearest = subset(images.test, s.minimum_images, 0)
@@ -155,8 +155,8 @@ tables.save(run, distance_table(distances, "pgd_at"), "distances", "L2 distance 
 
 # %% [markdown]
 # ## Every alignment of every model
-# All in evaluation mode, as an attack meets the model, and GFA's cosine of cross-entropy for all. The sign of each is such
-# that more should be more robust.
+# All measures are taken in evaluation mode, as in an attack, and GFA's cosine uses cross-entropy for all models. The sign of
+# each measure is chosen so that a larger value should mean more robustness.
 
 # %%
 aligned = focus.by_image(run, everything, sample, measures.per_image, targets=study.toward_means(images.train, run.device),
@@ -170,11 +170,11 @@ measured = [name for name in measures.MEASURES if name in by_model]
 tables.save(run, by_model[measured], "measures", "Alignment of each model.", 3)
 
 # %% [markdown]
-# ## Which measure tells?
-# Spearman's rank correlation over models with accuracy under AutoAttack, and under PGD on the margin, which has more
-# images. Then what is left of it beside the size of the gradient, which is what alignment may come down to. The intervals
-# resample methods. Models that have hardly learnt are left out, which at quick sizes may leave none. An attack takes
-# little from them, whatever their gradients are like.
+# ## Which measure predicts robustness?
+# The tables have Spearman's rank correlation over models with accuracy under AutoAttack, and under PGD on the margin, which
+# has more images. The partial correlation given the size of the gradient follows, because alignment may amount to a small
+# gradient. The intervals resample methods. Models near chance are left out, because an attack takes little accuracy from
+# them, whatever their gradients are. At quick sizes no model may remain.
 
 # %%
 learnt = measures.learnt(by_model, table, len(images.test.classes))
@@ -185,8 +185,8 @@ display(figures.correlations(run, tells, "autoattack"))
 tables.save(run, measures.predictors(learnt, "pgd_margin"), "predictors_margin", "The same with PGD-20 on the margin.", 2)
 
 # %% [markdown]
-# A measure may only tell who trained on adversarial images from who did not. Over all models it then has a high rank
-# correlation. So here is the same within each kind, with every model as a mark.
+# A measure may only separate models trained on adversarial images from the others, and so have a high rank correlation over
+# all models. Here is the correlation within each of the two kinds, with every model as a mark.
 
 # %%
 kinds = measures.kinds(learnt, study.on_adversarial(s))
@@ -196,7 +196,8 @@ figures.against(run, kinds | {"close to chance, left out": left_out}, measured, 
 
 # %% [markdown]
 # ## Accuracy, robustness, cost
-# The most robust first. A filled mark: no other is at least as good in all three, and better in one.
+# The most robust method is first. A filled mark means that no other method is at least as good in all three and better in
+# one.
 
 # %%
 found = measures.front(summary, "autoattack", cost)
@@ -204,7 +205,7 @@ figures.front(run, found, "autoattack")
 
 # %% [markdown]
 # ## Audit
-# Signs that gradients are masked rather than the model robust. A figure marked with ! is beyond its threshold.
+# Signs that gradients are masked, so that the model only seems robust. A number marked with ! is beyond its threshold.
 
 # %%
 checks = audit.audit_each(run, everything, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
@@ -213,8 +214,8 @@ evaluation.flags(table, strong, others, pixel)
 
 # %% [markdown]
 # ## Verdicts
-# What the four papers have in common is held against this protocol. No number is claimed for it, so a gain must be a point
-# at least.
+# The common claims of the four papers are tested under this protocol. The papers give no number for it, so a gain must be at
+# least one point.
 
 # %%
 verdicts = claims.judge("alignment", run, summary, len(images.test.classes), audit.signs(run))

@@ -14,15 +14,16 @@
 # cross-entropy, its input gradients are trained to point from each image toward a representative of each class. The paper
 # reports about 50 % accuracy under an L2 attack, without adversarial training. Plain training has 0 %.
 #
-# This notebook trains every source of targets and puts the numbers beside the paper's. It also asks what the paper does
-# not: does the robustness survive AutoAttack, and are the gradients masked?
+# This notebook trains every source of targets and shows the results beside the paper's. It also asks two questions that the
+# paper does not ask: does the robustness survive AutoAttack, and are the gradients masked?
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 #
 # STL-10 (Table 2) is `data = "stl10"` with `settings = {"eps_l2": 1.5, "batch_size": 32}`. Your own images are
 # `data = "folder:PATH"`.
@@ -30,16 +31,16 @@
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
-seeds: list = [0]  # one training with each source for each seed
+seeds: list = [0]  # one training with each source per seed
 sources: list = ["one_image", "class_mean", "nearest_neighbor"]  # also kmeans · rigd_linf · rigd_l2 · published
 weights: dict = {"one_image": 0.2, "class_mean": 0.5, "nearest_neighbor": 0.5}  # λ of each source; "null": Table 3's
 gradient: str = "log_softmax"  # log_softmax (the authors' code) · logit (Equation 1 as printed)
 classes_per_step: int = 1  # K of the C classes a step; "null": all
 model: str = "small_cnn"  # small_cnn · resnet18 · resnet18_bottleneck · preact_resnet18 · wide_resnet28
-epochs: int = 10  # of each training
-train_images: int = 1200  # "null": all
-test_images: int = 240  # "null": all
-eps_l2: float = 0.5  # ε of the L2 attacks, images in [0,1]
+epochs: int = 10  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+test_images: int = 240  # number of test images; "null": all
+eps_l2: float = 0.5  # ε of the L2 attacks, for images in [0,1]
 autoattack_images: int = 30  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
@@ -59,8 +60,8 @@ power.show(run, study.plan(run.settings))
 
 # %% [markdown]
 # ## Data and network
-# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out. On it the epoch is chosen for
-# every method alike, by the mean of clean accuracy and accuracy under L2 PGD-10.
+# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out to choose the best epoch of every
+# method by the mean of clean accuracy and accuracy under L2 PGD-10.
 
 # %%
 s = run.settings
@@ -71,14 +72,14 @@ display(figures.contact_sheet(run, images.train))
 models.summary(network, images.train.images.shape[1:])
 
 # %% [markdown]
-# ## Where the gradients should point
+# ## Targets of the gradients
 # **Target class representatives** (Section 4.2): $g(x, t) = r_t(x) - x$. Here $r_t$ is one image of the class, the class
 # mean, or the nearest neighbour of $x$ among a few samples of the class. *k-means centroids* are the extension that the
 # paper proposes. **RIGD** (Section 4.1): the gradient of a robust teacher. The teacher is trained here by PGD-AT, unless
 # a published one is given.
 #
-# Two controls that the paper lacks, from `laptop` on: *wrong class* has Class Mean's targets, each class with the next
-# one's. The *gradient penalty* makes gradients small and asks for no direction.
+# Presets from `laptop` on have two controls that the paper lacks. *Wrong class* uses Class Mean's targets, but each class
+# gets the next class's target. The *gradient penalty* makes gradients small without a target direction.
 
 # %%
 val_attack = study.validation_attack(s)
@@ -102,8 +103,8 @@ figures.targets(run, images.test[:1], targets)
 source.show(pag.PAG.loss, pag.toward, pag.distilled)
 
 # %% [markdown]
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it.
 
 # %%
 methods = study.methods(s, targets)
@@ -113,8 +114,8 @@ terms = methods[s.sources[0]].loss(network, batch, step)
 
 # %% [markdown]
 # ## Training
-# Vanilla training, every source and the controls, from the same initial weights, on the same batches. The *judge* is trained plainly
-# from another seed. It is used below.
+# Vanilla training, every source and the controls start from the same initial weights and see the same batches. The *judge*,
+# used below, is trained plainly from another seed.
 
 # %%
 trained = training.train_each(run, methods, images, val_attack)
@@ -127,7 +128,7 @@ figures.training_curves(run, shown, ["clean_accuracy", "robust_accuracy", "misal
 # ## Figure 4: what a targeted attack draws
 # One test image is changed within a large L2 ball, to raise the probability of each class in turn. On a plain model this
 # gives noise. The paper's evidence for PAG is that here it gives features of the class. The second figure shows the same
-# image by λ, where the preset has a sweep.
+# image by λ, if the preset has a sweep.
 
 # %%
 classes = images.test.classes[:10]
@@ -137,15 +138,15 @@ display(figures.targeted(run, original, changed, classes))
 figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swept else "no sweep over λ at this preset"
 
 # %% [markdown]
-# The same as numbers. *PAG score*: how often does the judge see the target class in the targeted images? A change that
-# only the attacked model understands scores near zero.
+# The tables give the same as numbers. *PAG score* is how often the judge predicts the target class of the targeted images. A
+# change that only the attacked model recognises scores near zero.
 #
-# *Alignment*: the mean cosine over all classes, of the model in evaluation mode, as it is attacked. Beside it stands the
-# cosine *through batch statistics*, as the loss sees it in training mode. There an image's gradient also goes through the
-# mean and deviation of its batch. If only that one is high, batch norm satisfies Equation 1, and not the attacked network.
+# *Alignment* is the mean cosine over all classes in evaluation mode, as under attack. Beside it is the cosine *through
+# batch statistics*, as the loss sees it in training mode. There, an image's gradient also passes through its batch's mean and
+# deviation. If only this cosine is high, batch norm satisfies Equation 1, but the attacked network does not.
 #
-# The last column is the highest mean cosine that one direction for all classes could reach at each image. Where that is
-# high, the targets say little about the classes.
+# The last column is the highest mean cosine that one direction for all classes can reach at each image. If it is high, the
+# targets hardly depend on the class.
 
 # %%
 sample = subset(images.test, s.score_images, 0)
@@ -155,9 +156,9 @@ tables.save(run, study.alignment_each(run, trained, targets, images), "alignment
 
 # %% [markdown]
 # ## Table 1
-# Clean accuracy and PGD-20 with steps of 2ε/20 from a random start (Appendix C.2). AutoAttack and the PAG score, which
-# the paper does not report, stand beside them. AutoAttack runs on fewer images, so PGD is also given on these alone.
-# Low and high are the 95 % interval, of test sample and seeds together.
+# The table has clean accuracy and PGD-20 with steps of 2ε/20 from a random start (Appendix C.2), and AutoAttack and the PAG
+# score, which the paper does not report. AutoAttack runs on fewer images, so PGD is also given on these images only.
+# Low and high bound the 95 % interval, which covers both the test sample and the seeds.
 
 # %%
 table = evaluation.evaluate_each(run, networks | swept, images.test, study.attacks(s))
@@ -176,7 +177,7 @@ tables.save(run, claims.beside("pag", reported, main), "table1", "Accuracy (%) b
 # %% [markdown]
 # ## Table 4 and Figure 5: error bars, and λ
 # Table 4 of the paper trains One Image with three seeds. A deviation needs two seeds or more: `seeds = [0, 1, 2]`.
-# Figure 5 has Class Mean at several λ, one seed: λ trades accuracy for alignment.
+# Figure 5 shows Class Mean at several λ with one seed: λ trades accuracy for alignment.
 
 # %%
 display(tables.save(run, claims.error_bars("pag", "table4", summary), "table4", "Mean and deviation over seeds (%)."))
@@ -184,7 +185,7 @@ figures.tradeoff(run, summary, claims.rows("pag", "figure5")) if swept else "no 
 
 # %% [markdown]
 # ## Accuracy against ε
-# A robust model loses accuracy as ε grows, down to nothing. Where accuracy stays, the attack fails.
+# A robust model loses all accuracy as ε grows. If accuracy remains at a large ε, the attack fails.
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.attacks(s)["pgd_l2"], s.sweep_epsilons)
@@ -192,7 +193,7 @@ figures.panels(run, evaluation.against_eps(curve, "l2"), "epsilon", x="ε") if s
 
 # %% [markdown]
 # ## Audit
-# Signs that gradients are masked rather than the model robust, for the first model of each method under L2. A figure
+# Signs that gradients are masked, so that the model only seems robust, for the first model of each method under L2. A number
 # marked with ! is beyond its threshold. AutoAttack's own warnings follow.
 
 # %%
@@ -202,10 +203,10 @@ evaluation.flags(table, strong, curve)
 
 # %% [markdown]
 # ## Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
-# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
-# claim. The caption says where the run differs from the paper.
+# *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
+# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
+# the claimed difference. The caption lists where the run differs from the paper.
 
 # %%
 verdicts = claims.judge("pag", run, summary, len(images.test.classes), audit.signs(run))

@@ -10,34 +10,35 @@
 # # DAAT: does attention on the edges of depth make a vision transformer robust, and is it depth that does it?
 #
 # *Depth-Aware Adversarial Training for Robust Image Classification*. During adversarial training the class token's
-# attention is pulled toward the edges of a depth map. Early on, the features are pulled toward those of DINOv2. On
-# ImageNet-100, for a ViT-B/14, the paper reports 53.7 % under AutoAttack, at higher clean accuracy. PGD-AT has 46.7 %.
+# attention is pulled toward the edges of a depth map. At first, the features are also pulled toward those of DINOv2. For a
+# ViT-B/14 on ImageNet-100 the paper reports 53.7 % under AutoAttack, against 46.7 % for PGD-AT, at higher clean accuracy.
 #
-# Its code is not available, and the text contradicts itself in places. The head of `methods/daat.py` says what is chosen.
-# Rendered scenes have *exact* depth. So the effect of depth can be separated from the errors of a depth network, and from
-# the effect of any other edges.
+# The paper's code is not available, and its text contradicts itself in places. The docstring of `methods/daat.py` lists the
+# choices made here. Rendered scenes have *exact* depth. So the effect of depth can be separated from the errors of a depth
+# network, and from the effect of any other edges.
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · imagenet100 · cifar10 · stl10 · folder:PATH
-seeds: list = [0]  # one training with each method for each seed
+seeds: list = [0]  # one training with each method per seed
 methods: list = ["standard", "pgd_at", "without_align", "daat"]  # rows of Table 1
-train_steps: int = 2  # of the attack in training
+train_steps: int = 2  # steps of the training attack
 weight: float = 0.1  # λ of the alignment
 distance: str = "cosine"  # cosine (Equation 2) · jensen_shannon · l1 · earth_mover
-operator: str = "sobel"  # of the edges: sobel · sobel_squared · laplacian
-oracle: str = "exact"  # of depth: exact (of scenes) · learned · pretrained
-controls: list = ["shuffled"]  # in place of depth: exact · learned · pretrained · rgb_edges · shuffled · uniform
-epochs: int = 12  # of each training
-train_images: int = 1200  # "null": all
-eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
+operator: str = "sobel"  # edge operator: sobel · sobel_squared · laplacian
+oracle: str = "exact"  # source of depth: exact (scenes only) · learned · pretrained
+controls: list = ["shuffled"]  # sources that replace depth: exact · learned · pretrained · rgb_edges · shuffled · uniform
+epochs: int = 12  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+eps_linf: float = 4 / 255  # ε of the L∞ attacks, for images in [0,1]
 settings: dict = {}  # any other setting by name
 
 # %%
@@ -57,8 +58,8 @@ display(run)
 power.show(run, study.plan(run.settings))
 
 # %% [markdown]
-# ## Data, network, and what the oracle sees
-# Depth is shown as disparity, the inverse of distance. Beside its edges are those of the image itself, a control below.
+# ## Data, network, and the oracle's output
+# Depth is shown as disparity, the inverse of distance. Beside its edges are the edges of the image itself, a control below.
 
 # %%
 s = run.settings
@@ -69,10 +70,10 @@ display(figures.depth_sheet(run, as_float(few.images), study.depth_of(s, few, si
 models.summary(training.build(s, images, s.seeds[0]), images.train.images.shape[1:])
 
 # %% [markdown]
-# Everything that is aligned and measured below is first tried on a few images, so that what does not fit fails now.
+# Everything that is aligned and measured below is first tested on a few images, so that errors appear before the training.
 #
-# How well do other sources of edges agree with the best oracle at hand, on the grid of the attention? A map that is the
-# same everywhere agrees to a degree already. Read everything below beside that number.
+# How well do other sources of edges agree with the best available oracle, on the grid of the attention? Even a uniform map
+# agrees to some degree, and all cosines below should be compared with that of the uniform map.
 
 # %%
 grid = study.tried(run, training.build(s, images, 0), few)
@@ -87,18 +88,16 @@ tables.save(run, seen, "oracles", "Cosine of depth saliency with that of the bes
 # $$\mathcal{L} = \mathcal{L}_{ce}(x + \delta) + \lambda\, s(t) \left(1 - \cos(A(x+\delta), G(x+\delta))\right) + \gamma(t)\,
 # \left(1 - \cos(\phi_\theta(x), \phi_T(x))\right),$$
 #
-# the last term only in the first fifth of the training. The attention is read off the one pass that the loss needs anyway,
-# never in the attack's steps.
-#
-# Where there is no DINOv2, the teacher of the last term is a *stand-in*: the same network, trained plainly on the same
-# images.
+# where the last term is only used in the first fifth of the training. The attention comes from the forward pass of the
+# cross-entropy, never from the attack's steps. Without DINOv2, the teacher of the last term is a *stand-in*: the same network,
+# trained plainly on the same images.
 
 # %%
 source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
 
 # %% [markdown]
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it. There the feature term is over.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it. There the feature term is over.
 
 # %%
 plain = training.train_each(run, study.stand_in(s), images, seeds=[s.seeds[0] + 1000], epochs=s.teacher_epochs)
@@ -111,11 +110,12 @@ terms = method.loss(training.build(s, images, s.seeds[0]).to(run.device), batch,
 # %% [markdown]
 # ## Part 1: accuracy
 # ### Training
-# Four rows of Table 1: standard training, PGD-AT, DAAT without the alignment (features alone), DAAT. Then the controls and
-# the sweep over λ. Each control has something else in place of $G$. It costs as much as DAAT; a depth network costs more.
+# The methods are four rows of Table 1: standard training, PGD-AT, DAAT without the alignment (features only), and DAAT. The
+# controls and the sweep over λ follow. Each control replaces $G$ by another map and costs as much as DAAT; a depth network
+# costs more.
 #
-# The table says what all that cost. B.1 has about twice PGD-AT's time. Times are this machine's, and mean something only if
-# nothing else ran on it.
+# The table has the training times; B.1 states about twice PGD-AT's time for DAAT. Times are comparable only if nothing else
+# ran on this machine.
 
 # %%
 trained = study.train(run, s, study.methods(s, size, frozen), images)
@@ -126,8 +126,8 @@ tables.save(run, study.costs(training.histories(run, everything)), "cost", "Trai
 
 # %% [markdown]
 # ### Table 1
-# The last table has the differences to PGD-AT, image by image and over seeds. A difference that the interval does not tell
-# from zero is called that.
+# The last table has the differences to PGD-AT, paired by image and over seeds. It marks differences whose interval contains
+# zero.
 
 # %%
 table = evaluation.evaluate_each(run, everything | swept, images.test, study.attacks(s))
@@ -145,8 +145,8 @@ tables.save(run, gaps, "gaps", "Difference to PGD-AT in points.", 1)
 
 # %% [markdown]
 # ### Figure 3: over training, against ε, against λ
-# Validation accuracy after each epoch, mean over seeds and their range. PGD-100 on test images. λ = 0 is DAAT without
-# alignment.
+# The first figure shows validation accuracy after each epoch, as mean and range over seeds. The second shows PGD-100 on test
+# images. In the third, λ = 0 is DAAT without alignment.
 
 # %%
 curve = evaluation.sweep(run, trained, subset(images.test, s.sweep_images, 0), study.sweep_attack(s), s.epsilons)
@@ -158,9 +158,9 @@ figures.panels(run, study.weight_points(s, summary), "weights", x="λ")
 # %% [markdown]
 # ## Part 2: depth and Grad-CAM under attack
 # ### Figure 1 (a): does an attack on the classifier change the depth that a network sees?
-# The mean change of disparity over its spread, under the attack and under two kinds of noise that know nothing of the
-# classifier. One is the perturbation's own values at shuffled places. The other is random signs of the same size in the
-# attack's norm. The exact oracle cannot react, so a learned one stands in for it.
+# The table has the mean change of disparity over its spread, under the attack and under two kinds of noise that do not depend
+# on the classifier. One permutes the perturbation over the pixels. The other has random signs and the same size in the
+# attack's norm. The exact oracle cannot react, so a learned oracle replaces it.
 
 # %%
 attack, moving = study.attacks(s)["pgd_10"], study.oracle(s, size, study.moving(s))
@@ -172,12 +172,12 @@ figures.changes(run, "depth_changes", as_float(few.images)[:6], pairs, "disparit
 
 # %% [markdown]
 # ### Figures 1 (b), 2 and 4: Grad-CAM under attack
-# Grad-CAM of the true class before its ReLU, clean and adversarial, for the first seed. The last row of each is
-# the difference, on one scale.
+# The figure shows Grad-CAM of the true class before its ReLU, clean and adversarial, for the first seed. The last row of each
+# method is the difference, on one scale.
 #
-# The tables have the same as numbers over test images. *Clean and under attack*: the correlation of the two maps and half
-# their L1 distance. Where the object's mask is known, also the share of the positive evidence on it. *By ε*: the
-# correlation at other ε, as in Figures 2 and 4.
+# The tables have numbers over test images. The first has the correlation of the clean and the adversarial map, half their L1
+# distance and, if the object's mask is known, the share of the positive evidence on it. The second has the correlation at
+# other ε, as in Figures 2 and 4.
 
 # %%
 cam_layer = study.cam_layer(s, next(iter(trained["daat"].values())))
@@ -206,10 +206,10 @@ gradients = focus.by_image(run, everything, sample, focus.gradient_place, oracle
 
 # %% [markdown]
 # ### Is it depth, and does the gradient leave the flat regions?
-# The table of controls has four things. Accuracy. The cosine with the edges of depth. The share of $\|\nabla_x L\|_1$ on
-# the tenth of the pixels with the strongest depth edges; 10 % is an even spread. Beside it stands the share on as many
-# pixels with the image's own strongest edges, which needs no depth. Last, the rise of the loss that an attack can reach to
-# first order: ε times the gradient's dual norm.
+# The table of controls has four measures: accuracy; the cosine with the edges of depth; the share of $\|\nabla_x L\|_1$ on
+# the tenth of the pixels with the strongest depth edges, where 10 % is an even spread; and ε times the gradient's dual norm,
+# the first-order rise of the loss under attack. Beside the share on depth edges is the share on the tenth of the pixels with
+# the image's own strongest edges, which needs no depth.
 
 # %%
 measures = evaluation.summary(evaluation.combine(study.edge_rows(found), gradients, stability))
@@ -220,14 +220,14 @@ display(tables.save(run, beside, "controls", "DAAT and what could stand in for d
 tables.save(run, against, "against_daat", "Difference to DAAT in points.", 1)
 
 # %% [markdown]
-# ### Proposition 1, tried
+# ### Proposition 1 as an experiment
 # A linear classifier of two classes has weights on the quarter of the pixels with the most depth edges. It is compared with
 # one on all pixels, one off the edges, and one on as many random pixels. Each is trained by logistic regression, and again
 # under the worst perturbation, which has a closed form.
 #
-# The proposition compares the bound Δ = ε‖w‖₁ at the same margin γ. Nothing there makes the margins equal, so Δ/γ stands
-# beside them. Its smallest value, over all classifiers that tell a few images of both classes apart, is a linear programme.
-# A classifier on edges is one of those that may use all pixels. So the smallest bound on all pixels is never the larger.
+# The proposition compares the bound Δ = ε‖w‖₁ at the same margin γ. Training does not make the margins equal, so the table
+# has Δ/γ. Its smallest value over all classifiers that separate a few images of both classes is a linear programme. A
+# classifier on edges is also a classifier on all pixels. So the smallest bound on all pixels is never larger.
 
 # %%
 source.show(linear.fit)
@@ -242,7 +242,7 @@ tables.save(run, bounds, "bounds", "The smallest Δ/γ with weights on some of t
 
 # %% [markdown]
 # ## Part 4: audit and verdicts
-# Signs that gradients are masked rather than the model robust. A figure marked with ! is beyond its threshold.
+# Signs that gradients are masked, so that the model only seems robust. A number marked with ! is beyond its threshold.
 
 # %%
 judge, checked = training.judge(run, images), subset(images.test, s.audit_images, 0)
@@ -252,10 +252,10 @@ evaluation.flags(table, strong, curve)
 
 # %% [markdown]
 # ### Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
-# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
-# claim. The caption says where the run differs from the paper.
+# *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
+# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
+# the claimed difference. The caption lists where the run differs from the paper.
 
 # %%
 early = study.early_rows(training.histories(run, trained), len(images.validation))

@@ -15,31 +15,32 @@
 # loss should be flat. Over adversarial training the paper reports up to 15.2 points more under APGD, and 24.7 under FGSM.
 # Under DeepFool and EAD it reports perturbations 20 to 30 times larger.
 #
-# Its full text and code are not available. What its abstract and summaries leave open is chosen here, and is a setting.
-# This notebook trains the method and looks at the landscape of the loss. It tests the decomposition, which the paper does
-# not, and puts the robustness on trial.
+# The full text and the code are not available. Whatever the abstract and summaries leave open is a setting here. This
+# notebook trains the method and shows the landscape of the loss. It tests the decomposition, which the paper does not, and
+# tests whether the robustness is real.
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
-seeds: list = [0]  # one training with each method for each seed
+seeds: list = [0]  # one training with each method per seed
 methods: list = ["standard", "pgd_at", "first", "deep"]  # also gradient_penalty
 task: str = "mse"  # task loss: mse (the paper) · mse_softmax · ce
 betas: dict = {"first": [0.2], "deep": [0.06, 0.06, 0.06]}  # β of each layer: first has one, deep three
-sweep: list = []  # factors of β, for FIRST and DEEP
+sweep: list = []  # factors on β for FIRST and DEEP
 model: str = "cnn"  # mlp · cnn · vit · small_cnn · resnet18 · …
-epochs: int = 10  # of each training
-train_images: int = 1200  # "null": all
-test_images: int = 240  # "null": all
-eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
-autoattack_images: int = 0  # test images for AutoAttack; 0: without it
+epochs: int = 10  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+test_images: int = 240  # number of test images; "null": all
+eps_linf: float = 4 / 255  # ε of the L∞ attacks, for images in [0,1]
+autoattack_images: int = 0  # test images for AutoAttack; 0: do not run it
 settings: dict = {}  # any other setting by name
 
 # %%
@@ -78,14 +79,14 @@ models.summary(network, images.train.images.shape[1:])
 # $$\mathcal{L}_{total} = \alpha\, \mathcal{L} + \sum_l \beta_l \left(1 - \frac{\langle \nabla_{h^{(l)}} \mathcal{L},
 # h^{(l)} \rangle}{\|\nabla_{h^{(l)}} \mathcal{L}\|\, \|h^{(l)}\|}\right),$$
 #
-# with $\mathcal{L}$ the squared error against one-hot labels. FIRST has the first layer, DEEP the first three.
+# with $\mathcal{L}$ the squared error against one-hot labels. FIRST aligns the first layer, DEEP the first three.
 #
 # The summary prints "$\alpha \mathcal{L} - \beta\,$GFA". With GFA the cosine, that is the same. With GFA the penalty, it
-# would turn the gradients away. Further down the summary has "$1 - \cos$" itself, which is minimised here. The other
-# choices are listed at the head of the module.
+# would turn the gradients away. Further down, the summary has "$1 - \cos$" itself, which is minimised here. The module's
+# docstring lists the other choices.
 #
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it. β rises over the training (`ramp`), so here it is smaller than at the end.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it. β rises over the training (`ramp`), so here it is smaller than at the end.
 
 # %%
 display(source.show(gfa.aligned, gfa.GFA.loss, baselines.GradientPenalty.loss))
@@ -97,7 +98,7 @@ terms = study.methods(s, names)["first" if "first" in s.methods else s.methods[0
 # %% [markdown]
 # ## Part 1: training and alignment
 # ### FIRST and DEEP on a three-layer MLP
-# The sanity check that the summary proposes. Does the alignment reach images that were not trained on?
+# The summary proposes this sanity check. Does the alignment generalise to images outside the training set?
 
 # %%
 flat = s.model_copy(update=s.mlp)
@@ -117,11 +118,10 @@ tables.save(run, claims.beside("gfa", "reported", evaluation.summary(mlp_scores)
 
 # %% [markdown]
 # ### Training
-# Every method from the same initial weights, under the same task loss. The gradient penalty makes the gradient small
-# whatever its direction. What it does alone does not come from the alignment.
+# Every method starts from the same initial weights and uses the same task loss. The gradient penalty makes the gradient small
+# in any direction, so an effect that it has as well is not due to the alignment.
 #
-# Does the alignment generalise? The table has the cosine at each layer's input, in evaluation mode, as an attack meets the
-# network.
+# Does the alignment generalise? The table has the cosine at each layer's input, in evaluation mode, as under attack.
 
 # %%
 trained = training.train_each(run, study.methods(s, names), images, attack)
@@ -133,10 +133,9 @@ tables.save(run, cosines, "cosines", "Mean cosine of loss gradient and layer inp
 
 # %% [markdown]
 # ### What is a high cosine worth?
-# The *twin* is the standard model with a term added to every output. The term is a
-# multiple of the mean square of the first layer's input. Decisions, margins, cross-entropy and the distance to the
-# boundary stay the same. The squared error now rises along the image. So a cosine near one needs no robustness, and an
-# attack that follows the squared error is led astray.
+# The *twin* is the standard model with a multiple of the mean square of the first layer's input added to every output.
+# Decisions, margins, cross-entropy and the distance to the boundary stay the same, but the squared error now rises along the
+# image. So a cosine near one does not imply robustness, and an attack on the squared error is misled.
 
 # %%
 twins, sample = {"standard": trained["standard"], "twin": study.twins(trained["standard"], names[0])}, parts["test images"]
@@ -147,8 +146,8 @@ tables.save(run, beside, "twin", "A twin of the same decisions: accuracy (%) and
 
 # %% [markdown]
 # ## Part 2: the landscape
-# First figure: contours of the task loss over the plane of the radial and the adversarial tangential direction. It is the mean over
-# test images, with the same colours in every panel. Second figure: the loss along each direction.
+# The first figure shows contours of the task loss over the plane of the radial and the adversarial tangential direction, as
+# means over test images, with the same colours in every panel. The second figure shows the loss along each direction.
 
 # %%
 display(figures.landscapes(run, landscape.surfaces(run, trained, sample), s.landscape_reach))
@@ -156,9 +155,9 @@ figures.panels(run, landscape.profiles(run, trained, sample), "profiles", x="dis
 
 # %% [markdown]
 # ### Radial or tangential?
-# The paper's theory speaks of this, but never tests it. PGD in L2 (margin loss) must stay within an angle of the radial
-# line, or of the tangential plane. At 90 degrees both are free. A clamp to [0,1] would break the angle, so points may
-# leave it.
+# The paper's theory uses this decomposition but never tests it. PGD in L2 (margin loss) must stay within an angle of the
+# radial line, or of the tangential plane; 90 degrees is no constraint. A clamp to [0,1] would change the angle, so points
+# may leave [0,1].
 #
 # The second figure shows how a perturbation grows through the layers: ‖Δh‖/‖h‖ at the input of each layer, under PGD.
 
@@ -170,13 +169,13 @@ figures.panels(run, landscape.amplification(run, trained, sample, attack), "ampl
 # %% [markdown]
 # ## Part 3: accuracy
 # ### Accuracy under every attack
-# FGSM and PGD on cross-entropy, as libraries run them. PGD also follows the loss that the network was trained on, and the
-# margin. All other attacks run on fewer images. DeepFool, EAD, C&W and DDN count here within the L2 ball of `eps_l2`.
+# FGSM and PGD use cross-entropy, as in libraries. PGD also uses the training loss and the margin. All other attacks run on
+# fewer images. DeepFool, EAD, C&W and DDN succeed here if they stay within the L2 ball of `eps_l2`.
 #
-# The last table asks how far the boundary is, by minimum-norm attacks in L2. It has the median distance of the images that
-# a model has right; a failed attack counts as infinitely far. The ratio to the standard model's distance is over the
-# images that both have right, with a bootstrap interval. DeepFool overstates the distance of robust models. DDN is the
-# stronger attack.
+# The last table has the distance to the boundary by minimum-norm attacks in L2: the median over the images that a model
+# classifies correctly, where a failed attack counts as infinitely far. The ratio to the standard model's distance is over
+# the images that both classify correctly, with a bootstrap interval. DeepFool overstates the distance of robust models; DDN
+# is stronger.
 
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, study.attacks(s, s.task))
@@ -196,8 +195,8 @@ figures.distance_curves(run, distances)
 
 # %% [markdown]
 # ### β, the task loss, other architectures
-# *uncentred* has images in [0,1], where they are all nearly parallel to a constant. Elsewhere here they are in [-1,1].
-# *first_literal* has the sign as the summary prints it. It pushes the gradient away from the image.
+# *uncentred* has images in [0,1], which are all nearly parallel to a constant image; all other models have them in [-1,1].
+# *first_literal* uses the sign that the summary prints, which pushes the gradient away from the image.
 
 # %%
 swept = training.train_each(run, study.sweep_methods(s, names), images, attack, seeds=s.seeds[:1])
@@ -216,15 +215,14 @@ beside["cosine", "here"] = study.first_cosines(run, groups, sample).reindex(besi
 tables.save(run, beside, "others", "Other task losses and architectures: accuracy (%) and cosine.", 2)
 
 # %% [markdown]
-# ## Part 4: the trial
-# Three signs come first: the size of the gradients that attacks follow, the audit's signs of masked gradients, and
-# accuracy against ε. A robust model falls to nothing as ε grows. Then the question: do the paper's own attacks say the same
-# as the best of all attacks, image by image? Among these are AutoAttack, Square, transfer, restarts, and one made for this
-# defence.
+# ## Part 4: is the robustness real?
+# Three signs come first: the size of the gradients that attacks follow, the audit's signs of masked gradients, and accuracy
+# against ε, which falls to zero for a robust model. Then the paper's own attacks are compared with the best of all attacks,
+# image by image. These include AutoAttack, Square, transfer, restarts, and an attack made for this defence.
 #
-# The last table is on the paper's basis. Reviews of the paper say that it counts only images which *all* models classify
-# correctly when clean. Here are the same attacks on those images, for standard training, PGD-AT, FIRST and DEEP with all
-# seeds.
+# The last table counts images as the paper does. Reviews of the paper say that it counts only images that *all* models
+# classify correctly without attack. The table has the same attacks on those images, for standard training, PGD-AT, FIRST and
+# DEEP with all seeds.
 
 # %%
 display(source.show(study.adaptive, trial.judge))
@@ -249,11 +247,11 @@ tables.save(run, on_joint, "joint", "Accuracy (%) on jointly correct images.") i
 
 # %% [markdown]
 # ### Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
-# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
-# claim. The caption says where the run differs from the paper. For ratios, one stands in place of zero. A claim that
-# something is kept is reproduced where the interval stays above the floor it names.
+# *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
+# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
+# the claimed difference. The caption lists where the run differs from the paper. For ratios, one replaces zero. A claim that
+# something is kept is reproduced if the interval stays above the claim's floor.
 
 # %%
 rows = [everything[everything["measure"] == "worst"], landscape.flatness(run, trained, sample), *[joint] * bool(len(joint))]

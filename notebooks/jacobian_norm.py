@@ -7,34 +7,35 @@
 # ---
 
 # %% [markdown]
-# # Jacobian regularisation: is a model robust whose outputs hardly change with the image?
+# # Jacobian regularisation: does a small Jacobian make a model robust?
 #
 # *Robust Learning with Jacobian Regularization* (Hoffman, Roberts & Yaida, 2019) adds a penalty to the loss. It is the
 # squared norm of the Jacobian of the outputs with respect to the image, estimated by random projections.
 #
-# The penalty asks for no direction, only for small derivatives, of all outputs and not of the loss alone. Beside the
-# papers on alignment it shows what small derivatives are worth by themselves.
+# The penalty prescribes no direction. It makes the derivatives of all outputs small, not only those of the loss. Beside the
+# papers on alignment, it shows the effect of small derivatives alone.
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · stl10 · fashion_mnist · folder:PATH
-seeds: list = [0]  # one training with each method for each seed
-norm: str = "linf"  # linf · l2, of the attacks
+seeds: list = [0]  # one training with each method per seed
+norm: str = "linf"  # norm of the attacks: linf · l2
 weight: float = 0.01  # λ_JR
 projections: int = 1  # random directions v in each step
 penalty: float = 1.0  # λ of the gradient penalty, for comparison
 model: str = "small_cnn"  # small_cnn · cnn · resnet18 · vit · vit_conv · …
-epochs: int = 10  # of each training
-train_images: int = 1200  # "null": all
-test_images: int = 240  # "null": all
-eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
+epochs: int = 10  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+test_images: int = 240  # number of test images; "null": all
+eps_linf: float = 4 / 255  # ε of the L∞ attacks, for images in [0,1]
 autoattack_images: int = 30  # test images for AutoAttack
 settings: dict = {}  # any other setting by name
 
@@ -64,7 +65,7 @@ models.summary(network, images.train.images.shape[1:])
 
 # %% [markdown]
 # ## The method
-# With $J = \partial z / \partial x$ of the logits $z$, and directions $v$ drawn evenly from the unit sphere of their space,
+# With $J = \partial z / \partial x$ of the logits $z$, and directions $v$ uniform on the unit sphere of logit space,
 #
 # $$\mathcal{L} = \mathcal{L}_{ce} + \frac{\lambda_{JR}}{2} \, \|J\|_F^2, \qquad
 # \|J\|_F^2 = C \; \mathbb{E}_v \left\| \frac{\partial (v \cdot z)}{\partial x} \right\|^2.$$
@@ -73,8 +74,8 @@ models.summary(network, images.train.images.shape[1:])
 source.show(jacobian.squared_norm, jacobian.JacobianRegularisation.loss)
 
 # %% [markdown]
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it.
 
 # %%
 methods = jacobian.methods(s)
@@ -92,7 +93,7 @@ figures.training_curves(run, training.histories(run, trained), ["clean_accuracy"
 
 # %% [markdown]
 # ## Accuracy
-# Low and high are the 95 % interval, of test sample and seeds together.
+# Low and high bound the 95 % interval, which covers both the test sample and the seeds.
 
 # %%
 table = evaluation.evaluate_each(run, trained, images.test, jacobian.attacks(s))
@@ -109,7 +110,7 @@ figures.panels(run, against_eps, "epsilon", x=against_eps.columns[2])
 
 # %% [markdown]
 # ## Audit
-# Signs that gradients are masked rather than the model robust. A figure marked with ! is beyond its threshold.
+# Signs that gradients are masked, so that the model only seems robust. A number marked with ! is beyond its threshold.
 
 # %%
 checks = audit.audit_each(run, trained, subset(images.test, s.audit_images, 0), eps=s.eps, norm=s.norm, transfer_from=judge)
@@ -117,10 +118,10 @@ tables.save(run, checks, "audit", "Signs of masked gradients.")
 
 # %% [markdown]
 # ## Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
-# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
-# claim. The caption says where the run differs from the paper.
+# *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
+# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
+# the claimed difference. The caption lists where the run differs from the paper.
 
 # %%
 verdicts = claims.judge("jacobian", run, summary, len(images.test.classes), audit.signs(run))

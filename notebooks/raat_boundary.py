@@ -7,23 +7,24 @@
 # ---
 
 # %% [markdown]
-# # RAAT: do boundary samples cost accuracy for nothing, and does interpolation consistency align the model?
+# # RAAT: do full perturbations of boundary samples waste accuracy, and does interpolation consistency align the model?
 #
 # *Robust Alignment: Harmonizing Clean Accuracy and Adversarial Robustness in Adversarial Training* (Wang, Ye, Liu, Liang &
-# Hu, 2026). Two ideas come on top of PGD-AT. BOUND perturbs those training samples less that are right but near the
-# decision boundary. DICAR compares two interpolations: the output on an interpolation of two adversarial views should be
-# the interpolation of the outputs on the clean views. The paper reports that accuracy and robustness rise together.
+# Hu, 2026) adds two ideas to PGD-AT. BOUND reduces the perturbation of training samples that are right but near the decision
+# boundary. DICAR compares two interpolations: the output on an interpolation of two adversarial views should equal the
+# interpolation of the outputs on the clean views. The paper reports that accuracy and robustness rise together.
 #
 # This notebook repeats the proof of concept behind the first idea. It trains RAAT, RAAT++ and RAAT# beside the four
-# baselines. It adds what the paper leaves out. It measures the alignment that the paper defines but never reports. It
-# has a control for the twofold batch, and compares at equal training *time*.
+# baselines. It also adds three things that the paper lacks: a measurement of the alignment that the paper defines, a control
+# for the twofold batch, and a comparison at equal *compute*.
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 #
 # Table 5 is `norm = "l2"`. CIFAR-100 is `data = "cifar100"`. Tiny-ImageNet is `data = "tiny_imagenet"` with
 # `settings = {"stem_stride": 2}`. WRN-28-10 is `settings = {"model": "wide_resnet28", "width": 160}`. Your own images are
@@ -32,17 +33,17 @@
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
 data: str = "scenes4"  # scenes4 · scenes · cifar10 · cifar100 · tiny_imagenet · stl10 · fashion_mnist · folder:PATH
-seeds: list = [0]  # one training with each method for each seed
+seeds: list = [0]  # one training with each method per seed
 norm: str = "linf"  # linf (Table 1) · l2 (Table 5)
 form: str = "code"  # code (the authors' code) · text (the equations as printed)
 methods: list = ["pgd_at", "mart", "raat"]  # also trades · cons_at · raat_plus_plus
 eta: float = 0.1  # η: the perturbation of boundary samples, as a share of ε
 weight: float = 1.0  # λ of DICAR
 gamma: float = 0.75  # γ
-train_steps: int = 3  # of the attack in training
-epochs: int = 10  # of each training
-train_images: int = 1200  # "null": all
-eps_linf: float = 4 / 255  # ε of the linf attacks, images in [0,1]
+train_steps: int = 3  # steps of the training attack
+epochs: int = 10  # number of epochs of each training
+train_images: int = 1200  # number of training images; "null": all
+eps_linf: float = 4 / 255  # ε of the L∞ attacks, for images in [0,1]
 settings: dict = {}  # any other setting by name
 
 # %%
@@ -65,7 +66,7 @@ power.show(run, study.plan(run.settings))
 # %% [markdown]
 # ## Data and network
 # Inputs are in [0,1], and ε is in the same units. The paper chooses each method's best epoch by PGD-10 on the *test*
-# images. Here a held-out part of the training images takes that role, unless `select_on` is `"test"`.
+# images. Here a held-out part of the training images is used instead, unless `select_on` is `"test"`.
 
 # %%
 s = run.settings
@@ -82,22 +83,22 @@ models.summary(network, images.train.images.shape[1:])
 #
 # In the equations, $x''$ comes from a fresh attack of radius $\eta\epsilon$ (`form = "text"`, Equations 8 and 9). The
 # authors' code makes no second attack: $x'' = x + \eta(x' - x)$, and a boundary sample is wrong on $x'$ too. That is
-# `form = "code"`, the default, since it made their tables.
+# `form = "code"`, the default, because the code produced the paper's tables.
 #
 # ## The methods
-# PGD-AT, TRADES, MART and Cons-AT are as in Table 4 and in their code. RAAT adds to PGD-AT
+# PGD-AT, TRADES, MART and Cons-AT follow Table 4 and the authors' code. RAAT adds to PGD-AT
 #
 # $$\mathcal{L} = \mathrm{CE}(p(\tilde{x}), y) + \lambda\, \mathrm{JS}\big(p(\beta \dot{x}' + (1-\beta)\ddot{x}') \,\|\,
 # \beta p(\dot{x}) + (1-\beta) p(\ddot{x})\big).$$
 #
-# For boundary samples $\tilde{x}$ is the reduced $x''$, for all others $x'$. The second term (DICAR) is over samples that
-# are right when clean.
+# For boundary samples $\tilde{x}$ is the reduced $x''$, for all others $x'$. The second term (DICAR) is over samples that are
+# right without attack.
 #
 # In the authors' code β mixes *logits* at temperature 0.5, and RAAT++ weighs MART's KL term by 6. Misclassified samples
-# keep the full $x'$. The module's table lists every difference. `form = "text"` is the printed version.
+# keep the full $x'$. The module's docstring lists every difference. `form = "text"` is the printed version.
 #
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it.
 
 # %%
 display(source.show(raat.partition, raat.Partition, raat.RAAT.loss, raat.dicar, baselines.jensen_shannon))
@@ -139,8 +140,8 @@ figures.panels(run, shares, "shares", x="epoch", label="share of samples (%)") i
 # and measured: connected regions of one prediction, and the length of the line between them. The dashed wave is the true
 # boundary.
 #
-# Does that picture depend on the mislabelled points? The last figure has the same at other shares of them. Its bars are
-# the smallest and largest seed.
+# Does that picture depend on the mislabelled points? The last figure shows other shares of them. Its bars span the smallest
+# and the largest seed.
 
 # %%
 points = load_wave(s.toy_points, s.toy_atypical, seed=0)
@@ -156,9 +157,8 @@ figures.panels(run, shares_swept, "toy_shares", x="mislabelled points (%)", labe
 
 # %% [markdown]
 # ### All trainings
-# Every method from the same initial weights. PGD-AT is trained once more with RAAT's multiplications. RAAT#, and WA, which is
-# PGD-AT with the same weight averaging, have the settings `sharp` in place of the others. These are ReBAT's network,
-# schedule and average.
+# Every method starts from the same initial weights. PGD-AT is also trained with as many multiplications as RAAT. RAAT#, and
+# WA, which is PGD-AT with the same weight averaging, use the settings `sharp`: ReBAT's network, schedule and average.
 
 # %%
 trained = training.train_each(run, defences, images, val_attack, s.seeds_of)
@@ -171,13 +171,13 @@ networks = trained | longer | averaged
 # %% [markdown]
 # ## Part 2: results
 # ### Tables 1, 2, 3 and 5
-# PGD-10, PGD-100, C&W and AutoAttack. The attack C&W is not in the authors' release; here it is PGD-100 on the margin,
-# κ = 50. Mean and NRR are those of clean accuracy and AutoAttack, on the images that AutoAttack has seen. Low and high are
-# the 95 % interval, of test sample and seeds together.
+# The attacks are PGD-10, PGD-100, C&W and AutoAttack. C&W is not in the authors' release; here it is PGD-100 on the margin
+# with κ = 50. Mean and NRR are those of clean accuracy and AutoAttack, both on AutoAttack's images. Low and high bound the
+# 95 % interval, which covers both the test sample and the seeds.
 #
-# What does it cost? A gain of one point at three times the cost should be seen as such. *PGD-AT, long* is meant to take
-# RAAT's multiplications. It counts in that comparison only where the two agree to within a tenth. Times are this
-# machine's, without validation, and mean something only if nothing else ran on it.
+# The last figure and the table of costs relate gains to training time. *PGD-AT, long* should have as many multiplications as
+# RAAT. It counts in that comparison only if the two agree to within a tenth. Times exclude validation, and are comparable
+# only if nothing else ran on this machine.
 
 # %%
 table = evaluation.evaluate_each(run, networks | ablated | studied, images.test, study.attacks(s))
@@ -200,13 +200,13 @@ cost = study.costs(training.histories(run, networks), main, steps)
 figures.panels(run, study.time_points(cost, main), "time", x="training (minutes)", label="")
 
 # %% [markdown]
-# The row ↑ (%) of Tables 1 and 5 is a gain in percent, of the better of RAAT and RAAT++. It is over the best of the four
-# others. Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best on the test
-# images on both sides, as the paper does.
+# The row ↑ (%) of Tables 1 and 5 is the gain in percent of the better of RAAT and RAAT++ over the best of the four others.
+# Fourteen of the 45 printed numbers do not follow from the rows above them. *Here* takes the best method on the test images
+# on both sides, as the paper does.
 #
-# Table 2 (CIFAR-100) quotes other methods' numbers, from their own papers or from Liu et al. Table 3 has the best among
-# their own papers, Wang et al. and the authors' reproduction. Here they are *reported*, not run. What this run has of the
-# same case stands below them, *measured*.
+# Table 2 (CIFAR-100) quotes other methods' numbers from their own papers or from Liu et al. Table 3 quotes the best of their
+# own papers, Wang et al. and the authors' reproduction. These numbers are *reported*, not run. Results of this run for the
+# same case are below them, *measured*.
 
 # %%
 (second, own), (third, owned) = study.own_rows(s).items()
@@ -218,16 +218,16 @@ tables.save(run, cost, "cost", "Training time and accuracy (%).", 2)
 
 # %% [markdown]
 # ### Robust Alignment, measured
-# Definition 1 asks of every layer $h(x + \mu\Delta) - h(x) = \mu\,(h(x + \Delta) - h(x))$. The paper never reports how far
-# a model is from it. The *defect* here is the norm of the difference, over the mean of $\|h(x + \Delta) - h(x)\|$. So a
-# layer that merely responds less does not count as aligned. Zero is aligned. It is a mean over μ = ¼, ½, ¾, and over test
-# images under PGD-10. The change itself, which robust training shrinks, stands beside it for the last layers.
+# Definition 1 requires $h(x + \mu\Delta) - h(x) = \mu\,(h(x + \Delta) - h(x))$ of every layer. The paper never reports how far
+# a model is from it. The *defect* here is the norm of the difference, divided by the mean of $\|h(x + \Delta) - h(x)\|$, so
+# that a layer does not count as aligned because it responds less. Zero means aligned. The defect is a mean over μ = ¼, ½, ¾,
+# and over test images under PGD-10. For the last layers the table also has the change itself, which robust training shrinks.
 #
-# The last table is the partition of the test images under each finished model, in both forms.
+# The last table has the partition of the test images under each trained model, in both forms.
 #
 # ### Figure 5: components, η, λ
-# *2 views* is PGD-AT on two augmentations of each image, as RAAT trains, without either idea. It shows what the twofold
-# batch alone brings. The components have the run's seeds, or as many as `seeds_of` says. The sweeps over η and λ have one.
+# *2 views* is PGD-AT on two augmentations of each image, like RAAT, but without BOUND and DICAR. It shows the effect of the
+# twofold batch alone. The components use the run's seeds, or the number in `seeds_of`; the sweeps over η and λ use one seed.
 
 # %%
 partition = study.shares_each(run, networks, subset(images.test, s.audit_images, 0))
@@ -239,16 +239,16 @@ figures.panels(run, study.ablation_points(s, summary), "figure5", x="x", label="
 # %% [markdown]
 # ## Part 3: theory
 # ### Theorem 1: the Gaussian model
-# One labelled sample classifies well and is not robust. $O(\sqrt{d})$ unlabelled samples and consistency close the gap.
-# Errors are exact given the classifier, so only the draw of samples is simulated.
+# A classifier from one labelled sample is accurate but not robust. $O(\sqrt{d})$ unlabelled samples and consistency close the
+# gap. Given the classifier, errors are exact; only the draw of samples is simulated.
 #
-# The theorem asks for σ ≤ d^¼/32. There a gap opens only beyond the dimension printed below. So σ is larger here:
+# The theorem assumes σ ≤ d^¼/32. Under it, a gap opens only above the dimension printed below. So σ is larger here:
 # `gaussian_spread` · d^¼.
 #
-# ### Theorem 2: what DICAR asks of the derivatives
+# ### Theorem 2: DICAR penalises higher derivatives
 # Let $\ddot{x} = \dot{x} + \Delta$. The distance between $f(\lambda \dot{x} + \hat\lambda \ddot{x})$ and $\lambda
-# f(\dot{x}) + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has what its first
-# terms, up to order K, leave of that distance, on a smooth random network.
+# f(\dot{x}) + \hat\lambda f(\ddot{x})$ is a sum over the derivatives from the second on. The table has the share of that
+# distance that the terms up to order K do not explain, for a smooth random network.
 
 # %%
 gaps = gaussian.gaps(s.gaussian_dimensions, s.gaussian_spread, s.gaussian_eps, 1.0, s.gaussian_trials)
@@ -260,8 +260,8 @@ tables.save(run, interpolation.remainders(), "theorem2", "Share that the sum up 
 
 # %% [markdown]
 # ## Part 4: audit and verdicts
-# Signs that gradients are masked rather than the model robust, for the first model of each method. A figure marked with !
-# is beyond its threshold.
+# Signs that gradients are masked, so that the model only seems robust, for the first model of each method. A number marked
+# with ! is beyond its threshold.
 
 # %%
 few, judge = subset(images.test, s.audit_images, 0), training.judge(run, images)
@@ -271,10 +271,10 @@ evaluation.flags(table, strong, auto)
 
 # %% [markdown]
 # ### Verdicts
-# *Reproduced*: the 95 % interval of the measured difference, image by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: it is real but smaller. *Not reproduced*: the interval leaves out half of what the
-# paper claims. *Not tested here*: the run lacks a model or has it at chance, or its interval holds both zero and the
-# claim. The caption says where the run differs from the paper. The same holds where the paper's own table has no gain.
+# *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
+# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
+# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
+# the claimed difference, or the paper's own table shows no gain. The caption lists where the run differs from the paper.
 
 # %%
 unequal = study.unequal_compute(steps, s)

@@ -10,34 +10,35 @@
 # # PAG on a line: do aligned gradients move the decision boundary away from the data?
 #
 # Section 5.1 and Appendix C.1 of *Do Perceptually Aligned Gradients Imply Adversarial Robustness?* (Ganz, Kawar & Elad,
-# ICML 2023). Two classes lie on one straight line in the plane. A network that only has to tell them apart may put its
-# boundary anywhere **across** the line. It puts it close to the data, so a small step off the line changes the class.
+# ICML 2023). Two classes lie on one straight line in the plane. A network that only has to separate them may choose any
+# boundary **across** the line. Its boundary is close to the data, so a small step off the line changes the class.
 #
 # The paper aligns the input gradients with the direction toward the other class, which removes that freedom. It reports
-# 75.5 % accuracy under attack, where plain training has 0.0 %. The paper shows one seed. Here ten seeds draw weights and
+# 75.5 % accuracy under attack, where plain training has 0.0 %. The paper shows one seed. Here several seeds draw weights and
 # batches; the samples stay the same.
 
 # %% [markdown]
 # ## Settings
-# Each knob below shows its value in the preset `quick`. Under another preset, a knob left at that value is as that preset
-# says. Any other setting goes by name into `settings`, say `settings = {"momentum": 0.8}`. What stands there counts under
-# every preset, also quick's own value. So does what papermill passes with `-p`. In a knob, `None` is as the preset says.
-# To set nothing where that is allowed, write the text `"null"`. Unknown names are refused, with a list of those allowed.
+# Each knob below shows its value in the preset `quick`. Under another preset, an unchanged knob takes that preset's value.
+# Every other setting can be given by name in `settings`, for example `settings = {"momentum": 0.8}`. Values in `settings`,
+# and values that papermill passes with `-p`, override every preset, even if they equal quick's. A knob at `None` takes the
+# preset's value. To set an optional setting to nothing, write the text `"null"`. Unknown names are refused with a list of
+# the allowed names.
 #
 # λ and the sample size of the nearest neighbours are not published. This project chose 1 and 100.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick · laptop · gpu · paper
-seeds: list = [0, 1, 2]  # one training with each method for each seed
+seeds: list = [0, 1, 2]  # one training with each method per seed
 weight: float = 1.0  # λ of Equation 1
 neighbors: int = 100  # sample size of Nearest Neighbor, per class
 gradient: str = "log_softmax"  # log_softmax (the authors' code) · logit (Equation 1 as printed)
 eps: float = 15.0  # radius of the L2 attack
-attack_steps: int = 10  # of the attack
-attack_step_size: float = 2.0  # L2 length of each
-epochs: int = 100  # of each training
-batch_size: int = 128  # of each training
-learning_rate: float = 0.01  # of Adam
+attack_steps: int = 10  # steps of the attack
+attack_step_size: float = 2.0  # L2 length of each step
+epochs: int = 100  # number of epochs of each training
+batch_size: int = 128  # images per step of each training
+learning_rate: float = 0.01  # Adam's learning rate
 settings: dict = {}  # any other setting by name
 
 # %%
@@ -67,7 +68,7 @@ models.summary(network, data.train.images.shape[1:])
 
 # %% [markdown]
 # ## Method
-# Equation 1 adds to the cross-entropy how far the class gradients point away from their targets,
+# Equation 1 adds to the cross-entropy the misalignment of the class gradients and their targets,
 #
 # $$\mathcal{L} = \mathcal{L}_{CE}(f(x), y) + \lambda \sum_{t=1}^{C} \left(1 - \cos(\nabla_x f(x)_t,\; g(x, t))\right).$$
 #
@@ -78,8 +79,8 @@ models.summary(network, data.train.images.shape[1:])
 source.show(pag.PAG.loss, pag.toward)
 
 # %% [markdown]
-# One batch goes through the loss with its terms, on the untrained network, at the middle of the training. Step into the
-# call to follow it.
+# The next cell passes one batch through the loss and its terms, on the untrained network, as in the middle of the training.
+# Step into the call to follow it.
 
 # %%
 methods = study.toy_methods(run.settings, data.train)
@@ -95,9 +96,9 @@ terms = methods["pag"].loss(network.to(run.device), batch, step)
 trained = training.train_each(run, methods, data)
 
 # %% [markdown]
-# ## Figure 3: where the boundary runs
-# The second figure shows how far the boundary is from the samples. **Along** the line it belongs; **across** it there are
-# no data. The distance is searched along these two directions alone, up to 60.
+# ## Figure 3: the decision boundary
+# The second figure shows the distance from the samples to the boundary. **Along** the line a boundary is needed; **across**
+# the line there are no data. The distance is measured only in these two directions, up to 60.
 
 # %%
 distances = study.toy_margins(run, trained, data.test)
@@ -106,8 +107,8 @@ figures.margins(run, distances, run.settings.eps)
 
 # %% [markdown]
 # ## Under attack
-# L2 PGD with 10 steps of 2 from the sample itself (Algorithm 1), $\varepsilon = 15$. There is no box: the plane has no
-# bounds.
+# The attack is L2 PGD with 10 steps of length 2 from the sample itself (Algorithm 1), with $\varepsilon = 15$. There is no
+# box, because the plane is unbounded.
 
 # %%
 table = evaluation.evaluate_each(run, trained, data.test, study.toy_attacks(run.settings), box=None)
@@ -118,7 +119,7 @@ figures.accuracies(run, summary)
 # %% [markdown]
 # ## Verdicts
 # Each claim is judged from the measured difference and its interval over seeds. *Reproduced*: the 95 % interval is above
-# zero, and the difference is at least half of the paper's. *Direction only*: it is real but smaller.
+# zero, and the difference is at least half of the paper's. *Direction only*: it is above zero but smaller.
 
 # %%
 verdicts = claims.judge("pag", run, summary, classes=2)

@@ -39,7 +39,7 @@ def test_list_names_notebooks_and_data(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["run", "toy_pag", "--width", "column"], "needs a --venue of two columns"),
         (["run", "toy_pag", "--venue", "iclr", "--width", "column"], "venue = 'iclr-column': Input should be"),
         (["run", "jacobian_norm", "-p", "devices=999", "-p", "batch_size=4000"], "devices = 999, but there are"),
-        (["run", "raat_boundary", "-p", "toy={}"], "toy: its points are no images to crop or flip"),
+        (["run", "raat_boundary", "-p", "toy={}"], "toy: points cannot be cropped or flipped"),
         (["run", "cifar_pag", "-p", "teacher_linf=/nowhere/x.pt"], "teacher_linf = '/nowhere/x.pt': no such file"),
         (["run", "cifar_pag", "-p", "data=mnist"], "'mnist' is not a data set"),
         (["run", "cifar_pag", "-p", "train_images=90000000"], "scenes of 32 px need 1373 GiB while they are rendered"),

@@ -197,10 +197,10 @@ def test_a_wrong_answer_is_in_colour_and_numbers_are_those_of_the_tensors() -> N
     ("changes", "message"),
     [
         ({"model": "scenes/none"}, "no network 'scenes/none'; there are"),
-        ({"model": "mine.py:build"}, "model = mine.py:build: say by data which images"),
+        ({"model": "mine.py:build"}, "model = mine.py:build: data must name its images"),
         ({"model": "mine.py", "data": "scenes4"}, "should be FILE.py:FUNCTION"),
         ({"model": "nowhere.py:build", "data": "scenes4"}, "should be FILE.py:FUNCTION, a file that is there"),
-        ({"weights": "w.pt"}, "weights = w.pt: .* is of the zoo"),
+        ({"weights": "w.pt"}, "weights = w.pt: .* has its weights in the zoo"),
         ({"data": "toy"}, "data = toy: these are points"),
         ({"data": "scenes"}, "the model has 4 outputs; the data have 10 classes"),
         ({"data": "folder:/nowhere"}, "/nowhere"),

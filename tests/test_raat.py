@@ -528,14 +528,14 @@ def test_the_proof_of_concept_scales_each_part(boundary: float, other: float) ->
     [
         (
             {"seeds_of": {"cons_at": 1}, "methods": ["pgd_at", "raat"]},
-            "seeds_of has cons_at, which neither methods nor components has",
+            "seeds_of has cons_at, which is in neither methods nor components",
         ),
         ({"sharp": {"epoch": 3}}, "sharp cannot set epoch; it can set batch_size, "),
         ({"sharp": {"ema": 0.0}}, "sharp has ema = 0"),
         ({"toy": {"learning_rate": -1}}, "greater than 0"),
         ({"toy": {"crop_fill": "mirror"}}, "reflect"),
         ({"methods": ["raat"], "weights": {}}, "components, etas and weights need pgd_at and raat"),
-        ({"weights": {"mart": [1]}, "methods": ["pgd_at", "raat"]}, "weights has mart, which methods has not"),
+        ({"weights": {"mart": [1]}, "methods": ["pgd_at", "raat"]}, "weights has mart, which is not in methods"),
         ({"methods": ["pgd"]}, "pgd_at"),
         ({"norm": "l1"}, "linf"),
         ({"eta": 2}, "less than or equal to 1"),

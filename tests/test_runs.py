@@ -137,7 +137,7 @@ def test_wrong_settings_are_refused_with_what_would_be_right(overrides: dict[str
         (
             "cifar_pag",
             {"model": "resnet18", "width": 512},
-            "to train resnet18 of it takes 8 GiB for its weights",
+            "resnet18 needs 8 GiB to train its weights",
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""AutoAttack "standard" (Croce & Hein 2020): four attacks, each on the images that those before it did not fool.
+"""AutoAttack "standard" (Croce & Hein 2020): four attacks, each on the images that no attack before it fooled.
 
-The attacks and their settings are AutoAttack's; what differs is the work that is saved. An image leaves every attack the
-moment it is fooled, all target classes run as one batch, and batch norm is folded into the layers before it.
+The attacks and their settings are AutoAttack's. This implementation saves work: an image leaves an attack as soon as it is
+fooled, all target classes run as one batch, and batch norm is folded into the layers before it.
 """
 
 import sys
@@ -21,7 +21,7 @@ from paperlib.attacks.projected import Norm, frozen
 from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
-ROWS = 256  # attacked together at most, to bound memory: images, or pairs of an image and a target class
+ROWS = 256  # most rows attacked together, to bound memory; a row is an image, or a pair of an image and a target class
 
 
 def autoattack(
@@ -35,16 +35,14 @@ def autoattack(
     only: Part | None = None,
     engine: Literal["own", "original"] = "own",
 ) -> Tensor:
-    """AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
-
-    `only` runs one of the four parts; the targeted ones need four classes, else InputError. `short` omits FAB, targets
-    three classes and gives Square 1,000 queries: for checks, not for reported numbers.
+    """Run AutoAttack "standard" (Croce & Hein 2020): APGD-CE, targeted APGD-DLR, targeted FAB and Square.
 
     Returns images that fool the model itself, or the clean image. With fewer than four classes the targeted ratio is
-    undefined; untargeted APGD-CE, FAB and Square run instead. `engine` "original" calls the authors' package or its
-    repackage. `masking_flags` collects warnings about masked gradients: random outputs, gradients in the forward pass,
-    probabilities instead of logits, zero gradients at the start of the targeted APGD, Square better than all else. Raises
-    InputError for images outside [0,1].
+    undefined; untargeted APGD-CE, FAB and Square run instead. `only` runs one of the four parts. `short` omits FAB, targets
+    three classes and gives Square 1,000 queries: for checks, not for reported numbers. `engine` "original" calls the
+    authors' package or its repackage. `masking_flags` collects warnings about masked gradients: random outputs, gradients
+    in the forward pass, probabilities instead of logits, zero gradients at the start of the targeted APGD, Square better
+    than the attacks before it. Raises InputError for images outside [0,1], and for a targeted part with under four classes.
     """
     check_pixels(images)
     if engine == "original":
@@ -76,11 +74,11 @@ def _cascade(
     found, left = images.clone(), (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
     def leave(members: Tensor, points: Tensor, fooled: Tensor) -> Tensor:
-        """Keep the points that fool the model itself, one of each image; return which rows' images are not fooled yet."""
+        """Keep one point of each image that fools the model itself. Return which rows' images are not fooled yet."""
         if fooled.any():
             rows = fooled.nonzero().squeeze(1)
             rows = rows[misclassified(model(points[rows]), labels[members[rows]])]
-            if not len(rows):  # a model that answers at random takes it back
+            if not len(rows):  # a model with random outputs may be right when asked again
                 return left[members]
             left[members[rows]] = False
             same = members[rows][:, None] == members[rows]
@@ -103,7 +101,7 @@ def _cascade(
         LOGGER.debug("running %s", name)
         members, before, zeros = left.nonzero().squeeze(1), left.clone(), 0
         targets = ranked[members]
-        if name.endswith("-t"):  # by rank: early targets free images of later ones, which are more
+        if name.endswith("-t"):  # sorted by target rank: images that an early target fools skip the later targets
             members, targets = members.repeat(targets.shape[1]), targets.T.reshape(-1, 1)
         for some, their in zip(members.split(ROWS), targets.split(ROWS), strict=True):
             if (going := left[some]).any():
@@ -135,7 +133,7 @@ def _warn_of_masking(model: nn.Module, images: Tensor, labels: Tensor, logits: T
 
 
 def _differentiates(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model's forward pass calls PyTorch for a gradient."""
+    """Return whether the model's forward pass calls PyTorch for a gradient."""
     seen = False
 
     def watch(frame: FrameType, event: str, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""A copy of a network that attacks run faster on: batch norm folded into the layers before it, channels last."""
+"""A copy of a network on which attacks run faster: batch norm folded into the layers before it, channels last."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from paperlib.models.batchnorm import folded
 
 @torch.no_grad()
 def quick(model: nn.Module, images: Tensor, around: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
-    """The copy of a network in evaluation mode, or the network itself where nothing can be folded.
+    """Return a folded copy of a network in evaluation mode, or the network itself if nothing can be folded.
 
-    `images` are some N×C×H×W in [0,1]: where the copy's logits of them are not the network's but for rounding, it is the
-    network itself, too. `around` makes a model of logits of either, which is returned then.
+    `images` N×C×H×W in [0,1] test the copy: if its logits differ by more than rounding, the network itself is returned.
+    `around` wraps a network in a model that returns logits; then the wrapped copy or the wrapped network is returned.
     """
     given = around(model) if around else model
     if (inner := folded(model)) is model:

@@ -1,8 +1,7 @@
 """Attacks as CUDA graphs: recorded once, then replayed without launching each kernel from Python.
 
 Ten steps of PGD on a small network are two thousand kernels; launching them takes longer than running them. A replay uses
-the current weights. It draws its random start from PyTorch's generator like a direct call, so the same seed gives the same
-start.
+the current weights. It draws its random start from PyTorch's generator as a direct call does, so a seed gives one start.
 """
 
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from paperlib.attacks import Attack, pgd
 
-KIND: Literal["eager", "graph", "compiled"] = "graph"  # for `training.fit` on a GPU; compiled: with torch.compile
+KIND: Literal["eager", "graph", "compiled"] = "graph"  # used by `training.fit` on a GPU; compiled: with torch.compile
 WARM_UP = 3  # calls before recording, so that libraries choose algorithms and allocate memory
-MOST = 8  # recordings kept, to bound memory; further inputs are attacked by direct calls
+MOST = 8  # most recordings kept, to bound memory; further inputs are attacked by direct calls
 
 
 def recorded(value: Any) -> Any:
@@ -39,7 +38,7 @@ def recorded(value: Any) -> Any:
 
 
 class Recorded:
-    """An attack that is replayed if possible, and called otherwise, with the same result."""
+    """An attack that is replayed if possible and called otherwise, with the same result."""
 
     def __init__(self, attack: Attack) -> None:
         self.attack, self.func, self.args, self.keywords = attack, attack.func, attack.args, attack.keywords
@@ -49,7 +48,7 @@ class Recorded:
         )  # otherwise the kernels depend on the data
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **changes: Any) -> Tensor:
-        """Adversarial images of the same shape. With `changes` of settings or a model in training mode, call directly."""
+        """Return adversarial images of the same shape. `changes` of settings or a model in training mode prevent replay."""
         if changes or model.training or not self.possible or not recordable(images):
             return self.attack(model, images, labels, **changes)
         kind = images.device.type
@@ -59,9 +58,9 @@ class Recorded:
             if len(self.replays) == MOST:
                 return self.attack(model, images, labels)
             try:
-                compiled = KIND == "compiled" and not self.replays  # takes half a minute: once only
+                compiled = KIND == "compiled" and not self.replays  # compiling takes half a minute, so it is done once
                 self.replays[key] = record(self.attack, model, images, labels, compiled)
-            except Exception as error:  # of many kinds: synchronisation, allocation, the compiler
+            except Exception as error:  # synchronisation, allocation and the compiler raise different types
                 self.possible = False
                 reason = (str(error).splitlines() or [""])[0]
                 print(f"no CUDA graph of the attack ({type(error).__name__}: {reason}): it is called instead", flush=True)
@@ -70,7 +69,7 @@ class Recorded:
 
 
 def recordable(images: Tensor) -> bool:
-    """Whether a graph can be recorded on the images' device."""
+    """Return whether a graph can be recorded on the images' device."""
     return images.is_cuda
 
 
@@ -79,7 +78,7 @@ def record(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Record the attack. Return a function of images and labels of these shapes that replays it with the current weights.
 
-    Raises what the attack or its recording raises. The generator's state is restored.
+    Raises the errors of the attack or its recording. The generator's state is restored.
     """
     held = images.clone(), labels.clone()  # the memory that the graph reads; `clone` keeps the memory layout
     graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
@@ -108,7 +107,7 @@ def record(
             weight.requires_grad_(True)
         torch.cuda.set_rng_state(state, images.device)
 
-    def replay(images: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:  # `model`: kept alive
+    def replay(images: Tensor, labels: Tensor, model: nn.Module = model) -> Tensor:  # the default keeps `model` alive
         held[0].copy_(images)
         held[1].copy_(labels)
         graph.replay()

@@ -1,4 +1,4 @@
-"""Attacks from maintained libraries with the same signature: APGD, Square, the original AutoAttack; transfer."""
+"""Attacks from maintained libraries with the same signature: APGD, Square and the original AutoAttack; and transfer."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
 LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
-LOGGER = logging.getLogger("auto-attack")  # the repackage's
+LOGGER = logging.getLogger("auto-attack")  # the logger of pyautoattack, the repackage
 
 
 def apgd(
@@ -28,11 +28,11 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
 ) -> Tensor:
-    """Auto-PGD (Croce & Hein 2020) through pyautoattack; returns the clean image if it fails."""
+    """Run Auto-PGD (Croce & Hein 2020) through pyautoattack. Returns the clean image if the attack fails."""
     from pyautoattack.autopgd_base import APGDAttack
 
     check_pixels(images)
-    seed = int(torch.randint(2**31, ()))  # from the caller's generator, since the library sets the global seed
+    seed = int(torch.randint(2**31, ()))  # drawn from the caller's generator, because the library sets the global seed
     with torch.random.fork_rng():
         attack = APGDAttack(
             model, n_iter=steps, norm=LIBRARY_NORMS[norm], n_restarts=restarts, eps=eps, seed=seed, loss=loss,
@@ -43,9 +43,9 @@ def apgd(
 
 
 def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, queries: int = 5000) -> Tensor:
-    """Square (Andriushchenko et al. 2020) through pyautoattack: random search without gradients.
+    """Run Square (Andriushchenko et al. 2020), a random search without gradients, through pyautoattack.
 
-    With other than AutoAttack's 5,000 queries, its schedule is rescaled. Returns the clean image if it fails.
+    Its schedule is rescaled if `queries` is not AutoAttack's 5,000. Returns the clean image if the attack fails.
     """
     from pyautoattack.square import SquareAttack
 
@@ -68,19 +68,22 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm
 def transfer(
     model: nn.Module, images: Tensor, labels: Tensor, *, source: nn.Module, attack: Attack, eps: float, norm: Norm
 ) -> Tensor:
-    """Adversarial images against `source`, an independently trained model; `model` is not used."""
+    """Return adversarial images against `source`, an independently trained model; `model` is not used."""
     with evaluating(source):
         return attack(source, images, labels, eps=eps, norm=norm)
 
 
-SHORT = {"targets": 3, "queries": 1000}  # of short AutoAttack, instead of 9 and 5,000
+SHORT = {"targets": 3, "queries": 1000}  # target classes and queries of the short AutoAttack, instead of 9 and 5,000
 
 
 Part = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
 def parts_of(classes: int, short: bool, only: Part | None) -> list[str]:
-    """The parts of AutoAttack for this number of classes, in order. Raises InputError for a targeted one with too few."""
+    """Return the parts of AutoAttack for this number of classes, in order.
+
+    Raises InputError if `only` is a targeted part and there are fewer than four classes.
+    """
     if classes < 4 and only in ("apgd-t", "fab-t"):
         raise InputError(f"{only} needs four classes or more, this model has {classes}; use apgd-ce or square")
     if only is not None:
@@ -99,7 +102,7 @@ def autoattack(
     short: bool = False,
     only: Part | None = None,
 ) -> Tensor:
-    """The original of `autoattack.autoattack`, with the same arguments and results.
+    """Run the original AutoAttack, with the arguments and results of `autoattack.autoattack`.
 
     Uses the package `autoattack` if it can be imported, otherwise its repackage `pyautoattack`.
     """

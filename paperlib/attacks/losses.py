@@ -1,4 +1,4 @@
-"""The losses that attacks maximise, one value for each image."""
+"""The losses that attacks maximise, one value per image."""
 
 import math
 from typing import Literal
@@ -13,7 +13,7 @@ Loss = Literal["ce", "mse", "mse_softmax", "kl", "margin", "dlr"]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y (Carlini & Wagner 2017): N from N×C, positive for misclassified images."""
+    """Return max_{j≠y} z_j − z_y, shape N, from logits N×C (Carlini & Wagner 2017). It is positive if misclassified."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     # Carlini & Wagner 2017, f₆ at t = y: max_{j≠y} z_j − z_y
@@ -21,15 +21,15 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """‖z − e_y‖² / C between raw outputs N×C and the one-hot label e_y, the mean over classes: N."""
+    """Return ‖z − e_y‖² / C, shape N, from raw outputs N×C and the one-hot label e_y."""
     # GFA, Method Summary: L_MSE, without formula; here: ‖z − e_y‖² / C
     return (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
 
 
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """−(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), invariant to scaling of the logits (Croce & Hein 2020): N from N×C.
+    """Return −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), shape N, from logits N×C (Croce & Hein 2020, Equation 6).
 
-    Raises InputError for fewer than three classes.
+    The ratio is invariant to scaling of the logits. Raises InputError for fewer than three classes.
     """
     if logits.shape[1] < 3:
         raise InputError(f"loss 'dlr' needs three classes or more, this model has {logits.shape[1]}; use ce or margin")
@@ -39,9 +39,9 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """−(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), the ratio for a target class t (Croce & Hein 2020): N from N×C.
+    """Return −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), shape N, from logits N×C (Croce & Hein 2020, Equation 7).
 
-    Raises InputError for fewer than four classes.
+    t is the target class. Raises InputError for fewer than four classes.
     """
     if logits.shape[1] < 4:
         raise InputError(f"the targeted ratio needs four classes or more, this model has {logits.shape[1]}")
@@ -52,7 +52,7 @@ def targeted_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None = None, kappa: float = math.inf) -> Tensor:
-    """The named loss of each image: N from logits N×C; "kl" is the divergence from the logits `clean`.
+    """Return the named loss of each image, shape N, from logits N×C; "kl" is the divergence from the logits `clean`.
 
     "mse" is the training loss of models trained on squared errors; attacks that maximise it overstate their robustness.
     `kappa` is Carlini & Wagner's confidence κ, an upper bound of the margin.
@@ -68,18 +68,18 @@ def attack_loss(logits: Tensor, labels: Tensor, loss: Loss, clean: Tensor | None
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which rows of N×C have another class on top than their label: bool N. NaN is no answer, and so no other class."""
+    """Return which rows of N×C predict another class than their label: bool N. A row with a NaN predicts nothing: False."""
     return (logits.argmax(1) != labels) & ~logits.isnan().any(1)
 
 
 def are_probabilities(outputs: Tensor) -> Tensor:
-    """Which rows of N×C are distributions, from 0 to 1 with a sum of 1, and so hardly logits: bool N."""
+    """Return which rows of N×C are distributions (entries in [0,1], sum 1) and so hardly logits: bool N."""
     inside = (outputs >= -1e-5).all(1) & (outputs <= 1 + 1e-5).all(1)
     return inside & ((outputs.sum(1) - 1).abs() < 1e-3)
 
 
 class Logarithm(nn.Module):
-    """The logarithm of a model's probabilities, N×C: logits with the same answers and a usual gradient."""
+    """A model that returns the logarithm of another model's probabilities, N×C: logits with the same predictions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

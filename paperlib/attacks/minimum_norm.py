@@ -1,9 +1,9 @@
-"""Minimum-norm attacks, and the attack on single pixels: thin wrappers of foolbox and SciPy.
+"""Minimum-norm attacks and the one-pixel attack: thin wrappers of foolbox and SciPy.
 
-The signature is that of `attacks`. `eps` is infinite by default; a perturbation beyond it counts as a failure. A failed
-attack returns the clean image. Of foolbox's, every result is checked again: some of its attacks return a black image on
-failure, and foolbox counts it as a success if black is misclassified. They attack the logarithm of outputs that are
-probabilities, with a warning, and raise InputError for images outside [0,1].
+They have the signature of `attacks`. `eps` is infinite by default; a larger perturbation counts as a failure. A failed
+attack returns the clean image. Every result of foolbox is checked again, because some of its attacks return a black image
+on failure, which foolbox counts as a success if black is misclassified. The foolbox attacks raise InputError for images
+outside [0,1]. If the outputs are probabilities, they attack the logarithm and log a warning.
 """
 
 import math
@@ -25,11 +25,11 @@ from paperlib.runs.files import InputError
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox looks for a git binary when it is imported
 
 
-SHARPNESS = 10.0  # gradient norm of the margin for DDN: of 1 to 100, the smallest distances on three of our networks
+SHARPNESS = 10.0  # norm of the margin's gradient for DDN; gave the smallest distances of 1 to 100 on three networks here
 
 
 def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, norm: Norm) -> Tensor:
-    """Distance between each image and its adversarial one: N, zero if misclassified when clean, infinite on failure."""
+    """Return the distance from each image to its adversarial image, shape N: 0 if misclassified clean, ∞ on failure."""
     with torch.no_grad():
         wrong, fooled = (model(points).argmax(1) != labels for points in (images, adversarial))
     found = lengths(adversarial - images, norm).where(fooled, torch.inf)
@@ -42,9 +42,9 @@ def distances(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Ten
 def _nearest(
     attack: Any, model: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm, sharpness: float | None = None
 ) -> Tensor:
-    """The result of a foolbox attack, or the clean image. Success is checked here, since foolbox's report is unreliable.
+    """Return the result of a foolbox attack, or the clean image. Foolbox's report of success is unreliable.
 
-    With `sharpness` the outputs are rescaled: see `_Scaled`.
+    `sharpness` rescales the outputs: see `_Scaled`.
     """
     import foolbox
 
@@ -58,13 +58,13 @@ def _nearest(
     found = found.nan_to_num(0).clamp(0, 1)
     with torch.no_grad():
         fooled = misclassified(model(found), labels)
-    black = found.flatten(1).abs().amax(1) == 0  # the library's result on failure
+    black = found.flatten(1).abs().amax(1) == 0  # foolbox returns a black image on failure
     good = fooled & ~black & (lengths(found - images, norm) <= eps)
     return torch.where(each_image(good, images), found, images)
 
 
 def _logits(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model, or the logarithm of its probabilities: DeepFool and DDN search much too far on these as they are."""
+    """Return the model, or the logarithm of its probabilities, on which DeepFool and DDN would search much too far."""
     with torch.no_grad():
         if not are_probabilities(model(images)).all():
             return model
@@ -93,9 +93,9 @@ class _Scaled(nn.Module):
 def deepfool(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm, eps: float = math.inf, steps: int = 50
 ) -> Tensor:
-    """DeepFool (Moosavi-Dezfooli et al. 2016): repeated steps to the nearest boundary of the linearised model.
+    """Run DeepFool (Moosavi-Dezfooli et al. 2016): repeated steps to the nearest boundary of the linearised model.
 
-    It overstates the distance on robust models: see `ddn`.
+    It overstates the distance on robust models; `ddn` finds shorter distances.
     """
     from foolbox.attacks import L2DeepFoolAttack, LinfDeepFoolAttack
 
@@ -107,7 +107,7 @@ def carlini_wagner(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
     searches: int = 9,
 ) -> Tensor:  # fmt: skip
-    """C&W-L2 (Carlini & Wagner 2017) with `searches` binary-search steps over the constant, `steps` of Adam each.
+    """Run C&W-L2 (Carlini & Wagner 2017) with `searches` binary-search steps over the constant, `steps` of Adam each.
 
     The outputs are rescaled first, so that the search does not depend on their scale. Raises InputError for another norm.
     """
@@ -124,7 +124,7 @@ def elastic_net(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 100,
     searches: int = 9, regularization: float = 0.01,
 ) -> Tensor:  # fmt: skip
-    """EAD with the elastic-net rule (Chen et al. 2018): minimise ‖δ‖₂² + β ‖δ‖₁, with β = `regularization`.
+    """Run EAD with the elastic-net rule (Chen et al. 2018): minimise ‖δ‖₂² + β ‖δ‖₁ with β = `regularization`.
 
     The outputs are rescaled first, so that the search does not depend on their scale. Raises InputError for another norm.
     """
@@ -141,11 +141,11 @@ def elastic_net(
 def ddn(
     model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "l2", eps: float = math.inf, steps: int = 200
 ) -> Tensor:
-    """Decoupled direction and norm (Rony et al. 2019), L2: stronger than DeepFool.
+    """Run the decoupled direction and norm attack (Rony et al. 2019) in L2, which is stronger than DeepFool.
 
-    The outputs are scaled up first, more than for the others. The cross-entropy of small outputs, as after training on
-    squared errors, hardly depends on which class is nearest. FMN is not used: foolbox 3.3.4's L2 form never projects.
-    Raises InputError for another norm.
+    The outputs are scaled up first, more than for the other attacks. The cross-entropy of small outputs, as after training
+    on squared errors, hardly depends on which class is nearest. FMN is not used, because foolbox 3.3.4's L2 form never
+    projects. Raises InputError for another norm.
     """
     from foolbox.attacks import DDNAttack
 
@@ -154,7 +154,7 @@ def ddn(
 
 
 def l2_attacks(steps: int) -> dict[str, Attack]:
-    """DeepFool, EAD, C&W and DDN in L2, by name; `steps` for the last three."""
+    """Return DeepFool, EAD, C&W and DDN in L2, by name; the last three take `steps` steps."""
     return {
         "deepfool": partial(deepfool, norm="l2"),
         "ead": partial(elastic_net, norm="l2", steps=steps),
@@ -175,10 +175,10 @@ def one_pixel(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 1.0, norm: Norm = "linf", pixels: int = 1,
     population: int = 400, generations: int = 75,
 ) -> Tensor:  # fmt: skip
-    """The one-pixel attack (Su et al. 2019) on images N×C×H×W: SciPy's differential evolution lowers p(y).
+    """Run the one-pixel attack (Su et al. 2019) on images N×C×H×W: SciPy's differential evolution lowers p(y).
 
-    `population` candidates, each with `pixels` positions and colours, evolve over `generations`, until one fools the model.
-    The pixels take any colour, so `eps` must be 1 in L∞: otherwise InputError. Seeded by PyTorch's global generator.
+    `population` candidates, each with `pixels` positions and colours, evolve over `generations` until one fools the model.
+    PyTorch's global generator seeds the search. Raises InputError unless `eps` is 1 in L∞, since pixels take any colour.
     """
     if (norm, eps) != ("linf", 1.0):
         raise InputError(f"one_pixel with norm = {norm!r}, eps = {eps:g}: its pixels take any colour, so linf and 1")
@@ -189,7 +189,7 @@ def one_pixel(
 
 
 def pixel_attacks(generations: int) -> dict[str, Attack]:
-    """The one-pixel attack by name, for `evaluation.evaluate_each`."""
+    """Return the one-pixel attack by name, for `evaluation.evaluate_each`."""
     return {"one_pixel": partial(one_pixel, eps=1.0, norm="linf", generations=generations)}
 
 
@@ -199,7 +199,7 @@ def _evolved(model: nn.Module, image: Tensor, label: Tensor, pixels: int, popula
     best = image
 
     def apply(candidates: np.ndarray) -> Tensor:
-        """The image changed by each of S candidates, given as (pixels · genes)×S: S×C×H×W."""
+        """Change the image by each of S candidates, given as (pixels · genes)×S. Returns S×C×H×W."""
         values = torch.as_tensor(candidates.T, dtype=image.dtype, device=image.device).view(-1, pixels, genes)
         changed = image.repeat(len(values), 1, 1, 1)
         rows = values[..., 0].long().clamp(0, height - 1)

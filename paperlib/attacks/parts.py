@@ -1,12 +1,12 @@
 """The parts of AutoAttack, for a batch of rows: Auto-PGD, FAB and Square.
 
-A row is an image with the wrong classes that it is driven to; `members` int64 N says which image of the caller's each row
-belongs to. After each iterate a part asks `leave(members, points, fooled)` who goes on, a bool N: an image that is fooled
-leaves with all its rows. What a part finds is kept by `leave` alone. Parts are called under `torch.no_grad`.
+A row is an image together with its target classes; `members` int64 N holds the index of each row's image in the caller's
+batch. After each iterate a part calls `leave(members, points, fooled)`, which stores the adversarial points and returns
+which rows go on, bool N: all rows of a fooled image leave the batch. Parts are called under `torch.no_grad`.
 
 Written from the papers: Croce & Hein 2020, "Reliable evaluation of adversarial robustness" (Auto-PGD), Croce & Hein 2020,
 "Minimally distorted adversarial examples with a fast adaptive boundary attack" (FAB), Andriushchenko et al. 2020, "Square
-Attack". Constants are theirs or, where said, AutoAttack's.
+Attack". Constants are those of the papers or, where a comment says so, AutoAttack's.
 """
 
 import math
@@ -32,8 +32,8 @@ def _keep(going: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The iterations after which Auto-PGD may halve a step size, all below `steps`; for 100: 22, 41, 57, …, 99."""
-    found, last, length = [], 0, 22  # hundredths, so that rounding up is exact
+    """Return the iterations, below `steps`, after which Auto-PGD may halve a step size; for 100: 22, 41, 57, …, 99."""
+    found, last, length = [], 0, 22  # in hundredths, so that rounding up is exact
     while last + length < 100:
         # Croce & Hein 2020, Auto-PGD, checkpoints: p₁ = 0.22, p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), ⌈p_j N⌉
         last, length = last + length, max(length - 3, 6)
@@ -42,10 +42,10 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def halving(rises: Tensor, length: int, halved: Tensor, best: Tensor, before: Tensor) -> Tensor:
-    """Whose step size Auto-PGD halves at a checkpoint: bool N.
+    """Return for which rows Auto-PGD halves the step size at a checkpoint: bool N.
 
-    `rises` counts increases of the loss in the `length` steps since the last checkpoint. `halved` says whose step size was
-    halved there; `before` is the best loss of then, `best` that of now.
+    `rises` counts increases of the loss in the `length` steps since the last checkpoint. `halved` marks the rows halved at
+    that checkpoint, `before` is the best loss at that time, and `best` is the best loss now.
     """
     # Croce & Hein 2020, Auto-PGD, conditions: Σ 1[f(xᵢ₊₁) > f(xᵢ)] < 0.75 (w_j − w_{j−1}), or η and f_max as at w_{j−1}
     return (rises < 0.75 * length) | (~halved & (best <= before))
@@ -63,9 +63,9 @@ def auto_pgd(
     norm: Norm,
     steps: int = 100,
 ) -> int:
-    """Auto-PGD from a random start, on cross-entropy or, with `targets` N×1, on the targeted difference of logits ratio.
+    """Run Auto-PGD from a random start on cross-entropy or, with `targets` N×1, on the targeted difference of logits ratio.
 
-    Returns how many gradients are zero at the start.
+    Returns the number of zero gradients at the start.
     """
     into = partial(within, eps=eps, norm=norm, box=BOX)
     noise = torch.empty_like(clean)
@@ -100,7 +100,7 @@ def auto_pgd(
             size, rises, halved = _keep(going, size, rises, halved)
         if step in at:
             halved = halving(rises, step - previous, halved, most, before)
-            # Where the size is halved, the search goes on from the best point.
+            # Rows with a halved step size continue from their best point.
             x, slope = (torch.where(each_image(halved, x), one, other) for one, other in ((best, x), (best_slope, slope)))
             size = torch.where(halved, size / 2, size)
             rises, before, previous = torch.zeros_like(rises), most.clone(), step
@@ -115,18 +115,18 @@ def auto_pgd(
 
 
 def onto_plane(points: Tensor, normals: Tensor, values: Tensor, norm: Norm) -> Tensor:
-    """The smallest moves δ from points in the box onto planes ⟨w, δ⟩ + v = 0 that stay in the box, K×N×D.
+    """Return the smallest moves δ from points in the box onto planes ⟨w, δ⟩ + v = 0 that stay in the box, K×N×D.
 
-    `points` is K×N×D, `normals` w is N×D, `values` v is K×N. Where the box ends before the plane, δ goes as far as the box.
-    By duality each coordinate moves at the speed 1 (linf) or |w| (l2) until the box stops it. What is covered is then a
-    concave, piecewise linear function of time, for which Newton's method from below ends in the solution.
+    `points` is K×N×D, `normals` w is N×D, `values` v is K×N. If the box ends before the plane, δ ends at the box.
+    By duality each coordinate moves at the speed 1 (linf) or |w| (l2) until the box stops it. The distance covered is then
+    a concave, piecewise linear function of time, for which Newton's method from below ends in the solution.
     """
     weights = normals.abs()
     speeds = torch.ones_like(weights[:, :1]) if norm == "linf" else weights
     toward = -normals.sign() * torch.where(values < 0, -1.0, 1.0)[..., None]
     room = toward * ((BOX[0] + BOX[1]) / 2 - points) + (BOX[1] - BOX[0]) / 2
     goal = values.abs()
-    time = goal / (weights * speeds).sum(1).clamp_min(1e-12)  # if the box were endless
+    time = goal / (weights * speeds).sum(1).clamp_min(1e-12)  # exact if no coordinate meets the box
     moves = torch.minimum(time[..., None] * speeds, room)
     short = (goal - torch.einsum("knd,nd->kn", moves, weights) > 1e-6 * goal).nonzero(as_tuple=True)
     w, s, r, t, left = weights[short[1]], speeds[short[1]], room[short], time[short][:, None], goal[short][:, None]
@@ -143,9 +143,9 @@ def onto_plane(points: Tensor, normals: Tensor, values: Tensor, norm: Norm) -> T
 
 
 def nearest_plane(model: nn.Module, points: Tensor, labels: Tensor, targets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The linearised boundary nearest to each point, of the wrong classes t in `targets` N×T.
+    """Find the linearised boundary nearest to each point among the wrong classes t in `targets` N×T.
 
-    Returns its lead z_t − z_y, N, and the gradient of that, N×….
+    Returns the lead z_t − z_y of that class, N, and its gradient, N×….
     """
     points = points.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -178,7 +178,7 @@ def fab(
     norm: Norm,
     steps: int = 100,
 ) -> None:
-    """FAB from the clean image to the nearest of the wrong classes `targets` N×T; fooled within `eps` is enough."""
+    """Run FAB from the clean image toward the nearest of the classes `targets` N×T. A row ends once fooled within `eps`."""
     x = clean
     for _ in range(steps):
         lead, normal = nearest_plane(model, x, labels, targets, norm)
@@ -202,12 +202,12 @@ def fab(
 
 # Square --------------------------------------------------------------------------------------------------------------
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share p, in queries of 10,000
-SPAN = 100  # queries whose random numbers are drawn together
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10,000, at which the share p is halved
+SPAN = 100  # number of queries whose random numbers are drawn together
 
 
 def side(query: int, size: tuple[int, int], norm: Norm) -> int:
-    """The side of Square's windows at a query, from 0, in pixels, for images of this height and width."""
+    """Return the side of Square's windows in pixels at a query, counted from 0, for images of this height and width."""
     # Andriushchenko et al. 2020, schedule of p: halved at 10, 50, 200, … of 10,000; here: p = 0.8, as in AutoAttack
     share = 0.8 / 2 ** bisect_left(HALVINGS, query)
     wide = round(math.sqrt(share * size[0] * size[1]))
@@ -226,9 +226,9 @@ def square(
     queries: int = 5000,
     schedule: int = 10000,
 ) -> None:
-    """Square on the margin, on images N×C×H×W: a query redraws a window of each image and is undone unless it is better.
+    """Run Square on the margin of images N×C×H×W: a query redraws a window of each image and is undone unless better.
 
-    `schedule` is the number of queries over which the windows shrink. AutoAttack keeps to 10,000, though it asks 5,000.
+    `schedule` is the number of queries over which the windows shrink. AutoAttack uses 10,000 although it makes only 5,000.
     """
     x = (_stripes if norm == "linf" else _tiles)(clean, eps)
     draw, redraw = (_colours, _recolour) if norm == "linf" else (_moves, _move)
@@ -260,14 +260,14 @@ def _signs(*shape: int, like: Tensor) -> Tensor:
 
 
 def _window(images: Tensor, wide: int) -> Tensor:
-    """The places of the first window of `wide` × `wide` pixels in a flat image: int64 C×wide²."""
+    """Return the indices of the top left window of `wide` × `wide` pixels in a flat image: int64 C×wide²."""
     _, channels, height, width = images.shape
     plane, across = torch.arange(channels, device=images.device), torch.arange(wide, device=images.device)
     return plane[:, None] * (height * width) + (across[:, None] * width + across).flatten()
 
 
 def _corners(count: int, images: Tensor, wide: int) -> Tensor:
-    """How far random windows are from the first one, for `count` queries: int64 count×N×1×1."""
+    """Draw the index offsets of random windows from the top left one, for `count` queries: int64 count×N×1×1."""
     height, width = images.shape[2:]
     shape = count, len(images), 1, 1
     rows = torch.randint(height - wide + 1, shape, device=images.device)
@@ -275,20 +275,20 @@ def _corners(count: int, images: Tensor, wide: int) -> Tensor:
 
 
 def _stripes(clean: Tensor, eps: float) -> Tensor:
-    """Square's start in L∞: vertical stripes one pixel wide of random colours ±ε."""
+    """Return Square's start in L∞: vertical stripes one pixel wide of random colours ±ε."""
     count, channels, _, width = clean.shape
     return (clean + eps * _signs(count, channels, 1, width, like=clean)).clamp(*BOX)
 
 
 def _colours(count: int, images: Tensor, wide: int, eps: float) -> tuple[Tensor, ...]:
-    """What `count` queries in L∞ draw: windows, and a colour ±ε for each channel."""
+    """Draw the windows of `count` queries in L∞, and a colour ±ε for each channel."""
     return _corners(count, images, wide), eps * _signs(count, *images.shape[:2], 1, like=images)
 
 
 def _recolour(
     x: Tensor, clean: Tensor, window: Tensor, eps: float, corners: Tensor, colours: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give a window of each image x one colour a channel, in place. Return its places and what stood there, N×…"""
+    """Give a window of each image x one colour per channel, in place. Return its indices and its old values, N×…"""
     flat, places = x.view(len(x), -1), (corners + window).flatten(1)
     old, pixels = flat.gather(1, places), clean.view(len(x), -1).gather(1, places)
     # Andriushchenko et al. 2020, Algorithm 2: δ in the window = ρ ε − (x̂ − x) with ρ uniform in {−1, 1} by channel
@@ -298,7 +298,7 @@ def _recolour(
 
 
 def bump(wide: int) -> Tensor:
-    """The pattern η of Square's windows in L2, of norm one: a bump over half the window, and less a bump over the other."""
+    """Return the pattern η of Square's windows in L2, of norm one: a positive bump on one half, a negative on the other."""
 
     def half(height: int) -> Tensor:
         rows, columns = torch.arange(height) - height // 2, torch.arange(wide) - wide // 2
@@ -313,7 +313,7 @@ def bump(wide: int) -> Tensor:
 
 
 def _bumps(wide: int, *shape: int, like: Tensor) -> Tensor:
-    """Bumps, each turned by 90° or not: shape × wide²."""
+    """Draw bumps, each turned by 90° or not: shape × wide²."""
     pattern = bump(wide).to(like)
     both = torch.stack([pattern.flatten(), pattern.T.flatten()])
     found: Tensor = both[torch.randint(2, shape, device=like.device)]
@@ -321,7 +321,7 @@ def _bumps(wide: int, *shape: int, like: Tensor) -> Tensor:
 
 
 def _tiles(clean: Tensor, eps: float) -> Tensor:
-    """Square's start in L2: a grid of 5 × 5 bumps of random signs, together of length ε."""
+    """Return Square's start in L2: a grid of 5 × 5 bumps of random signs, together of length ε."""
     count, channels, height, width = clean.shape
     wide = max(min(height, width) // 5, 1)
     down, across = min(height // wide, 5), min(width // wide, 5)
@@ -335,7 +335,7 @@ def _tiles(clean: Tensor, eps: float) -> Tensor:
 
 
 def _moves(count: int, images: Tensor, wide: int, eps: float) -> tuple[Tensor, ...]:
-    """What `count` queries in L2 draw: two windows, and a bump for each channel."""
+    """Draw two windows for each of `count` queries in L2, and a bump for each channel."""
     bumps = _bumps(wide, count, len(images), 1, like=images) * _signs(count, *images.shape[:2], 1, like=images)
     return _corners(count, images, wide), _corners(count, images, wide), bumps
 
@@ -343,12 +343,12 @@ def _moves(count: int, images: Tensor, wide: int, eps: float) -> tuple[Tensor, .
 def _move(
     x: Tensor, clean: Tensor, window: Tensor, eps: float, corners: Tensor, others: Tensor, bumps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Move the change of each image x from a second window into a new bump in a first one, in place.
+    """Move the change of each image x from a second window into a new bump in a first window, in place.
 
-    Returns the places of both windows and what stood there, N×….
+    Returns the indices of both windows and their old values, N×….
     """
     flat, base, shape = x.view(len(x), -1), clean.view(len(x), -1), (len(x), *window.shape)
-    unused = eps**2 - (flat - base).square().sum(1)  # below zero by rounding: then less is given
+    unused = eps**2 - (flat - base).square().sum(1)  # may be slightly negative by rounding
     first, second = (corners + window).flatten(1), (others + window).flatten(1)
     pixels, cleared = base.gather(1, first), base.gather(1, second)
     old, old_second = flat.gather(1, first), flat.gather(1, second)

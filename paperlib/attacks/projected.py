@@ -2,7 +2,7 @@
 
 Every attack is a function `attack(model, images, labels, *, eps, norm, …)` that returns adversarial images of the same
 shape; `functools.partial` fixes its settings. Attacks do not change the model's mode: `evaluation` and the training methods
-choose it. Random numbers come from PyTorch's global generator; the caller sets its seed.
+set it. Random numbers come from PyTorch's global generator; the caller sets its seed.
 """
 
 import math
@@ -19,9 +19,9 @@ from paperlib.data.images import check_pixels
 from paperlib.runs.files import InputError
 
 Norm = Literal["linf", "l2"]
-Attack = partial[Tensor]  # of an attack function, with all settings but model, images and labels fixed
+Attack = partial[Tensor]  # an attack function with all settings fixed but model, images and labels
 BOX = (0.0, 1.0)  # the range of pixel values
-OTHERS = 0.01  # of the logits' deviation, by which an answer may change with the other images; rounding is below
+OTHERS = 0.01  # largest change of logits with the other images of a batch, in their standard deviations; rounding is less
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
-        model.train(modes[model])  # for models whose own `train` does more than set the mode
+        model.train(modes[model])  # a model's own `train` may do more than set the mode
         for module, training in modes.items():
             module.training = training
 
@@ -52,12 +52,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def depends_on_others(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model answers the first image otherwise where it is alone, and the same when asked again."""
+    """Return whether the logits of the first image change when it is alone, though they are the same when repeated."""
     if len(images) < 2:
         return False
     try:
         among, alone, again = model(images)[:1], model(images[:1]), model(images[:1])
-    except ValueError:  # batch norm in training mode has no answer to one image
+    except ValueError:  # batch norm in training mode refuses a single image
         return True
     size = among.std().nan_to_num(0) + alone.std().nan_to_num(0)
     return torch.equal(alone, again) and bool((among - alone).abs().max() > OTHERS * size)
@@ -67,18 +67,18 @@ def depends_on_others(model: nn.Module, images: Tensor) -> bool:
 
 
 def each_image(values: Tensor, images: Tensor) -> Tensor:
-    """Reshape one value for each image, N, to broadcast with images N×…: N×1×…×1."""
+    """Reshape one value per image, N, to N×1×…×1, which broadcasts with images N×…."""
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
 def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
-    """The norm of each perturbation N×…: N."""
+    """Return the norm of each perturbation N×…: shape N."""
     flat = perturbation.flatten(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
 def _lengths(vectors: Tensor) -> Tensor:
-    """Euclidean norms N×1×…×1 of vectors N×…, clamped to divide by."""
+    """Return Euclidean norms N×1×…×1 of vectors N×…, clamped so that they can be divisors."""
     return each_image(lengths(vectors, "l2").clamp_min(1e-12), vectors)
 
 
@@ -90,9 +90,9 @@ def project(perturbation: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def ascent(gradient: Tensor, norm: Norm) -> Tensor:
-    """The step of norm one of steepest ascent: the gradient's sign (linf) or direction (l2); zero for a zero gradient.
+    """Return the step of steepest ascent of norm one: the gradient's sign (linf) or direction (l2).
 
-    Entries that are NaN or infinite count as zero.
+    It is zero for a zero gradient. Entries that are NaN or infinite count as zero.
     """
     gradient = gradient.nan_to_num(0, 0, 0)
     return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
@@ -101,7 +101,7 @@ def ascent(gradient: Tensor, norm: Norm) -> Tensor:
 def within(
     images: Tensor, adversarial: Tensor, eps: float, norm: Norm, box: tuple[float, float] | None, box_first: bool = False
 ) -> Tensor:
-    """Project into the ball and the box. Both orders end inside both, since each step moves toward the clean image."""
+    """Project into the ball and the box. Both orders end inside both, because each step moves toward the clean image."""
     if box_first and box is not None:
         return images + project(adversarial.clamp(*box) - images, eps, norm)
     adversarial = images + project(adversarial - images, eps, norm)
@@ -130,16 +130,16 @@ def pgd(
     best: bool = False,
     box: tuple[float, float] | None = BOX,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of norm `step_size`.
+    """Run projected gradient descent (Madry et al. 2018) on images N×… in [0,1], with steps of norm `step_size`.
 
     - `targets` int64 N: targeted attack, which minimises the loss of the target class.
-    - Random start: uniform in the cube of half-width `eps`, projected into the ball.
+    - `random_start`: uniform in the cube of half-width `eps`, projected into the ball.
     - `start_deviation`: normal start of this deviation, not projected before the first step (TRADES and MART: 0.001).
     - `start_in_box`: L2 as in RAAT's code. The start is uniform in the box; steps are clipped to the box before projection.
-    - `restarts`: for each image, the strongest result is kept.
+    - `restarts`: number of runs; for each image, the strongest result is kept.
     - `kappa`: κ of the margin loss.
     - `best`: an image leaves the batch with the first iterate that fools the model. This is several times as fast and never
-      weaker than the last iterate, but not paper-exact. Where answers depend on the other images, none leaves.
+      weaker than the last iterate, but not paper-exact. It is ignored if logits depend on the other images of the batch.
     - `box` None: pixel values are unbounded.
 
     Raises InputError for settings that contradict each other, and for images outside the box.
@@ -150,7 +150,7 @@ def pgd(
         raise InputError(f"kappa = {kappa:g} bounds how far a wrong class leads; leave it out with targets")
     if start_in_box and box is None:
         raise InputError("start_in_box needs a box, such as (0, 1); box is None")
-    if box == BOX and not images.is_cuda:  # a GPU would have to wait here; what an ImageSet holds was checked there
+    if box == BOX and not images.is_cuda:  # on a GPU the check would synchronise; ImageSet has checked its images
         check_pixels(images)
     with torch.no_grad():
         clean = model(images).detach() if loss == "kl" else None
@@ -223,12 +223,12 @@ def training_pgd(
     start_deviation: float | None = None,
     start_in_box: bool = False,
 ) -> Attack:
-    """PGD for training as in RAAT and DAAT: a random start, and step sizes that sum to 2.5 ε."""
+    """Return PGD for training as in RAAT and DAAT: a random start, and step sizes that sum to 2.5 ε."""
     size = 2.5 * eps / steps
     start = {"start_deviation": start_deviation, "start_in_box": start_in_box}
     return partial(pgd, eps=eps, norm=norm, steps=steps, step_size=size, loss=loss, **start)  # type: ignore[arg-type]
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, loss: Loss = "ce") -> Tensor:
-    """One full step along the gradient from the clean image (Goodfellow et al. 2015)."""
+    """Make one full step along the gradient from the clean image (Goodfellow et al. 2015)."""
     return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random_start=False)

@@ -1,4 +1,4 @@
-"""One image under one attack: the perturbation, the gradient, where the network looks, the loss and the margin around."""
+"""One image under one attack: perturbation, gradient, saliency map, and the loss and margin around the image."""
 
 from dataclasses import dataclass
 
@@ -9,33 +9,33 @@ from paperlib.attacks import Loss, Norm, ascent, attack_loss, evaluating, margin
 from paperlib.data import chunk_size
 from paperlib.geometry.saliency import saliency
 
-TOGETHER = 500  # points around the image in one forward pass
+TOGETHER = 500  # most points around the image in one forward pass
 
 
 @dataclass(frozen=True)
 class CloseUp:
-    """What is seen of an image of C×H×W and of its adversarial; two stand in this order."""
+    """Measures of an image C×H×W and its adversarial image; in tensors of two, the clean image is first."""
 
     images: Tensor  # in [0,1]: 2×C×H×W
-    gradient: Tensor  # ∇ₓL at the first: C×H×W
+    gradient: Tensor  # ∇ₓL at the clean image: C×H×W
     logits: Tensor  # 2×classes
-    looked: str  # "attention" or "Grad-CAM" (of the true class); "" where the network has no map
+    looked: str  # "attention" or "Grad-CAM" (of the true class); "" if the network has no map
     saliency: Tensor | None  # at least 0: 2×h×w
-    shares: Tensor  # of the perturbation δ, from 0 to 1: P
+    shares: Tensor  # factors on the perturbation δ, from 0 to 1: P
     margins: Tensor  # at x + share · δ, positive where misclassified: P
-    axis: Tensor  # places along either axis of the plane: R
-    losses: Tensor  # L at x + axis[j] · δ + axis[i] · u, u random of length ε: R×R
-    plane_margins: Tensor  # there: R×R
+    axis: Tensor  # coordinates along either axis of the plane: R
+    losses: Tensor  # L at x + axis[j] · δ + axis[i] · u, where u is random of length ε: R×R
+    plane_margins: Tensor  # margins at the same points: R×R
 
 
 def close_up(
     model: nn.Module, image: Tensor, label: int, *, eps: float, norm: Norm, loss: Loss, steps: int, seed: int = 0,
     points: int = 21, resolution: int = 11, reach: float = 1.5,
 ) -> CloseUp:  # fmt: skip
-    """Attack an image C×H×W in [0,1] by PGD from a random start, and look at what is around it.
+    """Attack an image C×H×W in [0,1] by PGD from a random start, and measure the loss and margin around it.
 
     The plane's second direction is random: a sign for each value (linf), or normal (l2). Points of the plane may leave
-    [0,1]. The same seed finds the same; the model's mode and the global random numbers are left as they were.
+    [0,1]. The same seed gives the same result. The model's mode and the global random state are restored.
     """
     images, labels = image[None], torch.tensor([label], device=image.device)
     with evaluating(model), torch.random.fork_rng():
@@ -61,7 +61,7 @@ def close_up(
 
 
 def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    """∇ₓL of an attack's loss, of the shape of the images N×…, detached; the model's mode is not changed."""
+    """Return ∇ₓL of an attack's loss at images N×…, in their shape and detached. The model's mode is not changed."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         (found,) = torch.autograd.grad(attack_loss(model(leaf), labels, loss).sum(), leaf)
@@ -70,7 +70,7 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) 
 
 @torch.no_grad()
 def logits_at(model: nn.Module, image: Tensor, ways: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Logits M×classes at M points: the image 1×…, moved along each direction 1×… by its M distances."""
+    """Return logits M×classes at M points: the image 1×… moved along each direction 1×… by its M distances."""
     together = chunk_size(image, TOGETHER)
     parts = zip(*(distances.split(together) for _, distances in ways), strict=True)
     moves = (

@@ -1,7 +1,7 @@
 """Depth edges: the geometric saliency of DAAT (Section 3.2), and distances between saliency maps.
 
-Depth is given as disparity, the inverse of the distance along the camera's axis: relative depth networks predict it, and
-planes are linear in it. The saliency does not depend on its scale.
+Depth is given as disparity, the inverse of the distance along the camera's axis. Relative depth networks predict disparity,
+and the disparity of a plane is linear in the pixel coordinates. The saliency does not depend on its scale.
 """
 
 import math
@@ -16,23 +16,23 @@ from paperlib.runs.files import InputError
 Operator = Literal["sobel", "sobel_squared", "laplacian"]
 Distance = Literal["cosine", "jensen_shannon", "l1", "earth_mover"]
 
-FLAT = 1e-6  # a map has no edges if all are weaker than this share of its largest value
+FLAT = 1e-6  # a map has no edges if all edges are weaker than this share of its largest value
 BLUR = 0.01  # entropic regularisation of the earth mover's distance, as a share of the map's diagonal
-ROUNDS = 100  # of Sinkhorn's iteration; in the first half, the regularisation falls to BLUR
+ROUNDS = 100  # Sinkhorn iterations; in the first half, the regularisation falls to BLUR
 
 
 def disparity(depth: Tensor) -> Tensor:
-    """1 / depth of distances N×H×W. Raises InputError if a distance is not positive and finite."""
+    """Return 1 / depth for distances N×H×W. Raises InputError if a distance is not positive and finite."""
     if not bool(((depth > 0) & torch.isfinite(depth)).all()):
         raise InputError("a depth map holds a distance that is not positive and finite")
     return 1 / depth
 
 
 def edges(maps: Tensor, operator: Operator = "sobel") -> Tensor:
-    """Edge strength ℰ of maps N×H×W: |∇| by Sobel's operator, its square, or |Laplacian|: N×H×W, at least 0.
+    """Return the edge strength ℰ of maps N×H×W: |∇| by Sobel's operator, its square, or |Laplacian|: N×H×W, at least 0.
 
-    Border pixels repeat their inner neighbours, so the frame is no edge. For a plane's disparity the Laplacian is zero, the
-    gradient is not. Raises InputError for an unknown operator.
+    Border pixels repeat their inner neighbours, so the frame is no edge. For a plane's disparity the Laplacian is zero, but
+    the gradient is not. Raises InputError for an unknown operator.
     """
     above, middle, below = maps[:, :-2], maps[:, 1:-1], maps[:, 2:]
     if operator == "laplacian":
@@ -44,7 +44,7 @@ def edges(maps: Tensor, operator: Operator = "sobel") -> Tensor:
         down = (columns[:, 2:] - columns[:, :-2]) / 8
         found = along.square() + down.square()
         if operator == "sobel":
-            tiny = 1e-12  # keeps the root differentiable at zero; its own root is subtracted again
+            tiny = 1e-12  # keeps the root differentiable at zero; subtracting √tiny restores the value 0 there
             found = (found + tiny).sqrt() - math.sqrt(tiny)
     else:
         raise InputError(f"operator = {operator!r}; choose from sobel, sobel_squared, laplacian")
@@ -52,18 +52,18 @@ def edges(maps: Tensor, operator: Operator = "sobel") -> Tensor:
 
 
 def pooled(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mean of maps N×H×W over each cell of a grid h×w: N×h×w."""
+    """Return the mean of maps N×H×W over each cell of a grid h×w: N×h×w."""
     return F.adaptive_avg_pool2d(maps, grid)
 
 
 def unit_mass(maps: Tensor) -> Tensor:
-    """𝒩: nonnegative maps N×h×w divided by their sum; an all-zero map stays zero."""
+    """Divide nonnegative maps N×h×w by their sum (𝒩); an all-zero map stays zero."""
     total = maps.flatten(1).sum(1)[:, None, None]
     return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
 def outlines(maps: Tensor, operator: Operator = "sobel") -> Tensor:
-    """Edges of disparities N×H×W, each map first divided by its largest value: N×H×W; all zero for a flat map.
+    """Return edges of disparities N×H×W, each map first divided by its largest value: N×H×W; all zero for a flat map.
 
     Raises InputError if a disparity is not finite.
     """
@@ -76,7 +76,7 @@ def outlines(maps: Tensor, operator: Operator = "sobel") -> Tensor:
 
 
 def saliency(maps: Tensor, grid: tuple[int, int], operator: Operator = "sobel") -> Tensor:
-    """Depth saliency G = 𝒩(ℰ(g)) of disparities N×H×W on the grid of an attention map: N×h×w of unit mass (Equation 1).
+    """Return the depth saliency G = 𝒩(ℰ(g)) of disparities N×H×W on an attention grid: N×h×w of unit mass (Equation 1).
 
     A flat map has no edges: its G is zero everywhere, and `misalignment` is zero. Raises InputError if a disparity is not
     finite.
@@ -86,7 +86,7 @@ def saliency(maps: Tensor, grid: tuple[int, int], operator: Operator = "sobel") 
 
 
 def uniform(count: int, grid: tuple[int, int], like: Tensor) -> Tensor:
-    """`count` uniform maps N×h×w of unit mass, with the device and type of `like`."""
+    """Return `count` uniform maps N×h×w of unit mass, with the device and type of `like`."""
     return torch.full((count, *grid), 1 / math.prod(grid), device=like.device, dtype=like.dtype)
 
 
@@ -94,10 +94,10 @@ def uniform(count: int, grid: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def misalignment(attention: Tensor, target: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Distance between attention A and target G, both N×h×w of unit mass: N; zero where G is zero everywhere.
+    """Return the distance between attention A and target G, both N×h×w of unit mass: shape N; zero if G is all zero.
 
     "cosine" is Equation (2). Section 3.3 names two alternatives: Jensen–Shannon divergence (in nats, at most ln 2) and
-    earth mover's distance (in diagonals of the map). Appendix C has L1. Raises InputError for an unknown distance.
+    earth mover's distance (in diagonals of the map). Appendix C uses L1. Raises InputError for an unknown distance.
     """
     one, two = attention.flatten(1), target.flatten(1)
     if distance == "cosine":
@@ -118,15 +118,15 @@ def misalignment(attention: Tensor, target: Tensor, distance: Distance = "cosine
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
-    tiny = torch.finfo(p.dtype).tiny  # clamp inside the logarithms, so that no gradient is infinite
+    tiny = torch.finfo(p.dtype).tiny  # clamps the logarithms' arguments, so that no gradient is infinite
     return (p * (p.clamp_min(tiny).log() - q.clamp_min(tiny).log())).sum(1)
 
 
 def earth_mover(one: Tensor, two: Tensor) -> Tensor:
-    """Sinkhorn divergence of maps N×h×w of unit mass, with distances in units of the grid's diagonal: N.
+    """Return the Sinkhorn divergence of maps N×h×w of unit mass, with distances in units of the grid's diagonal: shape N.
 
-    Approximates the earth mover's distance by entropic transport; subtracting each map's cost to itself makes it zero for
-    equal maps (Feydy et al. 2019). It underestimates: by a tenth for different maps, by a quarter for nearly equal ones.
+    It approximates the earth mover's distance by entropic transport. Subtracting each map's cost to itself makes it zero
+    for equal maps (Feydy et al. 2019). It is too small by a tenth for different maps, by a quarter for nearly equal maps.
     """
     rows, columns = one.shape[1:]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -138,18 +138,18 @@ def earth_mover(one: Tensor, two: Tensor) -> Tensor:
 
 
 def _transport(p: Tensor, q: Tensor, cost: Tensor) -> Tensor:
-    """The dual value of entropic transport between N×K and N×K at the K×K cost: N, differentiable in both."""
+    """Return the dual value of entropic transport between N×K and N×K at the K×K cost: shape N, differentiable in both."""
     f = g = torch.zeros_like(p)
     with torch.no_grad():  # envelope theorem: at the optimum the gradients in p and q are the potentials
         for step in range(ROUNDS):
-            blur = max(BLUR, BLUR ** (2 * step / ROUNDS))  # falls from the whole diagonal
+            blur = max(BLUR, BLUR ** (2 * step / ROUNDS))  # falls from 1, the whole diagonal
             f, g = _softest(g, q, cost, blur), _softest(f, p, cost, blur)
             f = _softest(g, q, cost, blur)
     return (p * f).sum(1) + (q * g).sum(1)
 
 
 def _own(p: Tensor, cost: Tensor) -> Tensor:
-    """`_transport` of a map to itself: both potentials are equal, and averaged steps converge in a few rounds."""
+    """Return `_transport` of a map to itself: both potentials are equal, and averaged steps converge in a few rounds."""
     f = torch.zeros_like(p)
     with torch.no_grad():
         for _ in range(ROUNDS // 2):
@@ -158,5 +158,5 @@ def _own(p: Tensor, cost: Tensor) -> Tensor:
 
 
 def _softest(potential: Tensor, mass: Tensor, cost: Tensor, blur: float) -> Tensor:
-    """Soft minimum over K places of cost − potential, weighted by the mass there: N×K."""
+    """Return the soft minimum over K places of cost − potential, weighted by the mass at each place: N×K."""
     return -blur * torch.logsumexp((potential / blur + mass.clamp_min(1e-12).log())[:, None, :] - cost / blur, 2)

@@ -1,7 +1,7 @@
 """The Gaussian model of RAAT's Theorem 1 (Definitions 2 and 3, after Schmidt et al. 2018), with exact errors.
 
-Labels y = ±1 are random, x ~ N(y θ*, σ² I) in d dimensions, classifiers are sign⟨w, x⟩. Given w, standard and robust error
-have closed forms. Only the training samples are simulated.
+Labels y = ±1 are random, x ~ N(y θ*, σ² I) in d dimensions, and classifiers are sign⟨w, x⟩. Given w, standard and robust
+error have closed forms. Only the training samples are simulated.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 
 def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[float, float]:
-    """Standard error of the classifier sign⟨w, x⟩, and its error under L∞ perturbations of at most `eps`.
+    """Return the standard error of sign⟨w, x⟩, and its error under L∞ perturbations of at most `eps`; both in [0,1].
 
     Φ(−⟨w, θ*⟩ / σ‖w‖₂) and Φ(−(⟨w, θ*⟩ − ε‖w‖₁) / σ‖w‖₂): the worst perturbation changes ⟨w, x⟩ by ε‖w‖₁.
     """
@@ -26,13 +26,13 @@ def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[f
 
 
 def supervised(mean: np.ndarray, sigma: float, labelled: int, random: np.random.Generator) -> np.ndarray:
-    """θ = (1/n) Σ y_i x_i of n = `labelled` samples, drawn as θ* + σ/√n times a normal vector."""
+    """Draw θ = (1/n) Σ y_i x_i of n = `labelled` samples, as θ* + σ/√n times a normal vector (Definition 3)."""
     # RAAT, Definition 3 (labelled samples): θ = Σ yᵢxᵢ; here: divided by n
     return mean + sigma / math.sqrt(labelled) * random.standard_normal(len(mean))
 
 
 def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, random: np.random.Generator) -> np.ndarray:
-    """Definition 3: θ̃ = (1/m) Σ ỹ_i x_i of m = `unlabelled` samples, labelled ỹ_i by the classifier `w`.
+    """Draw θ̃ = (1/m) Σ ỹ_i x_i of m = `unlabelled` samples, which the classifier `w` labels ỹ_i (Definition 3).
 
     ỹ_i depends on the noise of x_i only along w. That part is drawn for each sample, the rest as one sum.
     """
@@ -49,10 +49,10 @@ def consistent(w: np.ndarray, mean: np.ndarray, sigma: float, unlabelled: int, r
 
 
 def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor: float, trials: int) -> pd.DataFrame:
-    """Errors by dimension d with one labelled sample, and with ⌈k √d⌉ unlabelled samples in addition, k the factor.
+    """Return errors by dimension d with one labelled sample, without and with ⌈k √d⌉ unlabelled samples.
 
-    θ* = (1, …, 1), so ‖θ*‖₂ = √d, and σ = `spread` · d^¼ (the theorem: at most 1/32). Columns: dimension, estimator, error
-    (standard or robust), value (mean over `trials`).
+    k is `unlabelled_factor`, θ* = (1, …, 1), so ‖θ*‖₂ = √d, and σ = `spread` · d^¼ (Theorem 1: `spread` at most 1/32).
+    Columns: dimension, estimator, error (standard or robust), value (mean over `trials`).
     """
     rows = []
     for d in dimensions:
@@ -74,22 +74,22 @@ def gaps(dimensions: Sequence[int], spread: float, eps: float, unlabelled_factor
 def samples_needed(
     dimensions: Sequence[int], spread: float, eps: float, trials: int, target: float = 0.01, most: int = 100_000
 ) -> pd.DataFrame:
-    """Fewest samples, to within 10 %, with a mean robust error of at most `target`, by dimension.
+    """Find the fewest samples, to within 10 %, with a mean robust error of at most `target`, by dimension.
 
-    Either all samples are labelled, or one is and the counted ones are not. Columns: dimension, samples (labelled or
-    unlabelled), count (infinite beyond `most`).
+    Either all samples are labelled, or the counted ones are unlabelled beside one labelled sample. Columns: dimension,
+    samples (labelled or unlabelled), count (infinite beyond `most`).
     """
     counts = np.unique(np.round(np.geomspace(1, most, math.ceil(math.log(most) / math.log(1.1)))).astype(int)).tolist()
     rows = []
     for d, kind in itertools.product(dimensions, ("labelled", "unlabelled")):
-        error = partial(_robust_error, d, spread, eps, trials, kind)  # it falls with the count
+        error = partial(_robust_error, d, spread, eps, trials, kind)  # falls with the count, so bisection finds the place
         place = bisect_left(counts, True, key=lambda count, error=error: error(count) <= target)  # type: ignore[misc]
         rows.append((d, kind, float(counts[place]) if place < len(counts) else math.inf))
     return pd.DataFrame(rows, columns=["dimension", "samples", "count"])
 
 
 def _robust_error(d: int, spread: float, eps: float, trials: int, kind: str, count: int) -> float:
-    """The mean robust error with `count` samples that are labelled, or unlabelled beside a labelled one."""
+    """Return the mean robust error with `count` samples that are labelled, or unlabelled beside one labelled sample."""
     random, mean, sigma = np.random.default_rng([d, count]), np.ones(d), spread * d**0.25
     found = []
     for _ in range(trials):
@@ -101,8 +101,8 @@ def _robust_error(d: int, spread: float, eps: float, trials: int, kind: str, cou
 
 
 def onset(spread: float, eps: float) -> float:
-    """Dimension above which the robust error with one labelled sample exceeds one half: (√(π/2) / (ε · spread))⁴.
+    """Return the dimension above which the robust error with one labelled sample exceeds ½: (√(π/2) / (ε · spread))⁴.
 
-    There ε‖w‖₁ ≈ ε d σ √(2/π) exceeds ⟨w, θ*⟩ ≈ d, for σ = spread · d^¼ much larger than 1.
+    Above it, ε‖w‖₁ ≈ ε d σ √(2/π) exceeds ⟨w, θ*⟩ ≈ d, for σ = spread · d^¼ much larger than 1.
     """
     return float((math.sqrt(math.pi / 2) / (eps * spread)) ** 4)

@@ -1,4 +1,4 @@
-"""Measures of alignment: input gradients, the response of layers to a perturbation, decision boundaries."""
+"""Measures of alignment: input gradients, responses of layers to a perturbation, and decision boundaries."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ Output = Literal["log_softmax", "logit"]
 
 
 def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
-    """Cosine between the vectors of each image: N from N×….
+    """Return the cosine between the vectors N×… of each image: shape N.
 
-    ⟨v, u⟩ / max(‖v‖·‖u‖, ε), as in PAG, Equation (2): zero if either vector is zero.
+    The cosine is ⟨v, u⟩ / max(‖v‖·‖u‖, ε), as in PAG, Equation (2); it is zero if either vector is zero.
     """
     v, u = first.flatten(1), second.flatten(1)
     found: Tensor = (v * u).sum(1) / (v.norm(dim=1) * u.norm(dim=1)).clamp_min(eps)
@@ -28,24 +28,21 @@ def cosine(first: Tensor, second: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def scores(logits: Tensor, of: Output) -> Tensor:
-    """The outputs to differentiate, N×C: log-probabilities (PAG's code) or logits (its Equation 1).
-
-    In single precision or better.
-    """
+    """Return log-probabilities (PAG's code) or logits (its Equation 1), N×C, in single precision or better."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(1) if of == "log_softmax" else logits
 
 
 def all_classes(images: Tensor, count: int) -> Tensor:
-    """All `count` classes for each of N images: int64 N×count."""
+    """Return all `count` classes for each of N images: int64 N×count."""
     return torch.arange(count, device=images.device).expand(len(images), count)
 
 
 def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
-    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K, from the `scores` N×C of one forward pass: N×K×….
+    """Return ∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K, from `scores` N×C of one forward pass: N×K×….
 
     `create_graph` makes them differentiable with respect to the weights. Each column of `classes` costs one vector-Jacobian
-    product on the shared graph. `benchmarks/` compares it with one forward pass for each class and with batched products.
+    product on the shared graph. `benchmarks/` compares this with one forward pass per class and with batched products.
     """
     last = classes.shape[1] - 1
     columns = [
@@ -56,16 +53,16 @@ def class_gradients(scores: Tensor, images: Tensor, classes: Tensor, *, create_g
 
 
 def input_gradients(model: nn.Module, images: Tensor, classes: Tensor, of: Output) -> Tensor:
-    """∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached; the model's mode is not changed."""
+    """Return ∇ₓ f(x)_t of images N×… for each image's classes t, int64 N×K: N×K×…, detached. The mode is not changed."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         return class_gradients(scores(model(leaf), of), leaf, classes)
 
 
 def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, reach: float, step: float) -> Tensor:
-    """Distance of each point N×… along ±`direction` (a unit vector) at which the prediction first changes: N.
+    """Return the distance from each point N×… along ±`direction` (a unit vector) to the first change of prediction: N.
 
-    The smaller of both signs, to within `step`; `reach` if the prediction does not change before.
+    The distance is the smaller of both signs, to within `step`; `reach` if the prediction does not change before.
     """
     with torch.no_grad():
         before = model(points).argmax(1)
@@ -84,7 +81,7 @@ def distance_to_boundary(model: nn.Module, points: Tensor, direction: Tensor, re
 
 
 def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """All submodules by name. Raises InputError if a name in `layers` is not among them."""
+    """Return all submodules by name. Raises InputError if a name in `layers` is not among them."""
     known = dict(model.named_modules())
     if unknown := [name for name in layers if name not in known]:
         raise InputError(f"no layer {unknown[0]!r} in the model; there are {', '.join(filter(None, known))}")
@@ -93,7 +90,7 @@ def _submodules(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
 
 @contextmanager
 def _hooked(handles: Sequence[RemovableHandle], layers: Sequence[str], found: Mapping[str, Tensor]) -> Iterator[None]:
-    """Keep these hooks within the context. Raises InputError if one of the layers was not found in it."""
+    """Remove the hooks at the end of the context. Raises InputError if `found` lacks one of the layers then."""
     try:
         yield
     finally:
@@ -107,7 +104,7 @@ def _hooked(handles: Sequence[RemovableHandle], layers: Sequence[str], found: Ma
 def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named submodules, by name, in forward passes within the context.
 
-    Raises InputError if a name is not a submodule's, or if no forward pass reached it.
+    Raises InputError if there is no submodule of a name, or if no forward pass reached it.
     """
     known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
@@ -123,8 +120,8 @@ def layer_outputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
 def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the inputs of the named submodules, by name, in forward passes within the context.
 
-    A submodule gets a copy of its input, so in-place operations do not change the collected one. Raises InputError if a
-    name is not a submodule's, if no forward pass reached it, or if another module overwrote an input in place.
+    A submodule gets a copy of its input, so its in-place operations do not change the collected input. Raises InputError if
+    there is no submodule of a name, if no forward pass reached it, or if another module overwrote an input in place.
     """
     known = _submodules(model, layers)
     found: dict[str, Tensor] = {}
@@ -144,7 +141,7 @@ def layer_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
 
 
 def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
-    """Names of the linear and convolutional submodules, in the order of a forward pass of images N×…."""
+    """Return the names of the linear and convolutional submodules, in the order of a forward pass of images N×…."""
     order: list[str] = []
     handles = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: order.append(name))
@@ -161,7 +158,7 @@ def weighted_layers(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def nonlinear_layers(model: nn.Module) -> list[str]:
-    """Names of the top-level submodules whose outputs are compared: activations, blocks and the linear head."""
+    """Return the names of the top-level submodules to compare outputs of: activations, blocks and the linear head."""
     return [name for name, child in model.named_children() if isinstance(child, (nn.ReLU, nn.Sequential, nn.Linear))]
 
 
@@ -169,10 +166,10 @@ def nonlinear_layers(model: nn.Module) -> list[str]:
 def alignment_defect(
     model: nn.Module, images: Tensor, adversarial: Tensor, layers: Sequence[str], rates: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Deviation of each layer from Robust Alignment (RAAT, Definition 1) between images N×… and their x + Δ: two L×N.
+    """Return each layer's defect of Robust Alignment (RAAT, Definition 1) from images N×… to x + Δ, and its scale: two L×N.
 
-    First: the mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero if the layer responds linearly.
-    Second, for scale: ‖h(x + Δ) − h(x)‖.
+    The defect is the mean over the rates μ of ‖h(x + μΔ) − h(x) − μ (h(x + Δ) − h(x))‖, zero for a linear response. The
+    scale is ‖h(x + Δ) − h(x)‖.
     """
     clean, full = (_outputs(model, points, layers) for points in (images, adversarial))
     moved = [(h_full - h).flatten(1) for h, h_full in zip(clean, full, strict=True)]
@@ -186,7 +183,7 @@ def alignment_defect(
 
 
 def _outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """The layers' outputs for these images, in the order of `layers`."""
+    """Return the layers' outputs for these images, in the order of `layers`."""
     with layer_outputs(model, layers) as found:
         model(images)
     return [found[name] for name in layers]
@@ -197,7 +194,7 @@ def _outputs(model: nn.Module, images: Tensor, layers: Sequence[str]) -> list[Te
 
 @torch.no_grad()
 def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
-    """z_1 − z_0 of a classifier of 2-D points on a grid over [0,1]², rows along x₂: positive where class 1 is predicted."""
+    """Return z_1 − z_0 of a classifier of 2-D points on a grid over [0,1]², rows along x₂; positive means class 1."""
     axis = torch.linspace(0, 1, resolution, device=next(model.parameters()).device)
     x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
     logits = model(torch.stack([x1, x2], -1).view(-1, 2))
@@ -206,7 +203,7 @@ def decision_plane(model: nn.Module, resolution: int) -> np.ndarray:
 
 
 def fragmentation(plane: np.ndarray) -> tuple[int, float]:
-    """Number of connected regions of one sign, and length of the boundary between them, of a square plane over [0,1]²."""
+    """Return the number of connected regions of one sign on a square plane over [0,1]², and their boundary's length."""
     regions = sum(int(ndimage.label(side)[1]) for side in (plane > 0, plane <= 0))
     axis = np.linspace(0, 1, len(plane))
     lines = cast(list[np.ndarray], contour_generator(axis, axis, plane).lines(0.0))

@@ -1,7 +1,7 @@
 """Theorem 2 of RAAT: the difference between a function at an interpolated point and the interpolation of its values.
 
-With ẍ = ẋ + Δ and λ̂ = 1 − λ, f(λẋ + λ̂ẍ) − (λ f(ẋ) + λ̂ f(ẍ)) = Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾(ẋ) Δᵏ, k ≥ 2: value and slope of f
-cancel. DICAR is the square of this difference, so it penalises second and higher derivatives.
+With ẍ = ẋ + Δ and λ̂ = 1 − λ, f(λẋ + λ̂ẍ) − (λ f(ẋ) + λ̂ f(ẍ)) = Σₖ (λ̂ᵏ − λ̂)/k! · f⁽ᵏ⁾(ẋ) Δᵏ over k ≥ 2, because value and
+slope of f cancel. DICAR is the square of this difference, so it penalises second and higher derivatives.
 """
 
 import math
@@ -15,10 +15,10 @@ from torch import nn
 def remainders(
     sizes: Sequence[float] = (1.0, 0.5, 0.25, 0.125), orders: Sequence[int] = (2, 3, 4, 5), rate: float = 0.7, seed: int = 0
 ) -> pd.DataFrame:
-    """Relative error of the theorem's sum up to k = K: one row for each size of Δ, one column for each K.
+    """Return the relative error of the theorem's sum up to k = K: one row for each size of Δ, one column for each K.
 
-    For a random network with one smooth hidden layer, along a random unit direction, in double precision. Halving Δ divides
-    the error by about 2ᴷ⁻¹.
+    f is a random network with one smooth hidden layer, along a random unit direction, in double precision. Halving Δ
+    divides the error by about 2ᴷ⁻¹.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """Depth oracles: the renderer, a small network trained on rendered scenes, a published network; and controls.
 
-An oracle maps images N×3×H×W in [0,1], and their depth N×H×W if the data have one, to disparities N×H×W.
+An oracle maps images N×3×H×W in [0,1], and their depth N×H×W if the data have depth, to disparities N×H×W.
 """
 
 import functools
@@ -25,41 +25,41 @@ Oracle = Callable[[Tensor, Tensor | None], Tensor]
 Target = Callable[[Tensor, Tensor | None, tuple[int, int]], Tensor]  # images, their depth and a grid to G, N×h×w
 Kind = Literal["disparity", "distance"]  # a network's output: inverse depth (MiDaS), or metres (NYU, KITTI)
 
-NEAREST = 0.1  # metres, lower bound of predictions: disparity at zero would outweigh all edges
+NEAREST = 0.1  # lower bound of predictions in metres: the disparity of a distance near zero would outweigh all edges
 NO_TRANSFORMERS = "a pretrained depth oracle needs transformers: pip install -e '.[depth]' in the project's folder"
-RECIPE = 1  # raise it when the network or its training changes: stored networks are then trained anew
-SEED = 77_001  # of the training scenes; no study uses it
+RECIPE = 1  # raise this when the network or its training changes, so that stored networks are trained again
+SEED = 77_001  # seed of the training scenes, which no study uses
 WIDTH = 16  # channels of the network's first level
 BATCH = 32
-CHUNK = 100  # images in one forward pass
+CHUNK = 100  # most images in one forward pass
 RATE = 2e-3
 
 
 def exact(images: Tensor, distance: Tensor | None) -> Tensor:
-    """The renderer's exact depth; perturbed pixels do not change it. Raises InputError if the data have none."""
+    """Return the renderer's exact disparity, which no perturbation changes. Raises InputError if the data have no depth."""
     if distance is None:
         raise InputError("these images have no depth of their own; the oracle must be a learned or a pretrained one")
     return depth.disparity(distance)
 
 
 def luminance(images: Tensor, distance: Tensor | None) -> Tensor:
-    """A control: grey values (BT.601) in place of disparity, so the edges are those of the image."""
+    """Return grey values (BT.601) in place of disparity, so that the edges are those of the image: a control."""
     weights = torch.tensor([0.299, 0.587, 0.114]).to(images)
     return (images * weights[:, None, None]).sum(1)
 
 
 def another(oracle: Oracle) -> Oracle:
-    """A control: the depth of the next image in the batch."""
+    """Make an oracle that returns the depth of the next image in the batch: a control."""
     return lambda images, distance: oracle(images, distance).roll(-1, 0)
 
 
 def target(oracle: Oracle, operator: depth.Operator = "sobel") -> Target:
-    """G from an oracle, as `daat.DAAT` expects it: a function of images, their depth and the attention's grid."""
+    """Make G from an oracle, as `daat.DAAT` expects it: a function of images, their depth and the attention's grid."""
     return lambda images, distance, grid: depth.saliency(oracle(images, distance), grid, operator)
 
 
 def uniform_target(images: Tensor, distance: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    """A control: uniform G."""
+    """Return a uniform G: a control."""
     return depth.uniform(len(images), grid, images)
 
 
@@ -82,7 +82,7 @@ class DepthNet(nn.Module):
         self.register_buffer("deviation", torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Disparities N×H×W."""
+        """Return disparities N×H×W."""
         one = self.first(x - 0.5)
         two = self.second(F.max_pool2d(one, 2))
         three = self.third(F.max_pool2d(two, 2))
@@ -93,7 +93,7 @@ class DepthNet(nn.Module):
 
 
 def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
-    """A frozen `DepthNet`, trained once on `images` scenes of `size` pixels and stored under data/oracles/.
+    """Return a frozen `DepthNet`, trained once on `images` scenes of `size` pixels and stored under data/oracles/.
 
     The loss is the L1 error of the disparity and of its horizontal and vertical differences, which determine the edges.
     Raises InputError for fewer images than a batch.
@@ -116,7 +116,7 @@ def learned(size: int, images: int = 3000, epochs: int = 8) -> DepthNet:
 
 
 def by_learned(size: int, images: int, epochs: int) -> Oracle:
-    """`learned` as an oracle for images of `size` pixels, trained on scenes of 64 pixels, or of 32 for smaller images."""
+    """Return `learned` as an oracle for images of `size` pixels, trained at 64 pixels, or at 32 for smaller images."""
     return by_network(learned(32 if size < 64 else 64, images, epochs))
 
 
@@ -143,14 +143,14 @@ def _learn(network: DepthNet, size: int, images: int, epochs: int) -> None:
 
 
 class PretrainedDepth(nn.Module):
-    """A published DPT and its processor: images N×3×H×W in [0,1] to disparities N×H×W."""
+    """A published DPT network and its processor: images N×3×H×W in [0,1] to disparities N×H×W."""
 
     def __init__(self, network: nn.Module, processor: Any, kind: Kind) -> None:
         super().__init__()
         self.network, self.processor, self.kind = network, processor, kind
 
     def forward(self, x: Tensor) -> Tensor:
-        """Disparities N×H×W."""
+        """Return disparities N×H×W."""
         pixels = self.processor(images=255 * x, return_tensors="pt").pixel_values.to(x)
         found = self.network(pixel_values=pixels).predicted_depth
         height, width = x.shape[-2:]
@@ -169,10 +169,10 @@ def _padded(side: int, processor: Any) -> int:
 
 @functools.cache
 def pretrained(name: str, kind: Kind) -> PretrainedDepth:
-    """A frozen DPT depth network with its processor, from a folder or the hub (e.g. facebook/dpt-dinov2-base-nyu).
+    """Load a frozen DPT depth network with its processor, from a folder or the hub (e.g. facebook/dpt-dinov2-base-nyu).
 
-    `kind` is the kind of its output; networks trained on NYU or KITTI give metres. Raises InputError if transformers is not
-    installed, or if there is no such network in the folder or under the name.
+    `kind` is the quantity it predicts; networks trained on NYU or KITTI predict metres. Raises InputError if transformers
+    is not installed, or if the folder or the name has no such network.
     """
     try:
         from transformers import DPTForDepthEstimation, DPTImageProcessor
@@ -195,7 +195,7 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
         where = "" if local else "; where there is no network, give the folder that it was downloaded to"
         raise InputError(f"{name}: no depth network could be read ({reason}){where}") from None
     network, told = loaded
-    absent = [*told["missing_keys"], *told["mismatched_keys"]]  # transformers would leave these random
+    absent = [*told["missing_keys"], *told["mismatched_keys"]]  # transformers leaves these weights random
     if absent:
         first = min(map(str, absent))
         raise InputError(f"{name}: holds no DPT depth network: {len(absent)} of its weights are missing, {first} for one")
@@ -203,7 +203,7 @@ def pretrained(name: str, kind: Kind) -> PretrainedDepth:
 
 
 def untrained_dpt() -> PretrainedDepth:
-    """A network of the shape of facebook/dpt-dinov2-base-nyu with 112 million random weights, to measure its cost."""
+    """Build the architecture of facebook/dpt-dinov2-base-nyu with 112 million random weights, to measure its cost."""
     try:
         from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
     except ImportError:
@@ -223,7 +223,7 @@ def untrained_dpt() -> PretrainedDepth:
 
 
 def by_network(network: nn.Module) -> Oracle:
-    """Make an oracle of a network that maps images to disparities; perturbed images are given to it as they are.
+    """Make an oracle of a network that maps images to disparities. Adversarial images are not cleaned before it.
 
     The network is moved to the images' device and used in evaluation mode, in chunks that fit into memory.
     """

@@ -12,10 +12,10 @@ from paperlib.runs.files import InputError
 
 
 def radial(model: nn.Module, images: Tensor) -> Tensor:
-    """Unit direction N×… of ∇ₓ ½‖h‖², with h the first layer's input: the direction of ±∇ₓL if ∇_h L ∥ h.
+    """Return the unit direction N×… of ∇ₓ ½‖h‖², where h is the first layer's input: that of ±∇ₓL if ∇_h L ∥ h.
 
-    It is the image itself if the network does not normalise or has no linear or convolutional layer. For inputs mapped from
-    [0,1] to [-1,1] it points away from grey.
+    It is the image's direction if the network does not normalise or has no linear or convolutional layer. For inputs mapped
+    from [0,1] to [-1,1] it points away from grey.
     """
     names = weighted_layers(model, images[:1])[:1]
     if not names:
@@ -53,12 +53,12 @@ def pgd_in_cone(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm = "l2",
     around: Literal["radial", "tangential"], angle: float, steps: int, step_size: float, loss: Loss = "margin",
 ) -> Tensor:  # fmt: skip
-    """PGD in L2 with the perturbation within `angle` degrees of the direction `radial`, or of its orthogonal complement.
+    """Run PGD in L2 with the perturbation within `angle` degrees of the `radial` line, or of its orthogonal complement.
 
     GFA splits a perturbation into a radial and a tangential part. "radial" with 0 moves only along the radial direction,
-    "tangential" with 0 only orthogonally; 90 is no constraint. Two random starts, one in each half-space; the stronger
-    result is kept for each image. Points may leave [0,1], since clamping would change the angle. Raises InputError for
-    another norm or an angle outside 0 … 90.
+    "tangential" with 0 only orthogonally; 90 is no constraint. There are two random starts, one in each half-space; the
+    stronger result is kept for each image. Points may leave [0,1], because clamping would change the angle. Raises
+    InputError for another norm or an angle outside 0 … 90.
     """
     if norm != "l2":
         raise InputError(f"pgd_in_cone with norm = {norm!r}: angles are those of l2")
@@ -67,7 +67,7 @@ def pgd_in_cone(
     axis = radial(model, images)
 
     def allowed(gradient: Tensor) -> Tensor:
-        """The gradient's component that a cone of angle 0 allows; the projection would remove the rest."""
+        """Return the component of the gradient that a cone of angle 0 allows; the projection would remove the rest."""
         along = each_image((gradient * axis).flatten(1).sum(1), images) * axis
         return gradient if angle > 0 else along if around == "radial" else gradient - along
 

@@ -1,4 +1,4 @@
-"""Saliency maps: attention of a vision transformer, activations of a convolutional network, Grad-CAM."""
+"""Saliency maps: attention of a vision transformer, activations of a convolutional network, and Grad-CAM."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from paperlib.geometry import layer_outputs
 from paperlib.geometry.depth import unit_mass
 from paperlib.runs.files import InputError
 
-Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # images to logits N×C and A, N×h×w of unit mass
+Attention = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]  # model and images to logits N×C and A, N×h×w, unit mass
 
 
 def transformer(model: nn.Module) -> nn.Module:
-    """The vision transformer within `model`, in timm's form. Raises InputError if there is none with a class token."""
+    """Return the vision transformer of timm's form within `model`. Raises InputError if none has a class token."""
     for module in model.modules():
         if all(hasattr(module, name) for name in ("blocks", "patch_embed", "cls_token", "num_prefix_tokens")):
             if module.cls_token is None:
@@ -25,7 +25,7 @@ def transformer(model: nn.Module) -> nn.Module:
 
 
 def grid(model: nn.Module) -> tuple[int, int]:
-    """Rows and columns of a vision transformer's patches."""
+    """Return the numbers of rows and columns of a vision transformer's patches."""
     rows, columns = transformer(model).patch_embed.grid_size  # type: ignore[union-attr, misc]
     return int(rows), int(columns)
 
@@ -33,11 +33,11 @@ def grid(model: nn.Module) -> tuple[int, int]:
 def attended(
     model: nn.Module, images: Tensor, blocks: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits N×C of images N×…, and the class token's attention to the patches in the same forward pass: N×h×w, unit mass.
+    """Return logits N×C of images N×…, and the class token's attention to the patches: N×h×w of unit mass.
 
-    The mean over the given blocks and heads (all if None). Only the class token's row is computed, from the queries and
-    keys of each block, so attention may stay fused. Differentiable. Raises InputError if the model is no vision
-    transformer, or if a block or head does not exist.
+    The attention is the mean over the given blocks and heads (all if None), from the same forward pass, differentiable.
+    Only the class token's row is computed, from the queries and keys of each block, so attention may stay fused. Raises
+    InputError if the model is no vision transformer, or if a block or head does not exist.
     """
     chosen = _chosen(transformer(model), blocks)
     logits, found = _with_queries(model, images, chosen)
@@ -48,9 +48,9 @@ def attended(
 
 
 def saliency(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[str, Tensor] | None:
-    """Where any network looks: "attention" or "Grad-CAM", and N×h×w of at least 0. None where there is no `last_map`.
+    """Return a saliency map N×h×w, at least 0, and its kind, "attention" or "Grad-CAM"; None if there is no `last_map`.
 
-    A transformer's attention, or Grad-CAM of the classes int64 N at `last_map`. The model's mode is not changed.
+    The map is a transformer's attention, or Grad-CAM of the classes int64 N at `last_map`. The mode is not changed.
     """
     try:
         with torch.no_grad():
@@ -61,9 +61,9 @@ def saliency(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[str, Te
 
 
 def last_map(model: nn.Module, images: Tensor) -> str | None:
-    """The last layer, no earlier than the first convolution, that puts out N×C×h×w of several places; None without one.
+    """Find the last layer, not before the first convolution, whose output is N×C×h×w with h·w > 1; None if there is none.
 
-    Layers that consist of others do not count.
+    Layers with submodules do not count.
     """
     found: list[str] = []
 
@@ -87,7 +87,7 @@ def last_map(model: nn.Module, images: Tensor) -> str | None:
 
 
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
-    """A vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
+    """Return a vision transformer's class and patch tokens after its last norm, without registers: N×T×D, differentiable.
 
     Raises InputError if the transformer has no norm after its last block.
     """
@@ -101,20 +101,20 @@ def tokens(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def name_in(model: nn.Module, module: nn.Module) -> str:
-    """The name of a submodule in the model."""
+    """Return the name of a submodule in the model."""
     found: str = next(name for name, one in model.named_modules() if one is module)
     return found
 
 
 def _precise(values: Tensor) -> Tensor:
-    """The values in single precision or better, also under autocast."""
+    """Return the values in single precision or better, also under autocast."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def rollout(model: nn.Module, images: Tensor, heads: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """Logits, and attention rollout from the class token to the patches (Abnar & Zuidema 2020): N×C and N×h×w, unit mass.
+    """Return logits N×C, and attention rollout (Abnar & Zuidema 2020) from class token to patches: N×h×w of unit mass.
 
-    The product over all blocks of ½ (A + I): the mean attention of the heads, and the identity for the residual connection.
+    Rollout is the product over all blocks of ½ (A + I): the mean attention of the heads, and I for the residual connection.
     """
     logits, found = _with_queries(model, images, _chosen(transformer(model), None))
     total = None
@@ -137,7 +137,7 @@ def _chosen(vit: nn.Module, blocks: Sequence[int] | None) -> list[nn.Module]:
 
 
 def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
-    """Logits, and for each block its attention module and the output of the projection to queries, keys and values."""
+    """Return logits, and for each block its attention module and the projection to queries, keys and values."""
     attentions: list[Any] = [block.attn for block in blocks]
     names = [name_in(model, one.qkv) for one in attentions]
     with layer_outputs(model, names) as found:
@@ -146,7 +146,7 @@ def _with_queries(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module])
 
 
 def _attention(module: Any, qkv: Tensor, *, first: bool) -> Tensor:
-    """softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or with `first` the class token's row, N×heads×1×T."""
+    """Return softmax(Q Kᵀ / √d) from the projection N×T×3D: N×heads×T×T, or with `first` the class token's N×heads×1×T."""
     count, length, _ = qkv.shape
     queries, keys, _ = qkv.reshape(count, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     with torch.autocast(qkv.device.type, enabled=False):
@@ -165,12 +165,12 @@ def _of_heads(attention: Tensor, heads: Sequence[int] | None) -> Tensor:
 
 
 def _on_patches(model: nn.Module, weights: Tensor) -> Tensor:
-    """Weights N×T of all tokens, as maps N×h×w of unit mass over the patches."""
+    """Return weights N×T of all tokens as maps N×h×w of unit mass over the patches."""
     return unit_mass(_patches(model, weights[..., None])[:, 0])
 
 
 def _patches(model: nn.Module, found: Tensor) -> Tensor:
-    """Patch tokens of all tokens N×T×D, as maps N×D×h×w. Raises InputError if they do not fill the grid."""
+    """Return the patch tokens among all tokens N×T×D as maps N×D×h×w. Raises InputError if they do not fill the grid."""
     skipped: int = transformer(model).num_prefix_tokens  # type: ignore[assignment]
     rows, columns = grid(model)
     if found.shape[1] != skipped + rows * columns:
@@ -181,9 +181,9 @@ def _patches(model: nn.Module, found: Tensor) -> Tensor:
 
 
 def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """Logits, and the activation attention of a convolutional layer (Zagoruyko & Komodakis 2017): N×C and N×h×w, unit mass.
+    """Return logits N×C, and a layer's activation attention (Zagoruyko & Komodakis 2017): N×h×w of unit mass.
 
-    The sum over channels of the squared output. Differentiable. Raises InputError if the layer's output is not N×C×h×w.
+    It is the sum over channels of the squared output, differentiable. Raises InputError if the output is not N×C×h×w.
     """
     logits, output = _with_output(model, images, layer)
     if output.ndim != 4:
@@ -193,7 +193,7 @@ def activated(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Ten
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: str, *, signed: bool = False) -> Tensor:
-    """Grad-CAM of the given classes int64 N (Selvaraju et al. 2017): N×h×w, not normalised, at least 0.
+    """Return Grad-CAM of the given classes int64 N (Selvaraju et al. 2017): N×h×w, not normalised, at least 0.
 
     `signed` omits the ReLU, which sets a map without positive evidence to zero. The output of `layer` is channels×h×w, or
     the tokens of a vision transformer; the class token is left out. For a transformer, choose the last block's norm1: the

@@ -17,7 +17,7 @@ class Batch:
     images: Tensor  # N×… in [0,1], not augmented
     labels: Tensor  # int64 N
     augment: Callable[[Tensor], Tensor]  # random crop and flip of such images, drawn anew at each call
-    depth: Tensor | None = None  # float32 N×H×W, distance along the camera's axis; None: the data have none
+    depth: Tensor | None = None  # float32 N×H×W, distance along the camera's axis; None if the data have no depth
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Step:
     index: int  # from 0
     total: int
     epoch: int  # from 0
-    averaged: nn.Module | None = None  # model with the moving average of the weights; None: not kept
-    epochs: int = 1  # of the whole training
+    averaged: nn.Module | None = None  # model with the moving average of the weights; None if no average is kept
+    epochs: int = 1  # number of epochs of the whole training
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits N×C in single precision or better, also under autocast: losses need it."""
+    """Return the model's logits N×C in single precision or better, also under autocast, for use in losses."""
     logits: Tensor = model(images)
     return logits if logits.dtype == torch.float64 else logits.float()
 

@@ -1,4 +1,4 @@
-"""The baselines: plain training, gradient penalty, PGD-AT, TRADES, MART and Cons-AT (the last four: RAAT, Table 4).
+"""The baselines: plain training, gradient penalty, PGD-AT, TRADES, MART and Cons-AT. The last four are in RAAT's Table 4.
 
 The attack is a parameter: `functools.partial(pgd, …)` with the loss and the random start of the method. Batch norm uses its
 running statistics during the attack, and the batch's statistics in each forward pass of the training step.
@@ -18,16 +18,16 @@ START = 0.001  # standard deviation of TRADES's and MART's normal start, from th
 TEMPERATURE = 0.5  # T of Cons-AT's and RAAT's Jensen–Shannon terms, from their code
 
 
-# Terms, each N: one value an image -----------------------------------------------------------------------------------
+# Terms, each of shape N: one value per image --------------------------------------------------------------------------
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p‖q) of log-probabilities N×C: N."""
+    """Return KL(p‖q), shape N, from log-probabilities N×C."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q), at least 1e-8, of log-probabilities N×C: N (RAAT, Equation 16)."""
+    """Return ½ KL(p‖m) + ½ KL(q‖m), shape N, m = ½ (p + q) ≥ 1e-8, from log-probabilities N×C (RAAT, Equation 16)."""
     # RAAT (15): q = ½ (p(βẋ′ + (1−β)ẍ′) + (βp(ẋ) + (1−β)p(ẍ))); here: named m
     log_m = ((log_p.exp() + log_q.exp()) / 2).clamp_min(1e-8).log()
     # RAAT (16): L_JS(p₁‖p₂) = ½ (L_KL(p₁‖q) + L_KL(p₂‖q)), p₁ = p(βẋ′ + (1−β)ẍ′), p₂ = βp(ẋ) + (1−β)p(ẍ)
@@ -35,7 +35,7 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p_y − log(1 − max_{k≠y} p_k) of logits N×C: N (RAAT, Equation 14), with the constants of MART's code."""
+    """Return −log p_y − log(1 − max_{k≠y} p_k), shape N, from logits N×C (RAAT, Equation 14; constants of MART's code)."""
     probabilities = logits.softmax(1)
     strongest = probabilities.scatter(1, labels[:, None], 0).amax(1)
     # RAAT (14): L_BCE(p, y) = L_CE(p, y) − log(1 − max_{k≠y} p_k)
@@ -43,7 +43,7 @@ def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def weighted_kl(clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """KL(p(x)‖p(x′))·(1 − p_y(x)) of logits N×C: N, larger for misclassified images (MART)."""
+    """Return KL(p(x)‖p(x′))·(1 − p_y(x)), shape N, from logits N×C (MART). It is larger for misclassified images."""
     log_p = clean.log_softmax(1)
     own = log_p.exp().gather(1, labels[:, None]).squeeze(1)
     return kl_divergence(log_p, adversarial.log_softmax(1)) * (1.0000001 - own)
@@ -53,9 +53,9 @@ Task = Literal["ce", "mse", "mse_softmax"]
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-    """Each image's loss N from logits N×C: cross-entropy, or the squared error against the one-hot label.
+    """Return the loss of each image, shape N, from logits N×C: cross-entropy, or the squared error to the one-hot label.
 
-    "mse" compares the logits, "mse_softmax" their softmax; both are means over the classes.
+    "mse" compares the logits with the label, "mse_softmax" their softmax. Both are means over the classes.
     """
     if task == "ce":
         # RAAT (13): L_CE(p, y) = −log p_y
@@ -68,24 +68,24 @@ def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
 
 @dataclass(frozen=True)
 class Standard:
-    """Plain training ("vanilla"): cross-entropy, or another task loss, on augmented images."""
+    """Plain training ("vanilla"): cross-entropy or another task loss on augmented images."""
 
     task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """CE(f(aug(x)), y)."""
+        """Return CE(f(aug(x)), y) as "total"."""
         return {"total": task_loss(outputs(model, batch.augment(batch.images)), batch.labels, self.task).mean()}
 
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """PGD-AT (Madry et al. 2018): cross-entropy, or another task loss, on adversarial images only."""
+    """PGD-AT (Madry et al. 2018): cross-entropy or another task loss on adversarial images only."""
 
     attack: Attack
     task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """max_δ CE(f(aug(x) + δ), y), with the attack as the maximiser."""
+        """Return max_δ CE(f(aug(x) + δ), y) as "total", where the attack approximates the maximum."""
         images = batch.augment(batch.images)
         with evaluating(model):
             # PAG (5): max_{δ∈Δ} L(f(x + δ), y); here: δ of the attack
@@ -96,13 +96,13 @@ class AdversarialTraining:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """Input-gradient regularisation (Ross & Doshi-Velez 2018): penalise the gradient's norm, not its direction."""
+    """Input-gradient regularisation (Ross & Doshi-Velez 2018): a penalty on the gradient's norm, not its direction."""
 
     weight: float  # λ
     task: Task = "ce"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """L + λ ‖∇ₓ L‖₂², means over the images; terms "task", "penalty" and "total"."""
+        """Return L + λ ‖∇ₓ L‖₂², means over the images; terms "task", "penalty" and "total"."""
         images = batch.augment(batch.images).detach().requires_grad_(True)
         each = task_loss(outputs(model, images), batch.labels, self.task)
         (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
@@ -113,21 +113,21 @@ class GradientPenalty:
 
 @dataclass(frozen=True)
 class TRADES:
-    """TRADES (Zhang et al. 2019): cross-entropy on clean images, consistency with adversarial ones.
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images and consistency with adversarial images.
 
-    The attack maximises the KL divergence from the clean output (`loss="kl"`). Its start is normal, deviation 0.001.
+    The attack maximises the KL divergence from the clean output (`loss="kl"`), from a normal start of deviation 0.001.
     """
 
     attack: Attack
     weight: float = 6.0  # λ
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """CE(f(x), y) + λ KL(p(x)‖p(x′)); terms "ce", "kl" and "total"."""
+        """Return CE(f(x), y) + λ KL(p(x)‖p(x′)); terms "ce", "kl" and "total"."""
         images = batch.augment(batch.images)
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
         clean, attacked = outputs(model, images), outputs(model, adversarial)
-        with torch.no_grad():  # a second clean pass, as in their code: it counts in the batch-norm statistics
+        with torch.no_grad():  # the authors' code makes a second clean pass, which updates the batch-norm statistics
             model(images)
         ce = F.cross_entropy(clean, batch.labels)
         kl = kl_divergence(clean.log_softmax(1), attacked.log_softmax(1)).mean()
@@ -139,14 +139,14 @@ class TRADES:
 class MART:
     """MART (Wang et al. 2020): boosted cross-entropy, and a KL term that weights misclassified images more.
 
-    The attack maximises the cross-entropy. Its start is normal, deviation 0.001.
+    The attack maximises the cross-entropy, from a normal start of deviation 0.001.
     """
 
     attack: Attack
     weight: float = 6.0  # λ
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """BCE(p(x′), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x)); terms "bce", "kl" and "total"."""
+        """Return BCE(p(x′), y) + λ KL(p(x)‖p(x′))·(1 − p_y(x)); terms "bce", "kl" and "total"."""
         images = batch.augment(batch.images)
         with evaluating(model):
             adversarial = self.attack(model, images, batch.labels)
@@ -166,7 +166,7 @@ class ConsistencyAT:
     temperature: float = TEMPERATURE  # T
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """CE on both adversarial images + λ JS(p(ẋ′)‖p(ẍ′)) at temperature T; terms "ce", "js" and "total"."""
+        """Return CE on both adversarial images + λ JS(p(ẋ′)‖p(ẍ′)) at temperature T; terms "ce", "js" and "total"."""
         images = torch.cat([batch.augment(batch.images) for _ in range(2)])
         labels = batch.labels.repeat(2)
         with evaluating(model):

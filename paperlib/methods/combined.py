@@ -1,4 +1,4 @@
-"""Combinations that no paper tried: one method's loss plus terms of other methods."""
+"""Combinations that no paper tried: the loss of one method plus terms of other methods."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,28 +10,28 @@ from paperlib.runs.files import InputError
 
 
 class Added(NamedTuple):
-    """A term of a method's loss and the weight that it is added with."""
+    """A term of a method's loss and its weight in the sum."""
 
-    name: str  # to record it by: terms of two methods may have the same name
+    name: str  # the name it is recorded under, since terms of two methods may have the same name
     method: Method
-    term: str  # its name in the method's loss
+    term: str  # the term's name in the method's loss
     weight: float
 
 
 @dataclass(frozen=True)
 class Combined:
-    """A method plus terms of others. Each has its own augmentation, attack and forward pass.
+    """A method plus terms of other methods. Each method has its own augmentation, attack and forward pass.
 
-    A step costs almost the sum of the methods' steps.
+    A step costs almost as much as one step of each method together.
     """
 
     base: Method
     added: tuple[Added, ...]
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """L + Σ w · term: the base's terms, the added ones as "added <name>", and "total".
+        """Return L + Σ w · term as "total", the base's terms, and the added terms as "added <name>".
 
-        Raises InputError if a method has no such term.
+        Raises InputError if a method has no term of the given name.
         """
         terms = dict(self.base.loss(model, batch, step))
         for name, method, term, weight in self.added:

@@ -2,22 +2,22 @@
 
 No code is public. Where the text is open or contradicts itself:
 
-- λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1. The alignment is a cosine in Equation (2), L1 in Appendix C.
-  Defaults: 0.1 and the cosine; the others are options.
-- t in γ(t) and s(t) counts steps, not epochs, so both are smooth for any epoch length.
+- λ is 0.1 in Section 5.1 and 0.05, "placeholder", in B.1. The alignment is a cosine in Equation (2) and L1 in Appendix C.
+  The defaults are 0.1 and the cosine; the others are options.
+- t in γ(t) and s(t) counts steps, not epochs, so both functions are smooth for any epoch length.
 - s(t) is "e.g., linear warm-start followed by annealing", without numbers. `schedule="warm_up"` rises over the first tenth
   and falls linearly to zero at the end. "constant", the default, is one throughout.
 - A is "aggregated across layers": `saliency.attended` averages the class token's row over all blocks and heads. Edges are
   averaged over each patch.
 - φ is "intermediate": here the class and patch tokens after the last norm.
-- G is of the adversarial image, G(x + δ), as in Equation (2). `edges_of="clean"` is B.1's alternative G(x). With exact
-  depth, which no attack changes, the two are equal.
+- G is computed from the adversarial image, G(x + δ), as in Equation (2). `edges_of="clean"` is B.1's alternative G(x). No
+  attack changes exact depth, so with exact depth the two are equal.
 - Clipping of the gradient norm and bfloat16 are settings; the paper names neither.
-- The attention is taken from the forward pass of the cross-entropy, on the final adversarial images. Images whose depth has
-  no edges are left out of the alignment's mean.
+- The attention comes from the forward pass of the cross-entropy, on the final adversarial images. The alignment's mean
+  leaves out images whose depth has no edges.
 - Teacher and student see the same augmented clean image for L_feat.
-- With `ramp`, ε is zero over a first share of the steps and then rises: otherwise small transformers do not learn under
-  attack. While ε is zero, no attack runs and x + δ is x.
+- With `ramp`, ε is zero over a first share of the steps and then rises, because small transformers do not learn under
+  attack otherwise. While ε is zero, no attack runs and x + δ is x.
 """
 
 import math
@@ -40,18 +40,18 @@ Schedule = Literal["constant", "warm_up"]
 Seen = Literal["adversarial", "clean"]
 
 EARLY = 0.2  # share of the training in which features are aligned (Equation 4)
-WARM_UP = 0.1  # share in which s(t) rises; not published
+WARM_UP = 0.1  # share of the training in which s(t) rises; not published
 MARKER = 2.0  # marks real pixels; no image or padding has this value
 
 
 def feature_weight(share: float, start: float) -> float:
-    """γ(t) at the share t/T of the training, in [0,1): falls from γ₀ = `start` to zero over the first fifth."""
+    """Return γ(t) at the share t/T of the training, in [0,1). It falls from γ₀ = `start` to zero over the first fifth."""
     # DAAT (4): γ(t) = γ₀ max(0, 1 − t / (0.2 T))
     return start * max(0.0, 1 - share / EARLY)
 
 
 def alignment_schedule(share: float, schedule: Schedule) -> float:
-    """s(t) at the share t/T of the training, in [0,1)."""
+    """Return s(t) at the share t/T of the training, in [0,1)."""
     if schedule == "constant":
         return 1.0
     # DAAT, Section 3.5: s(t) ∈ [0, 1], linear warm-start followed by annealing
@@ -59,7 +59,7 @@ def alignment_schedule(share: float, schedule: Schedule) -> float:
 
 
 def feature_misalignment(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − cos between the concatenated tokens N×T×D of student and teacher: N (Equation 3).
+    """Return 1 − cos between the flattened tokens N×T×D of student and teacher: shape N (Equation 3).
 
     Raises InputError if the shapes differ.
     """
@@ -99,7 +99,7 @@ class DAAT:
                 raise InputError(f"{name} = {getattr(self, name):g}; it must be zero or more")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
+        """Return L_ce(x + δ) + λ s(t) L_align(x + δ) + γ(t) L_feat(x), means over images.
 
         Terms: "task", "align" and "feature", without their weights; "edged", the share of images whose depth has edges;
         "total". Raises InputError if a crop would pad the depth with a constant.
@@ -134,7 +134,7 @@ class DAAT:
 
 
 def _augmented(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The images and their depth, if any, with the same crop and flip."""
+    """Return the images and their depth, if any, with the same crop and flip."""
     if batch.depth is None:
         return batch.augment(batch.images), None
     depth = batch.depth[:, None].to(batch.images)

@@ -2,20 +2,20 @@
 for Building Robust Neural Networks").
 
 Only the abstract and two summaries are available, no code. Equations are cited from the second summary, by its headings.
-It adds to an MSE task loss a penalty on 1 − cos between a layer's input and the loss's gradient there. FIRST does so at the
-first layer, DEEP at the first three; the reported cosine is near 0.93. Choices where they are open:
+The method adds to an MSE task loss a penalty on 1 − cos between a layer's input and the loss's gradient at that input.
+FIRST penalises the first layer, DEEP the first three; the reported cosine is near 0.93. Choices where the texts are open:
 
 - Sign: "α L_MSE − β GFA" (Method Summary) with GFA = 1 − cos would turn gradients away from the features. "L_task + β Σ
   L_GFA" (Critical path, step 5) aligns them and is the default. `literal=True` is the former sign.
 - Layers are linear maps and convolutions, in the order of the forward pass. FIRST's input is the image, normalised if the
   network normalises.
-- The cosine is computed for each image, over all flattened features. The features are differentiated too, not detached.
-- MSE compares raw outputs with one-hot labels, a mean over classes (`task="mse"`). MSE of the softmax and cross-entropy are
-  options.
+- The cosine is computed for each image, over all flattened features. Gradients also flow through the features.
+- MSE is the mean over classes of the squared difference between raw outputs and one-hot labels (`task="mse"`). MSE of the
+  softmax and cross-entropy are options.
 - Both terms share one forward pass, with the batch's statistics in batch norm. So the gradient at an image includes its
-  effect on the other images. An attack, in evaluation mode, meets a slightly different gradient.
-- β is set for each layer and rises from zero over the share `ramp` of the steps. With `aim`, only the part of the mean
-  cosine below the aim is penalised.
+  effect on the other images. An attack runs in evaluation mode and sees a slightly different gradient.
+- β is set for each layer and rises from zero over the share `ramp` of the steps. With `aim`, only the shortfall of the mean
+  cosine from `aim` is penalised.
 """
 
 import copy
@@ -43,11 +43,11 @@ def aligned(
     *,
     create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Task loss N of images N×…, and cos(∇_h L, h) at the input h of each of L layers, L×N.
+    """Return the task loss N of images N×…, and cos(∇_h L, h) at the input h of each of L layers, L×N.
 
-    The model's mode is not changed; with batch norm in training mode the gradient is of the whole batch's loss. Very small
-    gradients keep their direction; a gradient of exactly zero has cosine 0. `create_graph` makes the cosines differentiable
-    with respect to the weights. Raises InputError if a layer does not exist or its input has no gradient.
+    The model's mode is not changed. With batch norm in training mode, the gradient is that of the whole batch's loss. Very
+    small gradients keep their direction; a gradient of exactly zero has cosine 0. `create_graph` makes the cosines
+    differentiable with respect to the weights. Raises InputError if a layer does not exist or its input has no gradient.
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
@@ -66,7 +66,7 @@ def aligned(
 
 
 def _scaled(vectors: Tensor) -> Tensor:
-    """Vectors N×… divided by their largest absolute entry, so that small ones keep their direction in float32."""
+    """Divide vectors N×… by their largest absolute entry, so that small vectors keep their direction in float32."""
     largest = vectors.detach().flatten(1).abs().amax(1)
     return vectors / each_image(largest.where(largest > 0, 1.0), vectors)
 
@@ -79,16 +79,16 @@ class GFA:
     weights: tuple[float, ...]  # β of each layer
     alpha: float = 1.0  # α
     task: Task = "mse"
-    aim: float | None = None  # target of the mean cosine; None: 1
+    aim: float | None = None  # target of the mean cosine; None means 1
     ramp: float = 0.0  # share of the steps over which β rises from zero
-    literal: bool = False  # α L − β (1 − cos), as the Method Summary prints it
+    literal: bool = False  # α L − β (1 − cos), as printed in the Method Summary
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.weights) or not self.layers:
             raise InputError(f"{len(self.layers)} layers but {len(self.weights)} weights; one β each, and one at least")
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """α L + Σ_l β_l (1 − cos(∇_h L, h)), means over images: terms "task", "misalignment", cosines, "total"."""
+        """Return α L + Σ_l β_l (1 − cos(∇_h L, h)), means over images: terms "task", "misalignment", cosines, "total"."""
         each, cosines = aligned(model, batch.augment(batch.images), batch.labels, self.layers, self.task, create_graph=True)
         task, means = each.mean(), cosines.mean(1)
         if self.aim is None:
@@ -110,7 +110,7 @@ class GFA:
 
 @dataclass(frozen=True)
 class Watched:
-    """Another method, with GFA's cosines recorded over training."""
+    """Another method whose GFA cosines are recorded over training."""
 
     method: Method
     layers: tuple[str, ...]
@@ -133,8 +133,8 @@ def _means(model: nn.Module, data: ImageSet, layers: Sequence[str], task: Task) 
 class RadialTwin(nn.Module):
     """A control, not in the paper: a model with `size` times the mean square of a layer's input added to every output.
 
-    Decisions, margins and cross-entropy stay the same, so it is exactly as robust. But its squared error rises fastest
-    along that input: for large `size` the cosine goes to 1. So high alignment alone does not imply robustness.
+    Decisions, margins and cross-entropy stay the same, so it is exactly as robust as the model. But its squared error rises
+    fastest along that input: for large `size` the cosine goes to 1. So high alignment alone does not imply robustness.
     """
 
     def __init__(self, model: nn.Module, layer: str, size: float = 100.0) -> None:
@@ -142,7 +142,7 @@ class RadialTwin(nn.Module):
         self.model, self.layer, self.size = model, layer, size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs N×C of images N×…."""
+        """Return outputs N×C for images N×…."""
         with layer_inputs(self.model, [self.layer]) as inputs:
             logits = outputs(self.model, x)
         return logits + self.size * inputs[self.layer].square().flatten(1).mean(1, keepdim=True)
@@ -151,7 +151,7 @@ class RadialTwin(nn.Module):
 def check_differentiable_twice(model: nn.Module, images: Tensor, layers: Sequence[str], task: Task = "mse") -> None:
     """Raise InputError, with reason and remedy, if the alignment of a model on images N×… cannot be trained.
 
-    Tries a copy on two images, in training mode. For example, fused attention has no second derivative on a CPU.
+    Tests a copy in training mode on two images. For example, fused attention has no second derivative on a CPU.
     """
     probe = copy.deepcopy(model).train()
     few = images[:2]
@@ -159,7 +159,7 @@ def check_differentiable_twice(model: nn.Module, images: Tensor, layers: Sequenc
     weights = [weight for weight in probe.parameters() if weight.requires_grad]
     try:
         _, cosines = aligned(probe, few, labels, layers, task, create_graph=True)
-        cosines.sum().backward()  # as in training: `autograd.grad` of the weights would not notice a cut in the graph
+        cosines.sum().backward()  # as in training, because `autograd.grad` would not notice a cut in the graph
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Attention must not be fused (timm: "
@@ -170,7 +170,7 @@ def check_differentiable_twice(model: nn.Module, images: Tensor, layers: Sequenc
 
 
 def cosines(model: nn.Module, data: ImageSet, layers: Sequence[str], task: Task = "mse", chunk: int = 250) -> Tensor:
-    """cos(∇_h L, h) of every image at every layer: L×N on the CPU, the model in evaluation mode."""
+    """Return cos(∇_h L, h) of every image at every layer, L×N on the CPU, with the model in evaluation mode."""
     device = next(model.parameters()).device
     found = []
     with evaluating(model):

@@ -1,8 +1,8 @@
-"""Jacobian regularisation: penalise how much the logits change with the image (Hoffman, Roberts & Yaida 2019, "Robust
+"""Jacobian regularisation: a penalty on the change of the logits with the image (Hoffman, Roberts & Yaida 2019, "Robust
 Learning with Jacobian Regularization", arXiv 1908.02729).
 
-A fifth paper, the worked example of docs/adding-a-paper.md. Its text was not at hand, so none of its numbers is claimed.
-The penalty is the Frobenius norm of ∂z/∂x on the augmented images, estimated by random projections.
+A fifth paper, the worked example of docs/adding-a-paper.md. Its text was not available, so none of its numbers is claimed.
+The penalty is the squared Frobenius norm of ∂z/∂x on the augmented images, estimated by random projections.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from paperlib.runs.settings import Count, Positive, Radius
 
 
 def squared_norm(logits: Tensor, images: Tensor, projections: int) -> Tensor:
-    """Unbiased estimate of ‖∂z/∂x‖_F² for each image: N, from logits N×C computed from images N×…; differentiable.
+    """Estimate ‖∂z/∂x‖_F² of each image without bias: shape N, from logits N×C computed from images N×…; differentiable.
 
-    C times the mean of ‖∂(v·z)/∂x‖² over `projections` directions v, uniform on the unit sphere.
+    The estimate is C times the mean of ‖∂(v·z)/∂x‖² over `projections` directions v, uniform on the unit sphere.
     """
     count, classes = logits.shape
     total = logits.new_zeros(count)
@@ -44,7 +44,7 @@ class JacobianRegularisation:
     projections: int = 1
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """L + λ_JR / 2 · ‖J‖_F², means over the images; terms "ce", "jacobian" and "total"."""
+        """Return L + λ_JR / 2 · ‖J‖_F², means over the images; terms "ce", "jacobian" and "total"."""
         images = batch.augment(batch.images).detach().requires_grad_(True)
         logits = outputs(model, images)
         ce = F.cross_entropy(logits, batch.labels)
@@ -61,15 +61,15 @@ class JacobianSettings(NormSettings):
 
     weight: Radius  # λ_JR
     projections: Count
-    penalty: Radius  # λ of the gradient penalty, on the loss instead of all logits
-    epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
+    penalty: Radius  # λ of the gradient penalty, which penalises the loss's gradient instead of all logits'
+    epsilons: Annotated[list[Positive], Field(min_length=1)]  # radii of the sweep, as factors of ε
 
 
 STUDIES = {"jacobian_norm": JacobianSettings}
 
 
 def methods(settings: JacobianSettings) -> dict[str, Method]:
-    """Plain training, the penalty on the loss's gradient, and the penalty on the Jacobian."""
+    """Return plain training, the penalty on the loss's gradient, and the penalty on the Jacobian, by name."""
     return {
         "standard": Standard(),
         "gradient_penalty": GradientPenalty(settings.penalty),
@@ -78,18 +78,18 @@ def methods(settings: JacobianSettings) -> dict[str, Method]:
 
 
 def attacks(settings: JacobianSettings) -> dict[str, Attack]:
-    """PGD-20 on cross-entropy and on the margin."""
+    """Return PGD-20 on cross-entropy and on the margin, by name."""
     strong = partial(pgd, eps=settings.eps, norm=settings.norm, steps=20, step_size=settings.eps / 8)
     return {"pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
 
 
 def strong_attacks(settings: JacobianSettings) -> dict[str, Attack]:
-    """AutoAttack."""
+    """Return AutoAttack, by name."""
     return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
 
 
 def plan(settings: JacobianSettings) -> Plan:
-    """Return the number of images for each measure, and of seeds for each method."""
+    """Return the number of images for each measure and of seeds for each method."""
     images = planned(settings, ["clean", *attacks(settings)], {"autoattack": settings.autoattack_images})
     return Plan(images, dict.fromkeys(methods(settings), len(settings.seeds)), settings.data)
 

@@ -6,21 +6,21 @@ Where the text is open, this follows the authors' code:
 - The gradient is that of the log-softmax. Equation (1) as printed, with the gradient of the logit, is `of="logit"`.
 - With K of the C classes a step, each image draws its own K classes. One draw for the whole batch (`draw="per_batch"`) is a
   different loss: through batch norm, every image's score enters every other image's gradient.
-- The target r − x is of the stored image, so the gradient is taken back through the augmentation.
+- The target r − x uses the stored image, so the gradient is taken back through the augmentation.
 - Batch norm uses batch statistics in every forward pass.
 
 Differences from the authors' code:
 
 - Both terms share one forward pass. The authors' second pass, over K copies with a new augmentation, is `passes=2`.
-- Crop and flip are drawn for each image; the authors draw one of each for a batch.
-- The L2 attack starts inside the ball; theirs starts outside.
-- `early=2/3` multiplies λ by ⅔ in the first half of the training. It is off by default; it is an option in their code too.
+- Crop and flip are drawn for each image; the authors draw one crop and one flip for a batch.
+- The L2 attack starts inside the ball; the authors' attack starts outside.
+- `early=2/3` multiplies λ by ⅔ in the first half of the training. It is off by default, and an option in their code too.
 
 Not published, so chosen here:
 
 - the images of One Image and Nearest Neighbor: drawn once, by the first seed, for all trainings;
 - the constant of Class Mean and the sample size of Nearest Neighbor;
-- the gradient that RIGD distils: the same kind as the trained one.
+- the gradient that RIGD distils: the same kind as the trained gradient.
 """
 
 import copy
@@ -46,23 +46,23 @@ Targets = Callable[[Tensor, Tensor], Tensor]  # g(x, y_t) of images N×… for e
 Draw = Literal["per_image", "per_batch"]
 
 
-# Where the target gradients come from (Section 4) --------------------------------------------------------------------
+# Sources of target gradients (Section 4) -----------------------------------------------------------------------------
 
 
 def one_image(train: ImageSet, seed: int) -> Tensor:
-    """Section 4.2, One Image: one training image of each class, drawn by `seed`: C×1×…."""
+    """Return one training image of each class, drawn by `seed`: C×1×… (Section 4.2, One Image)."""
     return sample(train, 1, seed)
 
 
 def class_mean(train: ImageSet, constant: float) -> Tensor:
-    """Section 4.2, Class Mean: the mean of each class's training images, times a constant: C×1×…."""
+    """Return the mean of each class's training images, times a constant: C×1×… (Section 4.2, Class Mean)."""
     means = [as_float(train.images[train.labels == label]).mean(0) for label in range(len(train.classes))]
     # PAG, Section 4.2 (Class Mean): r = constant · mean of the training images of class y_t
     return constant * torch.stack(means).unsqueeze(1)
 
 
 def sample(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Section 4.2, Nearest Neighbor: D_y, `count` training images of each class drawn by `seed`: C×count×….
+    """Return D_y, `count` training images of each class drawn by `seed`: C×count×… (Section 4.2, Nearest Neighbor).
 
     Raises InputError if a class has fewer images.
     """
@@ -76,7 +76,7 @@ def sample(train: ImageSet, count: int, seed: int) -> Tensor:
 
 
 def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Section 4.2, proposed as future work: `count` k-means centroids of each class: C×count×…."""
+    """Return `count` k-means centroids of each class: C×count×… (Section 4.2, proposed as future work)."""
     shape = train.images.shape[1:]
     clusters = []
     for label in range(len(train.classes)):
@@ -87,9 +87,9 @@ def centroids(train: ImageSet, count: int, seed: int) -> Tensor:
 
 
 def toward(pool: Tensor, images: Tensor, classes: Tensor) -> Tensor:
-    """g(x, y_t) = r − x for images N×… and classes N×K: N×K×… (Equation 3).
+    """Return g(x, y_t) = r − x for images N×… and classes N×K: N×K×… (Equation 3).
 
-    r is the image nearest to x, but not x itself, among those of class y_t in the pool C×n×….
+    r is the image of class y_t in the pool C×n×… that is nearest to x and not equal to x.
     """
     if pool.shape[1] == 1:
         return pool[:, 0][classes] - images[:, None]
@@ -105,19 +105,19 @@ def toward(pool: Tensor, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def distilled(teacher: nn.Module, of: Output, images: Tensor, classes: Tensor) -> Tensor:
-    """Section 4.1, RIGD: g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode: N×K×… for classes N×K."""
+    """Return g(x, y_t) = ∇ₓ f*(x)_t of a robust teacher in evaluation mode: N×K×… for classes N×K (Section 4.1, RIGD)."""
     with evaluating(teacher):
         # PAG, Section 4.1: g(x, y_t) = ∇ₓ f*(x)_{y_t}
         return input_gradients(teacher, images, classes, of)
 
 
 def tabulated(known: Tensor, gradients: Tensor) -> Targets:
-    """g(x, y_t) from a table: the `gradients` M×C×… of the images `known`, bytes M×….
+    """Return g(x, y_t) as a function that looks up the `gradients` M×C×… of the images `known`, bytes M×….
 
-    The returned function raises InputError for an image that is not in the table.
+    The function raises InputError for an image that is not in the table.
     """
     draws = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (known[0].numel(),), generator=draws)  # hash: equal images, equal sums
+    factors = torch.randint(-(2**62), 2**62, (known[0].numel(),), generator=draws)  # weights of a hash sum of the pixels
 
     def keys(images: Tensor) -> Tensor:
         return (images.flatten(1).to("cpu", torch.int64) * factors).sum(1)
@@ -146,16 +146,16 @@ class PAG:
 
     targets: Targets  # g(x, y_t)
     weight: float  # λ
-    classes_per_step: int | None = None  # K of the C classes, drawn anew each step; None: all, as in the paper
+    classes_per_step: int | None = None  # K of the C classes, drawn anew each step; None: all classes, as in the paper
     of: Output = "log_softmax"
     draw: Draw = "per_image"  # whether each image draws its own K classes, or the batch draws one set
     passes: Literal[1, 2] = 1  # 2: a separate forward pass and augmentation for the gradient term
     early: float = 1.0  # factor on λ in the first half of the training
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Equation (1), means over the batch: terms "ce", "misalignment" (the sum over classes) and "total".
+        """Return Equation (1), means over the batch: terms "ce", "misalignment" (the sum over classes) and "total".
 
-        With K classes a step, their sum is scaled by C/K: an unbiased estimate of the sum over all classes.
+        With K classes a step, their sum is scaled by C/K, an unbiased estimate of the sum over all classes.
         """
         images = batch.images.detach().requires_grad_(True)
         logits = outputs(model, batch.augment(images))
@@ -179,7 +179,7 @@ class PAG:
         return {"ce": ce, "misalignment": misalignment, "total": ce + weight * misalignment}
 
     def drawn(self, images: Tensor, count: int) -> Tensor:
-        """Classes of this step for images N×…: int64 N×K out of `count`, without repetition; if K is None, all in order."""
+        """Draw the classes of this step for images N×…: int64 N×K out of `count`, distinct; all in order if K is None."""
         if self.classes_per_step is None or self.classes_per_step >= count:
             return all_classes(images, count)
         if self.draw == "per_image":
@@ -200,7 +200,7 @@ def alignment(
     batch_statistics: bool = False,
     chunk: int = 64,
 ) -> Tensor:
-    """Cosine between each image's class gradients and their targets: N×C, the model in evaluation mode as under attack.
+    """Return the cosine between each image's class gradients and their targets: N×C, the model in evaluation mode.
 
     With `batch_statistics` the model is in training mode, as in the loss, on batches of `chunk` images. Gradients then also
     pass through the batch's statistics.
@@ -220,7 +220,7 @@ def alignment(
 def targeted_images(
     model: nn.Module, images: Tensor, targets: Tensor, *, eps: float, steps: int, chunk: int = 250
 ) -> Tensor:
-    """Figures 1 and 4: images N×C×H×W in [0,1], changed within L2 `eps` to raise p(target)."""
+    """Change images N×C×H×W in [0,1] within the L2 radius `eps` to raise p(target) (Figures 1 and 4)."""
     step_size = 2.5 * eps / steps
     attack = partial(pgd, eps=eps, norm="l2", steps=steps, step_size=step_size, random_start=False)
     with evaluating(model):
@@ -232,7 +232,7 @@ def targeted_images(
 
 
 def pag_score(model: nn.Module, judge: nn.Module, data: ImageSet, *, eps: float, steps: int, seed: int = 0) -> Tensor:
-    """Whether `judge`, a second model with plain training, predicts the target class on each targeted image: bool N.
+    """Return whether `judge`, a second model with plain training, predicts the target of each targeted image: bool N.
 
     `seed` draws the targets among the other classes. Targeted images of a plain model fool that model only. Aligned
     gradients add features of the class, which a second model recognises too.

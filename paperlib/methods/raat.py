@@ -1,8 +1,8 @@
 """RAAT: reduced perturbations for boundary samples, and interpolation consistency (Wang et al., "Robust Alignment:
 Harmonizing Clean Accuracy and Adversarial Robustness in Adversarial Training").
 
-The authors' code and text differ. The code produced their tables, so `form="code"` is the default. `form="text"` is the
-printed equations:
+The authors' code and text differ. The code produced their tables, so `form="code"` is the default. `form="text"` follows
+the printed equations:
 
 |                               | code                                          | text                                     |
 |-------------------------------|-----------------------------------------------|------------------------------------------|
@@ -14,9 +14,9 @@ printed equations:
 | weight of RAAT++'s KL         | 6                                             | λ, as for DICAR                          |
 
 Batch norm sees the same forward passes as in the authors' code, in the same order. DICAR's clean pass is over both views of
-*all* images; the right ones are selected afterwards. Left out: a pass after each update of RAAT#, for its log.
+*all* images; the right ones are selected afterwards. RAAT#'s pass after each update, for the authors' log, is left out.
 
-Table 4, the losses of one image. p: softmax output, h: prediction, ẋ and ẍ: two augmentations, 1[·]: indicator.
+Table 4 gives the loss of one image. p: softmax output, h: prediction, ẋ and ẍ: two augmentations, 1[·]: indicator.
 
     PGD-AT   L_CE(p(x′), y)                                             baselines.AdversarialTraining
     TRADES   L_CE(p(x), y) + λ L_KL(p(x)‖p(x′))                         baselines.TRADES
@@ -58,17 +58,17 @@ class Partition(NamedTuple):
 
     full: Tensor  # x′
     reduced: Tensor  # x″
-    right: Tensor  # bool 3×N: correct on x, x′ and x″
+    right: Tensor  # bool 3×N: the prediction is correct on x, x′ and x″
     form: Form
 
     @property
     def misclassified(self) -> Tensor:
-        """S⁻: wrong on x. Bool N."""
+        """S⁻, the images misclassified on x: bool N."""
         return ~self.right[0]
 
     @property
     def boundary(self) -> Tensor:
-        """S°: right on x, wrong on x″ (Equation 9); in the authors' code also wrong on x′. Bool N."""
+        """S°, the images right on x and wrong on x″ (Equation 9), in the authors' code also wrong on x′: bool N."""
         clean, strong, weak = self.right
         # RAAT (9): S° = {x ∈ S⁺: f(x″) ≠ y}, S• = {x ∈ S⁺: f(x″) = y}
         found: Tensor = clean & ~weak if self.form == "text" else clean & ~strong & ~weak
@@ -76,17 +76,17 @@ class Partition(NamedTuple):
 
     @property
     def non_boundary(self) -> Tensor:
-        """S•: all other images. Bool N."""
+        """S•, all other images: bool N."""
         return ~self.misclassified & ~self.boundary
 
 
 def partition(
     model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, eta: float = ETA, form: Form = "code"
 ) -> Partition:
-    """Attack the images N×… and split them into misclassified, boundary and non-boundary samples.
+    """Attack the images N×… and split them into misclassified, boundary and non-boundary samples (Appendix C.1).
 
-    The model is in evaluation mode throughout; all predictions share one forward pass. "code" scales the perturbation by
-    `eta`. "text" attacks a second time, with radius and step size times `eta`.
+    The model is in evaluation mode throughout, and all predictions share one forward pass. `form` "code" scales the
+    perturbation by `eta`; "text" attacks a second time, with radius and step size times `eta`.
     """
     with evaluating(model):
         full = attack(model, images, labels)
@@ -101,7 +101,7 @@ def partition(
 
 @torch.no_grad()
 def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
-    """Whether the model, in its current mode, is right on K variants of the images: bool K×N, in one forward pass."""
+    """Return whether the model, in its current mode, is right on K variants of the images: bool K×N, in one pass."""
     found: Tensor = model(torch.cat(variants)).argmax(1).view(len(variants), -1) == labels
     return found
 
@@ -110,16 +110,16 @@ def right(model: nn.Module, variants: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def mix_rate(gamma: float) -> float:
-    """β ~ Beta(γ, γ), folded to max(β, 1 − β): one draw for the whole batch, from the global generator."""
+    """Draw β ~ Beta(γ, γ) once for the whole batch, from the global generator, and return max(β, 1 − β)."""
     # RAAT, Appendix C.2: β ~ Beta(γ, γ)
     rate = distributed.agreed(float(torch.distributions.Beta(gamma, gamma).sample()))
     return max(rate, 1 - rate)
 
 
 def dicar(mixed: Tensor, first: Tensor, second: Tensor, rate: float, form: Form = "code") -> Tensor:
-    """Divergence between the output on an interpolation and the interpolation of the outputs: N from three logits N×C.
+    """Return the divergence of the output on an interpolation from the interpolation of the outputs: N (Equation 16).
 
-    `mixed` is the output on β ẋ′ + (1 − β) ẍ′; `first` and `second` are those on ẋ and ẍ. Gradients flow through all three.
+    The logits N×C are `mixed` on β ẋ′ + (1 − β) ẍ′, `first` on ẋ and `second` on ẍ. Gradients flow through all three.
     """
     if form == "code":
         target = ((rate * first + (1 - rate) * second) / TEMPERATURE).log_softmax(1)
@@ -133,7 +133,7 @@ def dicar(mixed: Tensor, first: Tensor, second: Tensor, rate: float, form: Form 
 
 @dataclass(frozen=True)
 class RAAT:
-    """RAAT and RAAT++ (Table 4), with `bound` and `dicar` as switches. Without both: PGD-AT on two augmentations.
+    """RAAT and RAAT++ (Table 4). Without `bound` and `dicar` the method is PGD-AT on two augmentations.
 
     The attack maximises the cross-entropy. Its start is uniform for RAAT, and normal of deviation 0.001 for RAAT++.
     """
@@ -148,7 +148,7 @@ class RAAT:
     form: Form = "code"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Table 4's loss: terms "ce" or "bce", "kl" (RAAT++), "dicar", "total", and the shares of the partition."""
+        """Return Table 4's loss: terms "ce" or "bce", "kl" (RAAT++), "dicar", "total", and the shares of the partition."""
         images = torch.cat([batch.augment(batch.images) for _ in range(2)])
         labels = batch.labels.repeat(2)
         terms: dict[str, Tensor] = {}
@@ -173,7 +173,7 @@ class RAAT:
             # RAAT, Table 4 (RAAT++, KL): λ L_KL(p(x)‖p(x′)) · (1 − p_y(x))
             terms["kl"] = weighted_kl(clean, attacked, labels).mean()
             total = total + (MART_WEIGHT if self.form == "code" else self.weight) * terms["kl"]
-            if self.dicar and self.form == "code":  # again, since these passes updated the running statistics
+            if self.dicar and self.form == "code":  # predict again, because these passes updated the running statistics
                 with evaluating(model):
                     on_clean = right(model, [images], labels)[0]
         else:
@@ -204,11 +204,11 @@ def _consistency(
     form: Form = "code",
     together: bool = True,
 ) -> Tensor:
-    """DICAR of the M images selected by `members`, bool N: M, from two clean and two adversarial views N×… of all images.
+    """Return DICAR, shape M, of the M images that `members` (bool N) selects, from two clean and two adversarial views N×….
 
-    `together`: the clean views pass as one batch of 2N, as in RAAT and RAAT++; otherwise separately, as in RAAT#.
+    With `together` the clean views pass as one batch of 2N, as in RAAT and RAAT++; otherwise separately, as in RAAT#.
     """
-    if not any(distributed.total(int(members.sum()))):  # if another process has members, this one makes the passes too
+    if not any(distributed.total(int(members.sum()))):  # all processes must make the same passes, so all counts matter
         return views[0].new_zeros(0)
     # RAAT, Definition 4: ℓ(f(λẋ′ + λ̂ẍ′), λf(ẋ) + λ̂f(ẍ)) with λ̂ = 1 − λ; here: f(λẋ′ + λ̂ẍ′), λ is β
     mixed = outputs(model, rate * full[0][members] + (1 - rate) * full[1][members])
@@ -217,18 +217,18 @@ def _consistency(
 
 
 def shares(parts: Partition) -> dict[str, Tensor]:
-    """The shares of misclassified and of boundary samples, to record over training."""
+    """Return the shares of misclassified and of boundary samples, in [0,1], to record over training."""
     return {"misclassified": parts.misclassified.float().mean(), "boundary": parts.boundary.float().mean()}
 
 
 @dataclass(frozen=True)
 class RAATSharp:
-    """RAAT# (Section 5.3): RAAT in ReBAT's framework, with averaged weights. Without `bound` and `dicar`: WA.
+    """RAAT# (Section 5.3): RAAT in ReBAT's framework, with averaged weights. Without `bound` and `dicar` it is WA.
 
-    Follows the authors' code; the paper has no equations for it. The model is attacked in training mode, each augmentation
-    separately. The averaged model decides which predictions are right. It is in training mode until the epoch after the
-    average begins, because only their validation sets evaluation mode. The cross-entropy uses the first augmentation only.
-    DICAR counts from the share `dicar_from` of the epochs on. Before that, its passes are made too, for batch norm.
+    It follows the authors' code; the paper has no equations. The model is attacked in training mode, each augmentation
+    separately. The averaged model decides which predictions are right. It stays in training mode until the epoch after the
+    average begins, because only the authors' validation sets evaluation mode. The cross-entropy uses the first augmentation
+    only. DICAR counts from the share `dicar_from` of the epochs on. Before that, batch norm still sees its passes.
     """
 
     attack: Attack
@@ -240,7 +240,7 @@ class RAATSharp:
     dicar: bool = True
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Terms "ce", "dicar", "total", and the shares of the partition. Raises InputError without an averaged model."""
+        """Return "ce", "dicar", "total" and the shares of the partition. Raises InputError without an averaged model."""
         if step.averaged is None:
             raise InputError("ema = 0: RAAT# needs the moving average of the weights; the paper's decay is 0.999")
         begin = round(self.dicar_from * step.epochs)
@@ -250,9 +250,9 @@ class RAATSharp:
         terms: dict[str, Tensor] = {}
         trained = full[0]
         if self.bound or self.dicar:
-            judge = step.averaged.train()  # the mode of a fresh copy of the trained model
+            judge = step.averaged.train()  # a fresh copy of the trained model is in training mode
             with torch.no_grad(), evaluating(judge) if step.epoch > begin else nullcontext():
-                # One by one: in training mode the predictions depend on the whole batch.
+                # Each variant has its own pass, because in training mode the predictions depend on the whole batch.
                 seen = [views[0], full[0], reduced, *views[1:]]
                 correct = torch.stack([judge(variant).argmax(1) == batch.labels for variant in seen])
             parts = Partition(full[0], reduced, correct[:3], "code")
@@ -269,12 +269,12 @@ class RAATSharp:
             if step.epoch >= begin:
                 terms["dicar"] = distributed.part_mean(consistency, len(consistency), len(members))
                 total = total + self.weight * terms["dicar"]
-        with torch.no_grad():  # only logged in their code, but batch norm sees it
+        with torch.no_grad():  # the authors' code only logs this pass, but it updates batch norm's statistics
             model(full[0])
         return {**terms, "total": total}
 
     def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial images, after one more forward pass: the authors' attack evaluates its last iterate."""
+        """Attack the images and make one more forward pass, because the authors' attack evaluates its last iterate."""
         adversarial = self.attack(model, images, labels)
         with torch.no_grad():
             model(adversarial)
@@ -285,9 +285,9 @@ class RAATSharp:
 class PartitionedAT:
     """The proof of concept of Section 2.1: PGD-AT with a perturbation scaled by the part that an image belongs to.
 
-    Misclassified images are clean (after MMA). Boundary and other images get `boundary` and `other` times their
-    perturbation; both at 1 is the paper's baseline, its dashed line. `control`, not in the paper, applies `boundary` to
-    equally many random images among those that are right.
+    Misclassified images stay clean, as in MMA. Boundary images get `boundary` times their perturbation, other images
+    `other` times. Both factors at 1 give the paper's baseline, its dashed line. `control`, not in the paper, applies
+    `boundary` to equally many random images among the correctly classified ones.
 
     With `form` "text", boundary samples are those that the reduced perturbation fools, as in the section. "code" uses the
     rule of the authors' training step.
@@ -301,7 +301,7 @@ class PartitionedAT:
     form: Form = "code"
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The cross-entropy "total" on the scaled adversarial images, and the shares of the partition."""
+        """Return the cross-entropy on the scaled adversarial images as "total", and the shares of the partition."""
         images = batch.augment(batch.images)
         parts = partition(model, images, batch.labels, self.attack, self.threshold, self.form)
         chosen = parts.boundary

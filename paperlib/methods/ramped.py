@@ -1,6 +1,6 @@
-"""Adversarial training with a radius that rises from zero: otherwise small networks learn slowly, or not at all.
+"""Adversarial training with a radius that rises from zero, because small networks learn slowly or not at all otherwise.
 
-Common practice, not from the four papers.
+This is common practice and not from the four papers.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from paperlib.runs.files import InputError
 
 @dataclass(frozen=True)
 class Ramped:
-    """A method whose attack's ε is zero until the share `begin` of the steps, rises linearly, and is full from `end` on.
+    """A method with an attack whose ε is zero until the share `begin` of the steps, then rises linearly until `end`.
 
     Raises InputError for shares outside [0,1] or out of order, and for a method whose attack has no `eps` and `step_size`.
     """
@@ -45,10 +45,10 @@ class Ramped:
 
 
 def ramped(method: Any, ramp: Sequence[float]) -> Any:
-    """Ramp the method's attack over the two shares `ramp`. Return the method itself if it has none or `ramp[1]` is zero."""
+    """Ramp the method's attack over the shares `ramp`. Return a method without attack, or for `ramp[1]` = 0, unchanged."""
     return Ramped(method, *ramp) if ramp[1] and hasattr(method, "attack") else method
 
 
 def unmoved(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> Tensor:
-    """The attack of radius zero: returns the images, without forward passes."""
+    """Return the images, as an attack of radius zero does, without forward passes."""
     return images

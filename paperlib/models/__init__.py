@@ -1,4 +1,4 @@
-"""Networks, whose inputs are always in [0,1]: normalisation is their first layer."""
+"""Networks. Their inputs are always in [0,1], and normalisation is their first layer."""
 
 from paperlib.models.architectures import (
     ARCHITECTURES,

@@ -1,4 +1,4 @@
-"""Architectures. Inputs are always in [0,1] (the toy's: raw coordinates); normalisation is the model's first layer."""
+"""Architectures. Inputs are in [0,1] (the toy's are raw coordinates); normalisation is the model's first layer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,19 +14,19 @@ from paperlib.models.batchnorm import BatchNorm2d
 from paperlib.runs.files import InputError
 from paperlib.runs.tensors import read_tensors, write_tensors
 
-Statistics = tuple[float | Sequence[float], float | Sequence[float]]  # mean and deviation, of all channels or of each
+Statistics = tuple[float | Sequence[float], float | Sequence[float]]  # mean and deviation, of all channels or per channel
 
-CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as the published robust ResNet-50s use
+CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # those of the published robust ResNet-50s
 NORMALISATIONS: dict[str, Statistics | None] = {
     "none": None,  # RAAT's code
     "half": (0.5, 0.5),  # to [−1,1], PAG's code
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # timm's, and DINOv2's
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # RAAT#'s code; the deviations are CIFAR-10's own
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # timm and DINOv2
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # RAAT#'s code; the true deviations of CIFAR-10
 }
 
 
 class Normalise(nn.Module):
-    """(x − mean) / deviation, per channel or for all; nothing for None."""
+    """(x − mean) / deviation, per channel or for all channels; the identity for None."""
 
     mean: Tensor
     deviation: Tensor
@@ -35,7 +35,7 @@ class Normalise(nn.Module):
         super().__init__()
         self.identity = statistics is None
         mean, deviation = statistics or (0.0, 1.0)
-        # Constants of the architecture, so they are not part of the weights.
+        # Not persistent, because these are constants of the architecture and not weights.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
 
@@ -44,7 +44,7 @@ class Normalise(nn.Module):
 
 
 def toy_net(*hidden: int) -> nn.Sequential:
-    """A network of 2-D points with ReLU layers of the given widths and two classes; PAG's, Appendix C.1, is toy_net(32)."""
+    """Build a network for 2-D points with ReLU layers of the given widths and two classes; PAG's (C.1) is toy_net(32)."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip((2, *hidden), hidden, strict=False):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -54,7 +54,7 @@ def toy_net(*hidden: int) -> nn.Sequential:
 def small_cnn(
     classes: int, channels: int = 3, width: int = 32, statistics: Statistics | None = None, stem_stride: int = 1
 ) -> nn.Sequential:
-    """Four 3×3 convolutions with batch norm, two of them strided, and mean pooling: fast on a laptop."""
+    """Build four 3×3 convolutions with batch norm, two of them strided, and mean pooling: fast on a laptop."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in (
         (channels, width, stem_stride),
@@ -76,7 +76,7 @@ def mlp(
     *,
     size: int,
 ) -> nn.Sequential:
-    """Three linear layers with ReLU between them, for images of `size` × `size`."""
+    """Build three linear layers with ReLU between them, for images of `size` × `size`."""
     inputs = channels * size * size
     layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
     return nn.Sequential(Normalise(statistics), nn.Flatten(), *layers)
@@ -85,7 +85,7 @@ def mlp(
 def cnn(
     classes: int, channels: int = 3, width: int = 32, statistics: Statistics | None = None, stem_stride: int = 1
 ) -> nn.Sequential:
-    """Convolution, pooling, fully connected, without batch norm: the form of GFA's CNN, whose layout is not published."""
+    """Build convolutions, pooling and linear layers without batch norm, as in GFA's CNN, whose layout is not published."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((channels, width, stem_stride), (width, 2 * width, 1), (2 * width, 4 * width, 1)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -100,7 +100,7 @@ def cnn(
 
 
 class ConvStem(nn.Module):
-    """Images N×C×H×W to tokens of an 8×8 grid by strided 3×3 convolutions, in place of timm's patch embedding."""
+    """Strided 3×3 convolutions from images N×C×H×W to tokens of an 8×8 grid, in place of timm's patch embedding."""
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unused: object) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens N×64×width."""
+        """Return tokens N×64×width."""
         found: Tensor = self.layers(x).flatten(2).mT
         return found
 
@@ -134,12 +134,12 @@ def transformer(
     fused: bool = False,
     **form: Any,
 ) -> nn.Sequential:
-    """A vision transformer of timm's with a class token: by default of 8×8 patches and six blocks of heads of 32.
+    """Build timm's vision transformer with a class token: by default 8×8 patches, six blocks, and heads of width 32.
 
-    `cell` is what the size of the images must be a multiple of, `head` the width of a head, `form` what timm's class takes.
-    Fused attention has no second derivative on a CPU. Raises InputError when the size or the width does not divide.
+    The image size must be a multiple of `cell` and the width a multiple of `head`, the width of a head: else InputError.
+    `form` holds arguments of timm's class. Fused attention has no second derivative on a CPU.
     """
-    from timm.models.vision_transformer import VisionTransformer  # a second and a half that other networks need not wait
+    from timm.models.vision_transformer import VisionTransformer  # imported here because it takes a second and a half
 
     convolutional = form.get("embed_layer") is ConvStem
     if size % cell or width % head or (convolutional and (size // 8).bit_count() != 1):
@@ -158,23 +158,23 @@ def transformer(
 
 
 def check_stem(name: str, stem_stride: int) -> None:
-    """Raise InputError where the architecture has no first convolution whose stride could be other than 1."""
+    """Raise InputError if the stride is not 1 and the architecture has no first convolution."""
     if stem_stride != 1 and name in SIZED:
         raise InputError(f"stem_stride = {stem_stride}: {name} has no first convolution to stride; use 1")
 
 
 def check_width(name: str, width: int) -> None:
-    """Raise InputError where the width of a transformer is no multiple of that of its heads."""
+    """Raise InputError if the width of a transformer is no multiple of the width of its heads."""
     head = getattr(ARCHITECTURES[name], "keywords", {}).get("head", 32)
     if name in TRANSFORMERS and width % head:
         raise InputError(f"width = {width}: {name} has heads of {head}, so the width must be a multiple")
 
 
 class Projection(nn.Conv2d):
-    """A strided 1×1 convolution: what it skips is cut away first, and the rest convolved without stride.
+    """A strided 1×1 convolution that drops the skipped pixels first and then convolves without stride.
 
-    The same function as `nn.Conv2d`. On processors with AVX2, oneDNN's strided 1×1 convolution of few channels in
-    channels-last order writes past its memory in the weights' gradient: wrong numbers or a crash (its issue 6035).
+    It computes the same function as `nn.Conv2d`. On processors with AVX2, oneDNN's strided 1×1 convolution of few channels
+    in channels-last order writes past its memory in the weights' gradient: wrong numbers or a crash (its issue 6035).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -232,7 +232,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class PreActBlock(nn.Module):
     """Batch norm and ReLU before each of two 3×3 convolutions (He et al. 2016, "Identity Mappings").
 
-    A projection stands where the shape changes; it takes the activated input, as is usual.
+    Where the shape changes, the shortcut is a projection of the activated input, as is usual.
     """
 
     expansion = 1
@@ -267,10 +267,10 @@ def resnet(
     *,
     stem: int | None = None,
 ) -> nn.Sequential:
-    """A ResNet with the CIFAR stem (3×3, `stem` channels or else `width`, no pooling), for images of any size.
+    """Build a ResNet with the CIFAR stem (3×3, `stem` channels or else `width`, no pooling), for images of any size.
 
-    The first group of blocks has `width` channels (times the block's expansion), each further one twice as many at half
-    the resolution. With pre-activation blocks, batch norm and ReLU stand after the last block in place of the stem.
+    The first group of blocks has `width` channels (times the block's expansion). Each further group has twice as many at
+    half the resolution. With pre-activation blocks, batch norm and ReLU follow the last block instead of the stem.
     """
     stem = stem or width
     before = block is not PreActBlock
@@ -294,18 +294,18 @@ def resnet(
 
 # At width 64 and ten classes: 11.17 M parameters, 555 M multiplications for an image of 32 px.
 resnet18 = partial(resnet, BasicBlock, (2, 2, 2, 2))
-# What RAAT's code calls ResNet-18: eight Bottleneck blocks, so 26 layers; 13.96 M parameters, 727 M multiplications.
+# Eight Bottleneck blocks, so 26 layers, which RAAT's code calls ResNet-18; 13.96 M parameters, 727 M multiplications.
 resnet18_bottleneck = partial(resnet, Bottleneck, (2, 2, 2, 2))
-# He et al. 2016, "Identity Mappings", of basic blocks: 11.17 M parameters.
+# He et al. 2016, "Identity Mappings", with two convolutions per block: 11.17 M parameters.
 preact_resnet18 = partial(resnet, PreActBlock, (2, 2, 2, 2))
 
 
 def wide_resnet28(
     classes: int, channels: int = 3, width: int = 160, statistics: Statistics | None = None, stem_stride: int = 1
 ) -> nn.Sequential:
-    """WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k: 160 is WRN-28-10, 36.5 M parameters.
+    """Build WRN-28-k (Zagoruyko & Komodakis 2016) without dropout at width 16 k: 160 is WRN-28-10, 36.5 M parameters.
 
-    Initialised as in RAAT's code: convolutions normal of variance 2 / (k² · outputs), the last bias zero.
+    Weights start as in RAAT's code: convolutions normal with variance 2 / (kernel area · outputs), the last bias zero.
     """
     model = resnet(PreActBlock, (4, 4, 4), classes, channels, width, statistics, stem_stride, stem=16)
     for module in model.modules():
@@ -316,10 +316,10 @@ def wide_resnet28(
     return model
 
 
-# Strided 3×3 convolutions in place of patches (Xiao et al. 2021), which learn from fewer images.
-# Three blocks behind a stem with batch norm: with six, or layer norm there, it stays at chance for hundreds of steps.
+# Strided 3×3 convolutions in place of patches (Xiao et al. 2021) learn from fewer images. The stem has batch norm and is
+# followed by three blocks: with six blocks or a layer norm, accuracy stays at chance for hundreds of steps.
 vit_conv = partial(transformer, name="vit_conv", cell=16, embed_layer=ConvStem, depth=3)
-# Of width 768 ViT-B/14, which DAAT trains; attention is fused.
+# At width 768 this is ViT-B/14, which DAAT trains; attention is fused.
 vit14 = partial(transformer, name="vit14", cell=14, head=64, patch_size=14, depth=12, mlp_ratio=4, fused=True)
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -337,12 +337,12 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 TRANSFORMERS = {"vit", "vit_conv", "vit14"}
-SIZED = {"mlp", *TRANSFORMERS}  # those for images of one size
+SIZED = {"mlp", *TRANSFORMERS}  # architectures for images of one size
 
 
 def check_channels(normalisation: str, channels: int) -> None:
-    """Raise InputError where the normalisation is of another number of channels than the images have."""
-    fits = {  # any number of channels, or that which the statistics are of
+    """Raise InputError if the normalisation has another number of channels than the images."""
+    fits = {  # normalisations for any number of channels, or for the images' number
         name for name, one in NORMALISATIONS.items() if one is None or isinstance(one[0], float) or len(one[0]) == channels
     }
     if normalisation not in fits:
@@ -361,10 +361,10 @@ def build(
     stem_stride: int = 1,
     size: int = 32,
 ) -> nn.Module:
-    """The architecture `name` of ARCHITECTURES with weights drawn from `seed`, apart from the global generator.
+    """Build the architecture `name` of ARCHITECTURES with weights drawn from `seed`; the global generator is unchanged.
 
-    `size` of the images matters to SIZED alone, which take no other afterwards. Raises InputError for a normalisation
-    of other channels, and where an architecture cannot have the width, size or stem.
+    Only architectures in SIZED use `size`, and they accept images of that size only. Raises InputError for a normalisation
+    of other channels, and for a width, size or stem that the architecture cannot have.
     """
     check_channels(normalisation, channels)
     check_stem(name, stem_stride)
@@ -375,7 +375,7 @@ def build(
 
 
 def of_settings(settings: Any, *, classes: int, channels: int, size: int, seed: int) -> nn.Module:
-    """`build` with the architecture, width, normalisation and stem of a study's settings."""
+    """Build the network with the architecture, width, normalisation and stem of a study's settings."""
     return build(
         settings.model, classes=classes, channels=channels, width=settings.width, seed=seed,
         normalisation=settings.normalisation, stem_stride=settings.stem_stride, size=size,
@@ -388,7 +388,7 @@ def save_weights(model: nn.Module, path: Path, about: dict[str, Any] | None = No
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Fill `model` with the weights in `path`. Raises InputError when they belong to another architecture."""
+    """Fill `model` with the weights in `path`. Raises InputError if they belong to another architecture."""
     try:
         model.load_state_dict(read_tensors(path)[0])
     except RuntimeError as error:

@@ -1,8 +1,8 @@
 """Batch normalisation whose second derivative costs two fused passes.
 
-Losses on input gradients (PAG, GFA) differentiate the backward pass. There PyTorch runs batch norm's second derivative as a
-long chain of elementwise operations, which took more than half of the step. Its closed form needs the fused first
-derivative once more and one weighted sum; `benchmarks/` shows what that brings.
+Losses on input gradients (PAG, GFA) differentiate the backward pass. PyTorch runs batch norm's second derivative as a long
+chain of elementwise operations, which took more than half of the step. The closed form needs the fused first derivative
+once more and one weighted sum; `benchmarks/` measures the speedup.
 """
 
 from collections import Counter
@@ -22,15 +22,15 @@ aten = torch.ops.aten
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d`, with the same state and results, faster to differentiate twice in training mode."""
+    """`torch.nn.BatchNorm2d` with the same state and results, but faster to differentiate twice in training mode."""
 
     synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise N×C×H×W over N, H and W; in evaluation mode by the running statistics."""
+        """Normalise N×C×H×W over N, H and W, or by the running statistics in evaluation mode."""
         if self.training and self.synchronised and distributed.world() > 1:
             return self._over_all_processes(input)
-        if not len(input):  # a process whose part of a batch has nothing to pass here
+        if not len(input):  # this process's part of the batch is empty
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if not self.training or not torch.is_grad_enabled():
             return super().forward(input)
@@ -42,7 +42,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return found
 
     def _over_all_processes(self, input: Tensor) -> Tensor:
-        """By the statistics of all processes' images together, of which one may have none."""
+        """Normalise by the statistics of the images of all processes; a process may have no images."""
         mean, var, momentum, batches = self.running_mean, self.running_var, self.momentum, self.num_batches_tracked
         assert mean is not None
         assert var is not None
@@ -64,7 +64,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 @contextmanager
 def synchronised(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in training mode takes the statistics of all processes' images together."""
+    """Let batch norm in training mode use the statistics of the images of all processes within the context."""
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm2d)]
     for layer in layers:
         layer.synchronised = True
@@ -117,8 +117,8 @@ class _Backward(torch.autograd.Function):
     def backward(
         ctx: Any, v: Tensor | None, of_dweight: Tensor | None, of_dbias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """For L = Σ v·dx: ∂L/∂dy = γ s P(v), since P is self-adjoint, and with a = mean(v x̂), b = mean(dy x̂),
-        S = Σ v P(dy): ∂L/∂γ = s S and ∂L/∂x = −s (b γ s P(v) + a γ s P(dy)) − γ s² S x̂ / n.
+        """Differentiate L = Σ v·dx: ∂L/∂dy = γ s P(v), because P is self-adjoint. With a = mean(v x̂), b = mean(dy x̂) and
+        S = Σ v P(dy), ∂L/∂γ = s S and ∂L/∂x = −s (b γ s P(v) + a γ s P(dy)) − γ s² S x̂ / n.
         """
         if of_dweight is not None or of_dbias is not None:
             raise NotImplementedError("second derivatives of batch norm through its parameters' gradients")
@@ -143,10 +143,10 @@ class _Backward(torch.autograd.Function):
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy whose convolutions and linear layers also do the batch norm after them, as it is in evaluation mode.
+    """Return a copy with each batch norm, as in evaluation mode, folded into the convolution or linear layer before it.
 
-    The outputs are the same but for rounding. The code of the model stays: the batch norm's place in it holds the identity.
-    Returns the model itself if torch.fx cannot trace it or it has no such pair of layers.
+    The outputs are equal up to rounding. The identity replaces each folded batch norm, so the model's code stays valid.
+    Returns the model itself if torch.fx cannot trace it or if it has no such pair of layers.
     """
     pairs = _pairs(model)
     if not pairs:
@@ -165,17 +165,17 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 class _Whole(fx.Tracer):
-    """Traces no layer's inside, also not of subclasses of PyTorch's layers such as ours."""
+    """A tracer for which every batch norm is a leaf, including subclasses of PyTorch's such as ours."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of layers with a batch norm right after them, each called once, nothing else reading what is between."""
+    """Return names of layers and the batch norm directly after them, each called once, with no other use of the output."""
     try:
         nodes = _Whole().trace(deepcopy(model)).nodes
-    except Exception:  # of many kinds: of control flow, of copying, of the model's own checks
+    except Exception:  # control flow, copying and the model's own checks raise different types
         return []
     called = Counter(str(node.target) for node in nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: a user's own, from a Python file, and published ones. Nothing in a file of weights can run."""
+"""External networks: a user's own from a Python file, and published ones. Reading weights never runs code from the file."""
 
 import importlib.util
 import inspect
@@ -19,15 +19,15 @@ from paperlib.data import ImageSet
 from paperlib.models import CIFAR10_STATISTICS, NORMALISATIONS, Bottleneck, Normalise, resnet, resnet18
 from paperlib.runs.files import InputError
 
-HOLDERS = ("state_dict", "model_state_dict", "model", "net", "ema")  # names under which checkpoints hold weights
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of names: DataParallel's, torch.compile's, and wrappers'
+HOLDERS = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys under which checkpoints hold weights
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # prefixes of names by DataParallel, torch.compile and wrappers
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights by name, from safetensors or from a checkpoint that PyTorch saved.
+    """Read weights by name from safetensors or from a checkpoint that PyTorch saved.
 
-    The latter is a pickle: it is read with `weights_only=True`, so nothing in it can run. Where it holds them under one of
-    HOLDERS, those are meant, and it is said which. Raises InputError when the file is not there, or not such a file.
+    A checkpoint is a pickle: it is read with `weights_only=True`, so no code in it can run. If it holds weights under one
+    of HOLDERS, these are used, and the key is printed. Raises InputError if the file does not exist or is no such file.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; it should hold weights, as safetensors or as PyTorch saves them")
@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler's errors are of many kinds
+    except Exception as error:  # the unpickler raises different types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise InputError(
             f"{path}: cannot be read as weights alone ({reason}); it should be whole, and hold tensors by name"
@@ -53,10 +53,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def from_file(spec: str, weights: Path | None = None) -> nn.Module:
-    """The model that a function of a Python file returns, say "my_model.py:build", with weights read from a file.
+    """Return the model that a function of a Python file builds, such as "my_model.py:build", with weights from a file.
 
-    The file is run, as `import` would. Raises InputError when there is no such file or function, when either fails, when
-    the function returns no module or needs arguments, or when the weights are not those of the model.
+    The file is run, as `import` does. Raises InputError if the file or function does not exist or fails, if the function
+    needs arguments or returns no module, or if the weights do not fit the model.
     """
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
@@ -66,11 +66,11 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # as import would: dataclasses look themselves up there
+    sys.modules[module_spec.name] = module  # as `import` does, because dataclasses look up their module here
     with _beside(path):
         try:
             module_spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # whatever the user's file raises; argparse exits
+        except (Exception, SystemExit) as error:  # the user's file may raise anything; argparse raises SystemExit
             raise InputError(f"{spec}: {path.name} cannot be imported ({_told(error, path)})") from error
         if not callable(build_it := getattr(module, name, None)):
             raise InputError(f"{spec}: {path.name} has no function {name!r}")
@@ -80,7 +80,7 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
             raise InputError(f"{spec}: {name} should need no arguments ({error})") from error
         try:
             model = build_it()
-        except (Exception, SystemExit) as error:  # likewise
+        except (Exception, SystemExit) as error:  # the function may raise anything, too
             raise InputError(f"{spec}: {name} failed ({_told(error, path)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: {name} returned {type(model).__name__}; it should be a torch.nn.Module")
@@ -90,10 +90,10 @@ def from_file(spec: str, weights: Path | None = None) -> nn.Module:
 
 
 def from_library(spec: str, weights: Path | None, classes: int) -> nn.Module:
-    """A network by its name in timm or torchvision, say "timm:resnet18", with ImageNet's normalisation before it.
+    """Build a network by its name in timm or torchvision, such as "timm:resnet18", after ImageNet's normalisation.
 
-    Weights come from a file, and nothing is downloaded. Raises InputError where there is no such library or name, or the
-    weights are not those of the model.
+    Weights come from a file; nothing is downloaded. Raises InputError if the library or name does not exist, or if the
+    weights do not fit the model.
     """
     library, _, name = spec.partition(":")
     try:
@@ -105,7 +105,7 @@ def from_library(spec: str, weights: Path | None, classes: int) -> nn.Module:
             from torchvision.models import get_model
 
             body = get_model(name, weights=None, num_classes=classes)
-    except Exception as error:  # of many kinds: an unknown name, a network without `num_classes`
+    except Exception as error:  # an unknown name or a network without `num_classes` raise different types
         raise InputError(f"{spec}: {library} has no such network ({' '.join(str(error).split())[:200]})") from error
     if weights is None:
         raise InputError(f"{spec}: needs --weights, since networks by name are built untrained")
@@ -114,7 +114,7 @@ def from_library(spec: str, weights: Path | None, classes: int) -> nn.Module:
 
 
 def _fill(model: nn.Module, path: Path, spec: str) -> None:
-    """Read the weights in `path` into the model; prefixes that all names share are taken off, and it is said."""
+    """Read the weights in `path` into the model. Prefixes that all names share are removed, and a line says so."""
     stored, wanted = read_weights(path), set(model.state_dict())
     taken = ""
     while not wanted & set(stored) and (
@@ -134,19 +134,19 @@ def _fill(model: nn.Module, path: Path, spec: str) -> None:
         raise InputError(f"{path}: not the weights of {spec}: of {len(wanted)} names {' and '.join(parts)}")
     try:
         model.load_state_dict(stored)
-    except RuntimeError as error:  # names what is of another shape
+    except RuntimeError as error:  # the message names the weights of another shape
         raise InputError(f"{path}: not the weights of {spec}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _told(error: BaseException, path: Path) -> str:
-    """What a user's file raised, and where in it."""
+    """Return the error that a user's file raised, and the line in the file."""
     own = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
     return f"{type(error).__name__}: {error}" + (f"; {path.name}, line {own[-1]}" if own else "")
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """What stands beside the file can be imported, as when it is run as a script."""
+    """Allow imports from the file's folder within the context, as when the file runs as a script."""
     sys.path.insert(0, str(path.resolve().parent))
     try:
         yield
@@ -158,10 +158,10 @@ DINOV2 = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}  # timm's names 
 
 
 def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
-    """DINOv2 (Oquab et al. 2023) with patches of 14 for images in [0,1] of `size` px, from timm's weights in `path`.
+    """Load DINOv2 (Oquab et al. 2023) with 14-pixel patches for images in [0,1] of `size` px, from timm's weights.
 
-    Its positions are interpolated from the 518 px of the published weights. Raises InputError where there is no DINOv2 of
-    the width, or the file has not its weights; nothing in the file can run.
+    Position embeddings are interpolated from the 518 px of the published weights. Raises InputError if there is no DINOv2
+    of the width, or if `path` does not hold its weights. Reading the file runs no code from it.
     """
     import timm
 
@@ -176,32 +176,32 @@ def load_dinov2(path: Path, width: int, size: int) -> nn.Module:
             pretrained_cfg_overlay={"state_dict": weights},
         )  # fmt: skip
         cast(dict[str, Any], body.pretrained_cfg).pop("state_dict", None)
-    except Exception as error:  # of many kinds, all of the file's
+    except Exception as error:  # wrong files raise different types
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"{path}: not the weights of {DINOV2[width]}_patch14_dinov2.lvd142m ({reason})") from error
     return nn.Sequential(OrderedDict(normalise=Normalise(NORMALISATIONS["imagenet"]), vit=body))
 
 
 def load_robust_resnet50(path: Path) -> nn.Module:
-    """The robust CIFAR-10 ResNet-50 of Engstrom et al. (2019) from `path`, safetensors or the published `.pt`.
+    """Load the robust CIFAR-10 ResNet-50 of Engstrom et al. (2019) from `path`, safetensors or the published `.pt`.
 
-    Raises InputError where `read_weights` does, and when the file holds another model.
+    Raises InputError as `read_weights` does, and if the file holds another model.
     """
     model = resnet(Bottleneck, (3, 4, 6, 3), 10, statistics=CIFAR10_STATISTICS)
     return _filled(model, path, "module.model.", "a ResNet-50 with a CIFAR stem")
 
 
 def load_pag_resnet18(path: Path) -> nn.Module:
-    """A ResNet-18 that the authors of PAG published for CIFAR-10 (github.com/royg27/PAG-ROB), from its `.pt`.
+    """Load a ResNet-18 that the authors of PAG published for CIFAR-10 (github.com/royg27/PAG-ROB) from its `.pt`.
 
-    Its inputs are normalised to [-1,1] inside. Raises InputError where `read_weights` does, and for another model.
+    The model normalises its inputs to [-1,1]. Raises InputError as `read_weights` does, and for another model.
     """
     model = resnet18(10, statistics=NORMALISATIONS["half"])
     return _filled(model, path, "module.", "PAG's ResNet-18")
 
 
 def _filled(model: nn.Module, path: Path, prefix: str, what: str) -> nn.Module:
-    """The model in evaluation mode with the weights in `path`, whose names may begin with `prefix`; others are left."""
+    """Fill the model with the weights in `path`, whose names may begin with `prefix`, and set evaluation mode."""
     stored = read_weights(path)
     prefix = prefix if any(name.startswith(prefix) for name in stored) else ""
     weights = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
@@ -215,10 +215,10 @@ def _filled(model: nn.Module, path: Path, prefix: str, what: str) -> nn.Module:
 
 
 def load_target_gradients(folder: Path) -> tuple[ImageSet, Tensor]:
-    """The target gradients that the authors of PAG published: training images, and g(x, y_t) M×10×3×32×32.
+    """Load the target gradients that the authors of PAG published: training images, and g(x, y_t) M×10×3×32×32.
 
     `folder` holds c10_sbg_data.pt, float M×11×3×32×32 with each image in [-1,1] first, and c10_sbg_label.pt, M labels. The
-    gradients stay on disk until they are used. Raises InputError where a file is missing or of another layout.
+    gradients stay on disk until they are used. Raises InputError if a file is missing or has another layout.
     """
     found = []
     for name in ("c10_sbg_data.pt", "c10_sbg_label.pt"):
@@ -226,7 +226,7 @@ def load_target_gradients(folder: Path) -> tuple[ImageSet, Tensor]:
             raise InputError(f"{folder / name}: no such file; target gradients are c10_sbg_data.pt and c10_sbg_label.pt")
         try:
             found.append(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True))
-        except Exception as error:  # the unpickler's errors are of many kinds
+        except Exception as error:  # the unpickler raises different types
             raise InputError(f"{folder / name}: cannot be read as a tensor ({str(error)[:150]})") from error
     data, labels = found
     if not isinstance(data, Tensor) or data.ndim != 5 or data.shape[1] != 11:

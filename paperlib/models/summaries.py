@@ -1,4 +1,4 @@
-"""A network in a few lines."""
+"""A summary of a network as a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def summary(model: nn.Module, shape: Sequence[int]) -> pd.DataFrame:
-    """The parts of a network in the order in which an image of this shape passes through them, and the whole.
+    """List the parts of a network in the order in which an image of this shape passes through them, and the total.
 
-    Columns: part, kind, output (its shape for one image) and weights (their number). A part without weights that keeps
-    the shape, an activation say, is left out. The network is not changed.
+    Columns: part, kind, output (its shape for one image) and weights (their number). Parts without weights that keep the
+    shape, such as activations, are left out. The network is not changed.
     """
     parts = _parts(model)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -40,12 +40,12 @@ def summary(model: nn.Module, shape: Sequence[int]) -> pd.DataFrame:
 
 
 def weights(model: nn.Module) -> int:
-    """The number of weights that are trained."""
+    """Return the number of trainable weights."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """The children of a module; of one that holds all the weights, its own children in its place."""
+    """Return the children of a module; a child that holds all the weights is replaced by its own children."""
     found: dict[str, nn.Module] = {}
     for name, part in model.named_children():
         whole = weights(part) == weights(model) and any(True for _ in part.children())

@@ -1,4 +1,4 @@
-"""The studies: which notebooks there are, and what each can be told, trains, attacks and measures."""
+"""The studies: the settings, trainings, attacks and measures of each notebook."""
 
 import importlib
 import pkgutil
@@ -15,12 +15,12 @@ from paperlib.studies import sizes
 
 
 def known() -> dict[str, type[Settings]]:
-    """The settings of each notebook: the STUDIES of every module here and, of a paper in one file, in `methods`."""
+    """Return the settings class of each notebook, from the STUDIES of all modules in `studies` and `methods`."""
     return declared("STUDIES")
 
 
 def plan_of(notebook: str, settings: Settings) -> Plan:
-    """What settings come to in images and seeds, by the PLANS of the notebook's study. Raises InputError without one."""
+    """Return the images and seeds that settings amount to, by the study's PLANS. Raises InputError if it has none."""
     if notebook not in (known := declared("PLANS")):
         raise InputError(f"{notebook}: its study says in no PLANS what it measures; {', '.join(sorted(known))} do")
     plan: Plan = known[notebook](settings)
@@ -28,7 +28,7 @@ def plan_of(notebook: str, settings: Settings) -> Plan:
 
 
 def declared(name: str) -> dict[str, Any]:
-    """What the modules of studies, and those of `methods`, have under a name, by notebook."""
+    """Collect, by notebook, the dicts that modules of `studies` and `methods` define under a name."""
     found: dict[str, Any] = {}
     for package, prefix in ((__path__, "paperlib.studies."), (methods.__path__, "paperlib.methods.")):
         for module in pkgutil.iter_modules(package, prefix):
@@ -37,9 +37,9 @@ def declared(name: str) -> dict[str, Any]:
 
 
 def resolve(notebook: str, preset: str = "quick", overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of a preset with `overrides` in place. Raises InputError when anything is wrong with them.
+    """Return the settings of a preset with `overrides` applied. Raises InputError if any setting is wrong.
 
-    A folder of images that is not named from the project's folder gets its absolute path, as it is another elsewhere.
+    A relative folder of images that is not relative to the project's folder becomes an absolute path.
     """
     presets, kinds = run.read_presets(notebook), known()
     if notebook not in kinds:
@@ -62,11 +62,11 @@ def _from_here(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> run.Run[Any]:
-    """Begin, or go on with, the run whose parameters a notebook's `namespace` holds: pass `globals()`.
+    """Start or resume the run whose parameters a notebook's `namespace` holds: pass `globals()`.
 
-    `run.given` says which of them count; the text "null" stands for the value None. Papermill hands misspelt parameters
-    over without a word, so the cell it injects is read as well. Raises InputError for parameters that are unknown or
-    wrong, or larger than this machine's memory, and when another process is at work in the same folder.
+    `run.given` selects the parameters; the text "null" stands for None. Papermill passes misspelt parameters silently, so
+    the cell that it injects is read as well. Raises InputError for parameters that are unknown, wrong or too large for
+    this machine's memory, and if another process works in the same folder.
     """
     given = run.given(resolve(notebook).model_dump(), namespace)
     preset = namespace.get("preset", "quick")

@@ -1,4 +1,4 @@
-"""The study `daat_imagenet100`: what DAAT's notebook can be told, and what it trains, attacks and measures."""
+"""The study `daat_imagenet100`: settings, trainings, attacks and measures of DAAT's notebook."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,68 +37,66 @@ Source = Literal["exact", "learned", "pretrained", "rgb_edges", "shuffled", "uni
 
 
 class DaatSettings(DepthSettings):
-    """Sections 3 and 5 and Appendix B."""
+    """Settings of Sections 3 and 5 and Appendix B."""
 
     methods: list[Name]
-    ramp: Ramp  # of ε
+    ramp: Ramp  # shares of the steps between which ε rises
     weight: Radius  # λ
-    distance: Distance  # of attention and depth saliency; cosine: Equation (2)
+    distance: Distance  # between attention and depth saliency; cosine: Equation (2)
     align_schedule: Schedule  # s(t)
-    edges_of: Seen  # whether G is of x + δ (Equation 2) or of x (B.1)
+    edges_of: Seen  # image of which G is computed: x + δ (Equation 2) or x (B.1)
     operator: Operator  # ℰ
-    oracle: Literal["exact", "learned", "pretrained"]  # where depth comes from
-    depth_weights: str | None  # of a pretrained oracle: a folder, or its name on the hub
-    depth_kind: Kind  # what a pretrained oracle puts out
-    blocks: list[int] | None  # whose attention is aligned; all when None
-    heads: list[int] | None
-    rollout: bool  # attention rolled out over all blocks, in place of their mean
+    oracle: Literal["exact", "learned", "pretrained"]  # source of depth
+    depth_weights: str | None  # folder or hub name of a pretrained oracle
+    depth_kind: Kind  # quantity that a pretrained oracle predicts
+    blocks: list[int] | None  # blocks whose attention is aligned; None for all
+    heads: list[int] | None  # heads whose attention is aligned; None for all
+    rollout: bool  # whether attention is rolled out over all blocks instead of averaged
     teacher: (
         Literal["stand_in", "dinov2"] | None
-    )  # of the feature alignment; a stand-in is the same network, trained plainly
-    teacher_weights: str | None  # of DINOv2: a file of timm's
-    teacher_epochs: Count  # of a stand-in
+    )  # teacher of the feature alignment; stand_in is the same network after plain training
+    teacher_weights: str | None  # timm's weights file of DINOv2
+    teacher_epochs: Count  # epochs of a stand-in
     feature: Radius  # γ₀
-    controls: list[Source]  # what else stands in for G
-    weights: list[Radius]  # λ of the sweep
-    seeds_of: dict[Name | Source | Literal["sweep"], Count]  # the first so many alone
+    controls: list[Source]  # other sources of G, as controls
+    weights: list[Radius]  # values of λ in the sweep
+    seeds_of: dict[Name | Source | Literal["sweep"], Count]  # number of seeds, if fewer than all
     focus_images: Annotated[int, Field(ge=2)]  # test images whose attention, Grad-CAM and gradients are measured
-    epsilons: Annotated[list[Positive], Field(min_length=1)]  # of the sweep, as factors of ε
-    cam_epsilons: list[Positive]  # factors of ε at which Grad-CAM is held against PGD-AT's, beside 1
-    linear_classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # of Proposition 1's
+    epsilons: Annotated[list[Positive], Field(min_length=1)]  # radii of the sweep, as factors of ε
+    cam_epsilons: list[Positive]  # further factors of ε, beside 1, at which Grad-CAM is compared with PGD-AT's
+    linear_classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # for Proposition 1
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if missing := {"pgd_at", "daat"} - set(self.methods):
-            raise ValueError(f"methods needs {' and '.join(sorted(missing))}: they are held against each other")
+            raise ValueError(f"methods needs {' and '.join(sorted(missing))}, which are compared with each other")
         if "exact" in (self.oracle, *self.controls) and self.data not in scenes.SETS:
-            raise ValueError(
-                f"oracle exact needs data with depth of their own, scenes; {self.data} has none: learned is one"
-            )
+            raise ValueError(f"oracle exact needs data with depth of their own, scenes; for {self.data} use learned")
         if "pretrained" in (self.oracle, *self.controls) and self.depth_weights is None:
             raise ValueError("a pretrained oracle needs depth_weights: a folder, or a name on the hub")
         if self.teacher == "dinov2" and self.teacher_weights is None:
             raise ValueError("teacher dinov2 needs teacher_weights, a file of timm's weights")
         if "without_align" in self.methods and self.teacher is None:
-            raise ValueError("without_align is PGD-AT where there is no teacher; leave it out, or name a teacher")
+            raise ValueError("without_align is PGD-AT if teacher is null; remove without_align, or name a teacher")
         if self.teacher and self.model not in models.TRANSFORMERS:
-            raise ValueError(f"teacher = {self.teacher!r}: tokens are a transformer's; for {self.model} it must be null")
+            raise ValueError(f"teacher = {self.teacher!r} needs a transformer's tokens; for {self.model} it must be null")
         if self.rollout and self.blocks is not None:
-            raise ValueError(f"blocks = {self.blocks}: rollout goes over all blocks; leave one of the two out")
+            raise ValueError(f"blocks = {self.blocks}: rollout goes over all blocks; set only one of the two")
         if self.layer is not None and (self.rollout or self.blocks is not None or self.heads is not None):
-            raise ValueError(f"layer = {self.layer!r}: blocks, heads and rollout are a transformer's")
+            raise ValueError(f"layer = {self.layer!r}: blocks, heads and rollout are for transformers only")
         if self.linear_classes[0] == self.linear_classes[1]:
-            raise ValueError(f"linear_classes = {self.linear_classes}: two different classes, counted from 0")
+            raise ValueError(f"linear_classes = {self.linear_classes}: should be two different classes, counted from 0")
         return self
 
 
 STUDIES = {"daat_imagenet100": DaatSettings}
 
 
-# What the method is given ------------------------------------------------------------------------------------------
+# Inputs of the method ----------------------------------------------------------------------------------------------
 
 
 def oracle(settings: DaatSettings, size: int, source: Source | None = None) -> Oracle:
-    """Where the depth of images of `size` pixels comes from: the settings' oracle, or another source of edges."""
+    """Return the depth oracle for images of `size` pixels: that of the settings, or another source."""
     source = source or settings.oracle
     if source == "exact":
         return oracles.exact
@@ -117,14 +115,14 @@ def oracle(settings: DaatSettings, size: int, source: Source | None = None) -> O
 
 
 def target(settings: DaatSettings, size: int, source: Source | None = None) -> Target:
-    """G by the settings' oracle, or by another source."""
+    """Return G from the settings' oracle, or from another source."""
     if source == "uniform":
         return oracles.uniform_target
     return oracles.target(oracle(settings, size, source), settings.operator)
 
 
 def attention(settings: DaatSettings) -> Attention:
-    """A of the network in the settings, with its logits."""
+    """Return the function that computes logits and attention A of the settings' network."""
     if settings.layer is not None:
         return partial(activated, layer=settings.layer)
     if settings.rollout:
@@ -133,7 +131,7 @@ def attention(settings: DaatSettings) -> Attention:
 
 
 def attentions(settings: DaatSettings, model: nn.Module) -> dict[str, Attention]:
-    """What is held against the edges of depth: the aligned attention as "aligned", and each block's by its number."""
+    """Return the attention maps to compare with depth edges: "aligned", and each block's by its number from 1."""
     found = {"aligned": attention(settings)}
     if settings.layer is not None:
         return found
@@ -143,37 +141,37 @@ def attentions(settings: DaatSettings, model: nn.Module) -> dict[str, Attention]
 
 
 def cam_layer(settings: DaatSettings, model: nn.Module) -> str:
-    """Where Grad-CAM looks: the layer of the settings, or the first norm of a transformer's last block."""
+    """Return the layer of Grad-CAM: that of the settings, or the first norm of a transformer's last block."""
     if settings.layer is not None:
         return settings.layer
     return name_in(model, list(transformer(model).blocks)[-1].norm1)  # type: ignore[arg-type]
 
 
 def stand_in(settings: DaatSettings) -> dict[str, Method]:
-    """The teacher that is trained here; empty where it is DINOv2 or there is none."""
+    """Return the training of a stand-in teacher; empty if the teacher is DINOv2 or None."""
     return {"teacher": Standard()} if settings.teacher == "stand_in" else {}
 
 
 def teacher(settings: DaatSettings, size: int, trained: Trained) -> nn.Module | None:
-    """The frozen network whose features are aligned with: the stand-in among the trained, or DINOv2; None for none."""
+    """Return the frozen teacher of the feature alignment: the trained stand-in, DINOv2, or None."""
     if settings.teacher == "dinov2":
         assert settings.teacher_weights is not None
-        path = root() / Path(settings.teacher_weights).expanduser()  # an absolute path stays what it is
+        path = root() / Path(settings.teacher_weights).expanduser()  # `/` keeps an absolute path
         return external.load_dinov2(path, settings.width, size).eval().requires_grad_(False)
     members = trained.get("teacher", {})
     return next(iter(members.values())).eval().requires_grad_(False) if members else None
 
 
-# What is trained ---------------------------------------------------------------------------------------------------
+# Trainings ---------------------------------------------------------------------------------------------------------
 
 
 def training_attack(settings: DaatSettings) -> Attack:
-    """PGD on cross-entropy with a random start, steps that add up to 2.5 ε: the paper's 10 × 1/255 at 4/255."""
+    """Return PGD on cross-entropy with a random start and steps that sum to 2.5 ε: the paper's 10 × 1/255 at 4/255."""
     return training_pgd(eps=settings.eps, norm=settings.norm, steps=settings.train_steps)
 
 
 def daat(settings: DaatSettings, size: int, teacher: nn.Module | None, source: Source | None, weight: float) -> Method:
-    """DAAT with a teacher or without, aligned with G of a source, or with none."""
+    """Return DAAT with or without a teacher, aligned with G of a source, or without alignment if the source is None."""
     return _daat(settings, None if source is None else target(settings, size, source), teacher, weight)
 
 
@@ -187,7 +185,7 @@ def _daat(settings: DaatSettings, wanted: Target | None, teacher: nn.Module | No
 
 
 def methods(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
-    """Table 1's rows. PGD-AT is Equation (5) with neither term, so that attack and ramp are the same."""
+    """Return the methods of Table 1. PGD-AT is Equation (5) with neither term, so that attack and ramp are the same."""
     built: dict[Name, Callable[[], Method]] = {
         "standard": Standard,
         "pgd_at": partial(daat, settings, size, None, None, 0.0),
@@ -198,12 +196,12 @@ def methods(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dic
 
 
 def controls(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
-    """DAAT aligned with something else, as "daat_<source>"."""
+    """Return DAAT aligned with the settings' controls, as "daat_<source>"."""
     return {f"daat_{source}": daat(settings, size, teacher, source, settings.weight) for source in settings.controls}
 
 
 def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dict[str, Method]:
-    """DAAT at each λ of the sweep, as "daat_lambda_<λ>"."""
+    """Return DAAT at each λ of the sweep, as "daat_lambda_<λ>"."""
     found = {weight: daat(settings, size, teacher, settings.oracle, weight) for weight in settings.weights}
     return {f"daat_lambda_{weight:g}": method for weight, method in found.items()}
 
@@ -211,7 +209,7 @@ def weights(settings: DaatSettings, size: int, teacher: nn.Module | None) -> dic
 def train(
     run: Run[DaatSettings], settings: DaatSettings, named: Mapping[str, Method], data: Splits
 ) -> dict[str, dict[int, nn.Module]]:
-    """Train the methods with each seed, or with as many as `seeds_of` says."""
+    """Train the methods with each seed, or with the number of seeds in `seeds_of`."""
     counts = {name: len(_seeds(settings, name)) for name in named}
     return train_each(run, named, data, selection_attack(settings), counts)
 
@@ -225,12 +223,12 @@ def _seeds(settings: DaatSettings, name: str) -> list[int]:
 
 
 def selection_attack(settings: DaatSettings) -> Attack:
-    """What validation images are attacked with after each epoch: PGD-10."""
+    """Return the attack on validation images after each epoch: PGD-10."""
     return attacks(settings)["pgd_10"]
 
 
 def attacks(settings: DaatSettings) -> dict[str, Attack]:
-    """PGD-10 of Table 1, and PGD-20 on the margin, which is closer to AutoAttack, on all test images."""
+    """Return the attacks on all test images: PGD-10 of Table 1, and PGD-20 on the margin, which is nearer to AutoAttack."""
     at = partial(pgd, eps=settings.eps, norm=settings.norm)
     return {
         "pgd_10": partial(at, steps=10, step_size=settings.eps / 4),
@@ -239,35 +237,35 @@ def attacks(settings: DaatSettings) -> dict[str, Attack]:
 
 
 def strong_attacks(settings: DaatSettings) -> dict[str, Attack]:
-    """AutoAttack, on fewer images; none where the settings have none."""
+    """Return AutoAttack, which runs on fewer images; empty if `autoattack_images` is 0."""
     if not settings.autoattack_images:
         return {}
     return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
 
 
 def sweep_attack(settings: DaatSettings) -> Attack:
-    """PGD-100 of Figure 3 (c), at steps of ε / 10; it keeps the first iterate that fools, as the paper's may not."""
+    """Return PGD-100 of Figure 3 (c) with steps of ε / 10. It keeps the first iterate that fools; the paper's may not."""
     return partial(pgd, eps=settings.eps, norm=settings.norm, steps=100, step_size=settings.eps / 10, best=True)
 
 
 def plan(settings: DaatSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method; linear classifiers have one."""
+    """Return the number of images for each measure and of seeds for each method; linear classifiers have one seed."""
     focused = ["edge_cosine", "gradient_on_edges", "gradient_on_contours", "first_order_rise", "depth_moved"]
     focused += ["cam_correlation", "cam_moved", *(f"cam_correlation_{factor:g}" for factor in settings.cam_epsilons)]
-    focused += ["cam_on_object", "cam_on_object_attacked"] if settings.data in scenes.SETS else []  # which have masks
+    focused += ["cam_on_object", "cam_on_object_attacked"] if settings.data in scenes.SETS else []  # scenes have masks
     fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
     fewer |= dict.fromkeys(
         ["largest_budget", *(f"budget_{factor:g}" for factor in settings.epsilons)], settings.sweep_images
     )
     images = planned(settings, ["clean", *attacks(settings)], {**fewer, **dict.fromkeys(focused, settings.focus_images)})
     tested, classes = images["clean"], EXTENTS.get(settings.data, (None, None))[1]
-    images["robust"] = 2 * tested // classes if tested and classes else None  # of two classes
+    images["robust"] = 2 * tested // classes if tested and classes else None  # the images of two classes
     images |= dict.fromkeys(["early_clean", "early_pgd"], settings.validation_images)
-    images["bound"] = 120  # of training images, as `linear.smallest_bounds` takes them
+    images["bound"] = 120  # training images that `linear.smallest_bounds` uses
     names = [*settings.methods, *(f"daat_{one}" for one in settings.controls)]
     names += [f"daat_lambda_{weight:g}" for weight in settings.weights]
     seeds = {**{name: len(_seeds(settings, name)) for name in names}, "uniform": len(_seeds(settings, "daat"))}
-    supports = ("all pixels", "edges", "off the edges", "random pixels")  # of `linear.supports`
+    supports = ("all pixels", "edges", "off the edges", "random pixels")  # names from `linear.supports`
     once = [f"{kind}: {part}" for kind in ("plain", "robust", "smallest") for part in supports]
     return Plan(images, {**seeds, **dict.fromkeys(once, 1)}, settings.data)
 
@@ -275,18 +273,18 @@ def plan(settings: DaatSettings) -> Plan:
 PLANS = {"daat_imagenet100": plan}
 
 
-# What is measured --------------------------------------------------------------------------------------------------
+# Measures ----------------------------------------------------------------------------------------------------------
 
 
 def tried(run: Run[DaatSettings], model: nn.Module, data: ImageSet) -> tuple[int, int]:
-    """The grid of attention maps, found by putting two images through everything that is aligned and measured.
+    """Return the grid of attention maps, after passing two images through everything that is aligned and measured.
 
-    So what does not fit the network or the data is refused before anything is trained. Raises InputError.
+    Raises InputError, before anything is trained, if a setting does not fit the network or the data.
     """
     settings, few = run.settings, data[:2]
     images = as_float(few.images)
     if images.shape[1] != 3:
-        raise InputError(f"data = {settings.data}: images of {images.shape[1]} channel; depth is told from colour images")
+        raise InputError(f"data = {settings.data}: images of {images.shape[1]} channel; depth oracles need colour images")
     if max(settings.linear_classes) >= len(data.classes):
         raise InputError(f"linear_classes = {settings.linear_classes}: {settings.data} has {len(data.classes)} classes")
     size = int(images.shape[-1])
@@ -305,9 +303,9 @@ def tried(run: Run[DaatSettings], model: nn.Module, data: ImageSet) -> tuple[int
 
 
 def agreement(run: Run[DaatSettings], data: ImageSet, size: int, grid: tuple[int, int]) -> pd.DataFrame:
-    """How well each source's G agrees with the best one at hand, exact where the data have depth, on the attention's grid.
+    """Measure how well each source's G agrees with the best source, exact depth if the data have it, on the given grid.
 
-    Rows by source; mean and 5th percentile of the cosine of the two over the images that have edges.
+    One row per source: mean and 5th percentile of the cosine between the two over images with edges.
     """
     settings = run.settings
     best: Source = "exact" if data.depth is not None else settings.oracle
@@ -324,13 +322,13 @@ def agreement(run: Run[DaatSettings], data: ImageSet, size: int, grid: tuple[int
     return pd.DataFrame(rows).T
 
 
-EARLY = 0.2  # share of the training that "early" means: that in which features are aligned
+EARLY = 0.2  # share of the training that counts as early: DAAT aligns features in it
 
 
 def early_rows(histories: pd.DataFrame, validation: int) -> pd.DataFrame:
-    """Figure 3 (a) and (b) early on: validation accuracy after the first fifth of the epochs, of `validation` images.
+    """Return the accuracy on `validation` images after the first fifth of the epochs (Figure 3 (a) and (b)).
 
-    Rows as `evaluate_each` has, measures "early_clean" and "early_pgd".
+    Rows as from `evaluate_each`, measures "early_clean" and "early_pgd".
     """
     last = histories.groupby(["method", "seed"])["epoch"].transform("max")
     early = histories[histories["epoch"] == (EARLY * last).round().clip(lower=1)]
@@ -339,12 +337,12 @@ def early_rows(histories: pd.DataFrame, validation: int) -> pd.DataFrame:
 
 
 def costs(histories: pd.DataFrame) -> pd.DataFrame:
-    """Training time by method, of `training_time`, beside what B.1 states for DAAT."""
+    """Return each method's training time from `training_time`, beside B.1's figure for DAAT."""
     return training_time(histories)[["minutes", "× PGD-AT"]].assign(paper=pd.Series({"daat": 2.0}))
 
 
 def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
-    """The sweep over ε as measures that claims name: "budget_<factor>", and the largest once more as "largest_budget"."""
+    """Rename the sweep over ε to the claims' measures: "budget_<factor>", and the largest also as "largest_budget"."""
     factors = {f"eps={factor:g}x": f"budget_{factor:g}" for factor in settings.epsilons}
     every = curve[curve["measure"].isin(factors)]
     largest = curve[curve["measure"] == f"eps={max(settings.epsilons):g}x"].assign(measure="largest_budget")
@@ -352,7 +350,7 @@ def budget_rows(settings: DaatSettings, curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
-    """Figure 3 (d): accuracy in percent against λ, DAAT without alignment at zero: columns line, λ, value, low, high."""
+    """Return accuracy (%) against λ, with DAAT without alignment at zero (Figure 3 (d)): line, λ, value, low, high."""
     places = {"without_align": 0.0, "daat": settings.weight}
     places |= {f"daat_lambda_{weight:g}": weight for weight in settings.weights}
     found = in_percent(summary[summary["method"].isin(places)]).rename(columns={"measure": "line"})
@@ -361,12 +359,12 @@ def weight_points(settings: DaatSettings, summary: pd.DataFrame) -> pd.DataFrame
 
 
 def moving(settings: DaatSettings) -> Source:
-    """The oracle that sees a perturbation: the settings', but a learned one in place of the exact, which cannot react."""
+    """Return the oracle that reacts to perturbations: that of the settings, but "learned" instead of "exact"."""
     return "learned" if settings.oracle == "exact" else settings.oracle
 
 
 def depth_of(settings: DaatSettings, data: ImageSet, size: int) -> dict[str, Tensor]:
-    """What the oracles see, for the figure: maps N×H×W by name. Exact depth only where the data have it."""
+    """Return the oracles' disparities and edges, maps N×H×W by name, for the figure; exact depth if the data have it."""
     images = as_float(data.images)
     sources: list[Source] = ["exact", "learned"] if data.depth is not None else [settings.oracle]
     found = {}
@@ -377,9 +375,9 @@ def depth_of(settings: DaatSettings, data: ImageSet, size: int) -> dict[str, Ten
 
 
 def edge_rows(found: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `focus.edge_cosines` as claims read them: the aligned attention under attack as measure "edge_cosine".
+    """Convert rows of `focus.edge_cosines` for the claims: aligned attention under attack as measure "edge_cosine".
 
-    And DAAT's images with attention that is the same everywhere, as method "uniform".
+    Uniform attention on DAAT's images is added as method "uniform".
     """
     aligned = found[found["measure"] == "aligned, under attack"].assign(measure="edge_cosine")
     flat = found[(found["measure"] == "uniform, under attack") & (found["method"] == "daat")]
@@ -387,7 +385,7 @@ def edge_rows(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def rehearsal(settings: DaatSettings, size: int, classes: int) -> dict[str, Method]:
-    """Standard training, PGD-AT and DAAT for a dry run: oracle and teacher untrained, of the real ones' shapes and cost."""
+    """Return standard training, PGD-AT and DAAT for a dry run, with untrained oracle and teacher of the real cost."""
     untrained = models.of_settings(settings, classes=classes, channels=3, size=size, seed=0)
     frozen = untrained.eval().requires_grad_(False) if settings.teacher else None
     network = (

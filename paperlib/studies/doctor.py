@@ -1,4 +1,4 @@
-"""What this machine has and how fast it is: what a run would meet here, before it starts."""
+"""A report on this machine: hardware, versions, disk, data, and how long the presets take here."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ from paperlib.runs import run as runs
 from paperlib.runs.files import root
 from paperlib.training import computes_in_bf16
 
-SECONDS = 2.0  # of steps in each precision
-# Seconds that `quick` takes in one thread, another notebook beside it, the dearest networks from the zoo; and the
-# training rate in fp32 on the same machine, an AMD EPYC without matrix units, torch 2.15, which the seconds go with.
+SECONDS = 2.0  # duration of the measured steps in each precision
+# Seconds of `quick` in one thread beside another notebook, with the most expensive networks from the zoo. RATE is the fp32
+# training rate of the same machine, an AMD EPYC without matrix units, torch 2.15.
 QUICK = {
     "alignment_matrix": 216, "cifar_pag": 102, "daat_imagenet100": 150, "gfa_landscape": 124, "jacobian_norm": 74,
     "raat_boundary": 80, "toy_pag": 65,
@@ -25,7 +25,7 @@ RATE = 1080.0
 
 
 def lines() -> Iterator[str]:
-    """A line each for the machine, its versions, disk and data, and how long the presets take here."""
+    """Yield one line each for the machine, its versions, disk and data, and the time that each preset takes here."""
     about = runs.environment()
     cores = os.cpu_count() or 1
     yield f"machine     {about['processor']}, {cores} cores, {about['platform']}"
@@ -36,18 +36,18 @@ def lines() -> Iterator[str]:
     free = shutil.disk_usage(root()).free / 2**30
     yield f"disk        {free:.0f} GiB free in {root()}" + ("; a run of laptop may take 2" if free < 5 else "")
     found = [name for name in EXTENTS if (root() / "data" / name.replace("scenes4", "scenes")).exists()]
-    yield f"data        {', '.join(found) or 'nothing yet'} in data/; scenes and the toy are made when asked for"
+    yield f"data        {', '.join(found) or 'nothing yet'} in data/; scenes and the toy are generated on first use"
     rates = {"fp32": rate(torch.float32)} | ({"bf16": rate(torch.bfloat16)} if computes_in_bf16("cpu") else {})
     yield (
         "speed       "
         + ", ".join(f"{name} {value:.0f} images/s" for name, value in rates.items())
-        + (" of one thread, as busy as the machine is now: PGD-AT of three steps, small CNN of width 16, 32 px")
+        + " of one thread under the machine's current load: PGD-AT with three steps, small CNN of width 16, 32 px"
     )
     minutes = {name: seconds * RATE / rates["fp32"] / 60 for name, seconds in QUICK.items()}
     total = sum(minutes.values())
     yield (
         f"quick       about {total:.0f} minutes on one core, {total / min(cores, 2):.0f} with --jobs {min(cores, 2)}: "
-        + (", ".join(f"{name} {value:.1f}" for name, value in minutes.items()))
+        + ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
     )
     for preset, words in (("laptop", "one to several hours a notebook"), ("gpu", "not run yet"), ("paper", "not run yet")):
         took = _took(preset)
@@ -55,7 +55,7 @@ def lines() -> Iterator[str]:
 
 
 def rate(dtype: torch.dtype) -> float:
-    """Images a second that one thread trains on: PGD-AT with PGD-3 on a small CNN of width 16, 32 px, batches of 64."""
+    """Return the images per second of one training thread: PGD-3 AT, small CNN of width 16, 32 px, batches of 64."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,7 +75,7 @@ def rate(dtype: torch.dtype) -> float:
 
 
 def _took(preset: str) -> dict[str, float]:
-    """Hours that finished runs of the preset took here, by notebook."""
+    """Return the hours that finished runs of the preset took here, by notebook."""
     found = {}
     for folder in (root() / "runs").glob(f"*/{preset}-*"):
         about = runs.status(folder)

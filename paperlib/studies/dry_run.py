@@ -14,12 +14,12 @@ from paperlib.runs.progress import Bar
 from paperlib.runs.run import peak_memory
 from paperlib.training import computes_in_bf16
 
-BATCHES = {"cpu": (1, 2), "cuda": (1, 8, 32)}  # images in a step: what one adds to the memory shows between them
-IMAGENET100 = (125_000, 224, 100)  # training images (as DAAT, Section 5.1, has it), pixels, classes
+BATCHES = {"cpu": (1, 2), "cuda": (1, 8, 32)}  # batch sizes; their difference in memory gives the memory of one image
+IMAGENET100 = (125_000, 224, 100)  # training images (DAAT, Section 5.1), pixels, classes
 
 
 def measure(notebook: str, settings: Any) -> pd.DataFrame:
-    """One row for each method of the study's REHEARSALS, from a step on random images.
+    """Time a step on random images of each method in the study's REHEARSALS; one row per method.
 
     Columns: img/s, and days for all epochs at that rate. The last method also has the memory of a step at the settings'
     batch size in GiB, extrapolated from small batches. Raises InputError for a study without a rehearsal.
@@ -35,7 +35,7 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate)
     rows: dict[str, dict[str, float]] = {}
     peaks: list[int] = []
-    # The last method first: on a CPU the peak is the process's and never falls, so others would hide what it takes.
+    # The last method runs first: a CPU's peak is the process's and never falls, so other methods would hide its memory.
     last, sizes = list(work)[-1], BATCHES[device]
     with torch.random.fork_rng(), Bar(len(work) * len(sizes), "rehearsing", "step") as progress:
         for name, method in sorted(work.items(), key=lambda one: one[0] != last):
@@ -65,7 +65,7 @@ def measure(notebook: str, settings: Any) -> pd.DataFrame:
 
 
 def _extent(settings: Any) -> tuple[int, int, int]:
-    """Training images, pixels and classes: known for ImageNet-100, else from the loaded data."""
+    """Return the numbers of training images, pixels and classes: constants for ImageNet-100, else from the loaded data."""
     if settings.data == "imagenet100":
         count, size, classes = IMAGENET100
         return settings.train_images or count, settings.image_size or size, classes

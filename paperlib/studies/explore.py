@@ -1,4 +1,4 @@
-"""The notebook `explore`: one image, one network and one attack, looked at from all sides, with controls to move."""
+"""The notebook `explore`: an interactive view of one image, one network and one attack."""
 
 import html
 import sys
@@ -20,24 +20,24 @@ from paperlib.runs.files import InputError
 from paperlib.runs.run import Run, device_of
 from paperlib.runs.settings import Count, Images, Positive, Settings
 
-IMAGES = 100  # test images to choose from
-LARGEST: dict[Norm, int] = {"linf": 32, "l2": 512}  # ε × 255 at the slider's end; so 8/255 stands where 128/255 does
+IMAGES = 100  # number of test images to choose from
+LARGEST: dict[Norm, int] = {"linf": 32, "l2": 512}  # ε × 255 at the slider's end: 8 in L∞ and 128 in L2 share a position
 NOBODY = "Nobody is here to move controls. Opened in JupyterLab, say by `make lab`, this cell shows them."
 
 
 class ExploreSettings(Settings):
-    """Which network, image and attack."""
+    """Settings of network, image and attack."""
 
-    model: str  # a network of the zoo, or FILE.py:FUNCTION as `paperlib audit` takes it
-    weights: str | None  # of FILE.py:FUNCTION: a file; as built when None
-    data: Annotated[str, AfterValidator(check_name)] | None  # those of the zoo's network when None
-    image_size: Count | None  # to bring a folder's images to
-    image: Images  # of the first test images, from 0
+    model: str  # name of a zoo network, or FILE.py:FUNCTION as for `paperlib audit`
+    weights: str | None  # weights file for FILE.py:FUNCTION; None: the weights that the function sets
+    data: Annotated[str, AfterValidator(check_name)] | None  # None: the data of the zoo network
+    image_size: Count | None  # size in pixels to which a folder's images are resized
+    image: Images  # index of the test image, from 0
     norm: Literal["linf", "l2"]
-    eps: Positive  # ε in the norm, of images in [0,1]
-    loss: Literal["ce", "margin", "dlr"]  # that the attack ascends and the figure shows
-    steps: Count  # of PGD, at steps of 2.5 ε / steps
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1)]  # of the random start
+    eps: Positive  # ε in the norm, for images in [0,1]
+    loss: Literal["ce", "margin", "dlr"]  # loss that the attack maximises and the figure shows
+    steps: Count  # number of PGD steps, of size 2.5 ε / steps
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1)]  # seed of the random start
     devices: Literal[1]
 
 
@@ -45,29 +45,29 @@ STUDIES = {"explore": ExploreSettings}
 
 
 def subject(settings: ExploreSettings) -> tuple[nn.Module, ImageSet]:
-    """The network on the settings' device, and test images to look at, of each class equally many.
+    """Load the network on the settings' device, and test images, equally many of each class.
 
-    Raises InputError where there is no such network or data, or where the network does not answer images like these.
+    Raises InputError if there is no such network or data, or if the network does not accept such images.
     """
     file, _, function = settings.model.rpartition(":")
     own = settings.model.endswith(".py") or bool(file)
     if own and settings.data is None:
-        raise InputError(f"model = {settings.model}: say by data which images it is for, such as folder:PATH")
+        raise InputError(f"model = {settings.model}: data must name its images, such as folder:PATH")
     if not own and settings.weights is not None:
-        raise InputError(f"weights = {settings.weights}: {settings.model} is of the zoo, which has its weights")
+        raise InputError(f"weights = {settings.weights}: {settings.model} has its weights in the zoo; leave weights out")
     weights = None if settings.weights is None else located(settings.weights)
     spec = f"{located(file)}:{function}" if file else settings.model
     network = external.from_file(spec, weights) if own else zoo.load(settings.model)
     images = load_test(settings.data or zoo.card(settings.model)["asked"]["data"], IMAGES, settings.image_size)
     if images.images.ndim != 4:
-        raise InputError(f"data = {settings.data}: these are points; choose images")
+        raise InputError(f"data = {settings.data}: these are points; choose a data set of images")
     with torch.no_grad():
         probes.answers(network, as_float(images.images[:1]), images.labels[:1], classes=len(images.classes))
     return network.to(device_of(settings)), images
 
 
 def look(settings: ExploreSettings, network: nn.Module, images: ImageSet) -> tuple[CloseUp, int]:
-    """The close-up of the settings' image, and its label. Raises InputError where there is no such image."""
+    """Return the close-up of the settings' image, and its label. Raises InputError if there is no such image."""
     if settings.image >= len(images):
         raise InputError(f"image = {settings.image}: there are images 0 to {len(images) - 1} here")
     device, label = device_of(settings), int(images.labels[settings.image])
@@ -80,19 +80,19 @@ def look(settings: ExploreSettings, network: nn.Module, images: ImageSet) -> tup
 
 
 def attended() -> bool:
-    """Whether somebody sits at the notebook: who runs it headless says that no question can be answered."""
+    """Return whether the notebook is interactive: a headless run tells the kernel that nobody can answer input requests."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    asked: dict[str, Any] = getattr(shell, "get_parent", dict)()  # the request that this cell is run by
+    asked: dict[str, Any] = getattr(shell, "get_parent", dict)()  # the request that runs this cell
     return bool(asked.get("content", {}).get("allow_stdin", False))
 
 
 def controls(run: Run[ExploreSettings], network: nn.Module, images: ImageSet) -> Any:
-    """The controls above the picture, to be shown; a sentence where nobody is there to move them."""
+    """Return the controls with the picture, or a sentence if the notebook is not interactive."""
     return Controls(run.settings, network, images).box if attended() else NOBODY
 
 
 class Controls:
-    """Sliders and menus, and the picture that they change. Raises InputError where ipywidgets is not installed."""
+    """Sliders and menus, and the picture that they change. Raises InputError if ipywidgets is not installed."""
 
     def __init__(self, settings: ExploreSettings, network: nn.Module, images: ImageSet) -> None:
         try:
@@ -102,7 +102,7 @@ class Controls:
         self.given = self.settings = settings
         self.network, self.images = network, images
         self.canvas, self.sheet = sheets.on_screen()
-        once = {"continuous_update": False}  # a move is drawn when it ends
+        once = {"continuous_update": False}  # redraw only at the end of a move
         models = list(dict.fromkeys([settings.model, *zoo.names()]))
         self.model = widgets.Dropdown(options=models, value=settings.model, description="model")
         self.image = widgets.IntSlider(settings.image, 0, len(images) - 1, description="image", **once)
@@ -122,7 +122,7 @@ class Controls:
             control.observe(self.draw, "value")
 
     def draw(self, _: Any = None) -> None:
-        """Look anew and draw. What is refused is said below the controls, and the picture stays."""
+        """Compute the close-up and draw it. An InputError is shown below the controls, and the picture stays."""
         self.settings = self.settings.model_copy(
             update={"image": self.image.value, "norm": self.norm.value, "eps": self.eps.value / 255,
                     "loss": self.loss.value, "steps": self.steps.value}
@@ -135,7 +135,7 @@ class Controls:
             self.said.value = html.escape(str(error))
 
     def _other_model(self, change: Any) -> None:
-        """Load the network, one of the zoo with its own images."""
+        """Load the chosen network; a zoo network brings its own images."""
         own = {"data": self.given.data, "weights": self.given.weights} if change["new"] == self.given.model else {}
         other = self.settings.model_copy(update={"data": None, "weights": None, **own, "model": change["new"]})
         try:
@@ -147,7 +147,7 @@ class Controls:
         self.draw()
 
     def _other_norm(self, change: Any) -> None:
-        """Bring ε to the same place among the radii of the other norm, which draws."""
+        """Scale ε to the same slider position in the other norm. The change of ε redraws."""
         factor = LARGEST[change["new"]] / LARGEST[change["old"]]
         with self.eps.hold_trait_notifications():
             for name in ("min", "max", "step", "value"):

@@ -1,7 +1,7 @@
-"""What a network looks at and what its gradient follows, image by image: held against the edges of depth and the object.
+"""Where a network's attention, Grad-CAM and gradient lie, image by image, compared with depth edges and the object.
 
-Each measure takes a model in evaluation mode and a set of images on its device, floats in [0,1], and gives a number an
-image by name. `by_image` brings them into the rows that `evaluation.summary` and the claims read.
+Each measure takes a model in evaluation mode and a set of images on its device, floats in [0,1], and returns one number per
+image, by name. `by_image` turns them into the rows that `evaluation.summary` and the claims read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +25,22 @@ from paperlib.models.trained import Trained, each_model
 from paperlib.runs.run import Run
 from paperlib.runs.settings import Settings
 
-Measure = Callable[..., dict[str, Tensor]]  # of a model, an `ImageSet`, and what it is given by name
+Measure = Callable[..., dict[str, Tensor]]  # a function of a model, an `ImageSet` and keyword arguments
 
-CHUNK = 100  # images measured together
+CHUNK = 100  # most images measured together
 EDGES = 0.1  # share of an image's pixels that count as its depth edges
 
 
 def on(device: torch.device | str, data: ImageSet) -> ImageSet:
-    """The set on a device, its images floats in [0,1]."""
+    """Move the set to a device, with its images as floats in [0,1]."""
     others = {name: value.to(device) for name in ("labels", "depth", "mask") if (value := getattr(data, name)) is not None}
     return replace(data, images=as_float(data.images).to(device), **others)
 
 
 def by_image(run: Run[Settings], trained: Trained, data: ImageSet, measure: Measure, **given: Any) -> pd.DataFrame:
-    """A measure of every image, method and seed: columns method, seed, measure, n, accuracy (the mean), each (an array N).
+    """Measure every image, method and seed: columns method, seed, measure, n, value (the mean), each (an array N).
 
-    `given` goes to the measure. What is random in it is drawn from the seed.
+    `given` is passed to the measure, whose random numbers depend on the seed.
     """
     rows: list[tuple[Any, ...]] = []
     together = chunk_size(data.images, CHUNK)
@@ -60,16 +60,16 @@ def by_image(run: Run[Settings], trained: Trained, data: ImageSet, measure: Meas
 def edge_cosines(
     model: nn.Module, data: ImageSet, *, attack: Attack, attentions: Mapping[str, Attention], target: Target
 ) -> dict[str, Tensor]:
-    """The cosine of attention and depth saliency G: "<name>, clean" and "<name>, under attack", each N in [0,1].
+    """Return the cosine of attention and depth saliency G: "<name>, clean" and "<name>, under attack", each N in [0,1].
 
-    "uniform, …" is that of attention which is the same everywhere: a map of unit mass agrees with any other to some degree.
-    Zero where an image's depth has no edges.
+    "uniform, …" is the cosine of uniform attention, because any two maps of unit mass agree to some degree. The cosine is
+    zero if an image's depth has no edges.
     """
     found: dict[str, Tensor] = {}
     for place, images in (("clean", data.images), ("under attack", attack(model, data.images, data.labels))):
         with torch.no_grad():
             maps = {name: attention(model, images)[1] for name, attention in attentions.items()}
-            grid = next((seen.shape[1], seen.shape[2]) for seen in maps.values())  # all are of one network
+            grid = next((seen.shape[1], seen.shape[2]) for seen in maps.values())  # all maps have one network's grid
             maps["uniform"] = depth.uniform(len(images), grid, images)
             wanted = target(images, data.depth, grid).flatten(1)
             found |= {f"{name}, {place}": F.cosine_similarity(seen.flatten(1), wanted) for name, seen in maps.items()}
@@ -82,11 +82,11 @@ def edge_cosines(
 def gradient_place(
     model: nn.Module, data: ImageSet, *, oracle: Oracle, operator: depth.Operator, eps: float, norm: Norm
 ) -> dict[str, Tensor]:
-    """Where ∇ₓL of cross-entropy is and how large (DAAT, Section 4), each N.
+    """Measure the place and size of ∇ₓL of cross-entropy (DAAT, Section 4), each N.
 
-    "gradient_on_edges" is the share of ‖∇ₓL‖₁ on the tenth of the pixels with the strongest depth edges: 0.1 where it is
-    spread evenly. "gradient_on_contours" is that on as many pixels with the image's own strongest edges, which a gradient
-    may follow without any depth. "first_order_rise" is ε times its dual norm: what an attack gains to first order, in nats.
+    "gradient_on_edges" is the share of ‖∇ₓL‖₁ on the tenth of the pixels with the strongest depth edges: 0.1 if spread
+    evenly. "gradient_on_contours" is the share on the tenth with the image's own strongest edges, which a gradient may
+    follow without any depth. "first_order_rise" is ε times the dual norm: an attack's first-order gain in nats.
     """
     with torch.enable_grad():
         leaf = data.images.detach().requires_grad_(True)
@@ -108,7 +108,7 @@ def gradient_place(
 
 
 def cams(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> tuple[Tensor, Tensor]:
-    """Grad-CAM of the true class before its ReLU, clean and under attack: N×h×w, the sum of all sizes one in each."""
+    """Return Grad-CAM of the true class before its ReLU, clean and under attack: N×h×w, absolute values sum to 1."""
     moved = attack(model, data.images, data.labels)
     clean, adversarial = (grad_cam(model, images, data.labels, layer, signed=True) for images in (data.images, moved))
     return _scaled(clean), _scaled(adversarial)
@@ -121,17 +121,17 @@ def _scaled(maps: Tensor) -> Tensor:
 def first_cams(
     run: Run[Settings], members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, layer: str
 ) -> tuple[Tensor, Tensor]:
-    """`cams` of the first seed's model, for a figure."""
+    """Return `cams` of the first seed's model, for a figure."""
     with measuring(run, *next(iter(members.items()))) as model:
         return cams(model, on(run.device, data), attack=attack, layer=layer)
 
 
 def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: str) -> dict[str, Tensor]:
-    """How far Grad-CAM moves under attack, and how much of it is on the object where the data know the object; each N.
+    """Measure how far Grad-CAM moves under attack, and its share on the object if the data have masks; each N.
 
-    "cam_correlation" of clean and adversarial map in [-1,1], and "cam_moved", half the L1 distance of the two in [0,1], are
-    of the maps before the ReLU, which are never empty. "cam_on_object" and "cam_on_object_attacked" are shares of the
-    positive evidence; where there is none it counts as spread evenly.
+    "cam_correlation" of the clean and adversarial map is in [-1,1]; "cam_moved", half their L1 distance, is in [0,1]. Both
+    use the maps before the ReLU, which are never empty. "cam_on_object" and "cam_on_object_attacked" are shares of the
+    positive evidence; a map without positive evidence counts as uniform.
     """
     clean, adversarial = cams(model, data, attack=attack, layer=layer)
     one, two = (map_.flatten(1) - map_.flatten(1).mean(1, keepdim=True) for map_ in (clean, adversarial))
@@ -152,9 +152,9 @@ def cam_stability(model: nn.Module, data: ImageSet, *, attack: Attack, layer: st
 def cams_by_eps(
     run: Run[Settings], trained: Trained, data: ImageSet, *, attack: Attack, layer: str, factors: Sequence[float]
 ) -> pd.DataFrame:
-    """How far Grad-CAM moves (DAAT, Figures 2 and 4) under `attack` at each factor of its ε.
+    """Measure how far Grad-CAM moves (DAAT, Figures 2 and 4) under `attack` at each factor of its ε.
 
-    Rows as of `by_image`, measure "cam_correlation_<factor>".
+    Rows as from `by_image`, measure "cam_correlation_<factor>".
     """
     parts = []
     for factor in factors:
@@ -164,15 +164,14 @@ def cams_by_eps(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", "seed", "measure"])
 
 
-# What an attack does to depth --------------------------------------------------------------------------------------
+# Depth under attack ------------------------------------------------------------------------------------------------
 
 
 def depth_moved(model: nn.Module, data: ImageSet, *, attack: Attack, oracle: Oracle) -> dict[str, Tensor]:
-    """Mean change of the oracle's disparity, over the spread of the clean one: DAAT's Figure 1 (a) as numbers, each N.
+    """Return the mean change of the oracle's disparity in standard deviations of the clean map, each N (DAAT, Figure 1a).
 
-    By an "attacked" image, and by two kinds of noise that know nothing of the model: the perturbation's own values at
-    "shuffled" places, and "random signs" of its size in the attack's norm; all are equal in that norm before the clamp to
-    [0,1].
+    "attacked" is the change by the attack. Two kinds of noise do not depend on the model: "shuffled" permutes the
+    perturbation over the pixels, "random signs" has its size. Before the clamp to [0,1] all have the same norm.
     """
     change = attack(model, data.images, data.labels) - data.images
     places = torch.rand(len(change), change[0, 0].numel(), device=change.device).argsort(1)
@@ -191,7 +190,7 @@ def depth_moved(model: nn.Module, data: ImageSet, *, attack: Attack, oracle: Ora
 def first_depths(
     run: Run[Settings], members: Mapping[int, nn.Module], data: ImageSet, *, attack: Attack, oracle: Oracle
 ) -> tuple[Tensor, Tensor]:
-    """The oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
+    """Return the oracle's disparities N×H×W of images and of the first seed's adversarial images, for a figure."""
     with measuring(run, *next(iter(members.items()))) as model:
         held = on(run.device, data)
         moved = attack(model, held.images, held.labels)
@@ -203,18 +202,18 @@ def first_depths(
 
 
 def renamed(found: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Rows of `by_image` with what was measured moved into the method, "<method> on <what>", and one measure for all.
+    """Move the measure of `by_image`'s rows into the method, "<method> on <measure>", under one new measure.
 
-    So claims can hold one against another: they are outcomes of the same models.
+    So claims can compare two measures of the same models.
     """
     names = found["method"] + " on " + found["measure"]
     return found.assign(method=names, measure=measure)
 
 
 def points(summary: pd.DataFrame) -> pd.DataFrame:
-    """Cosines of attention and edges for `figures.panels`: columns panel, line, block, value, low, high.
+    """Return cosines of attention and edges for `figures.panels`: columns panel, line, block, value, low, high.
 
-    "uniform" is a line of its own, the mean over methods, since it is of no model.
+    "uniform" has its own line, the mean over methods, because it does not depend on a model.
     """
     parts = [str(measure).rsplit(", ", 1) for measure in summary["measure"]]
     frame = summary.rename(columns={"method": "line", "mean": "value"}).assign(

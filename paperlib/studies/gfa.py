@@ -1,4 +1,4 @@
-"""The study `gfa_landscape`: what GFA's notebook can be told, and what it trains, attacks and measures."""
+"""The study `gfa_landscape`: settings, trainings, attacks and measures of GFA's notebook."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,38 +40,38 @@ from paperlib.runs.run import Run
 from paperlib.runs.settings import Count, Images, Positive, Radius, Share
 from paperlib.training import train_each
 
-ARMS = {"first": 1, "deep": 3}  # layers that are aligned
+ARMS = {"first": 1, "deep": 3}  # number of aligned layers
 Name = Literal["standard", "pgd_at", "gradient_penalty", "first", "deep"]
 
 
 class GfaSettings(ImageSettings):
-    """Almost nothing of it is published; every value is a choice."""
+    """Settings of GFA. Almost nothing is published, so every value is a choice."""
 
     methods: Annotated[list[Name], Field(min_length=2)]
-    task: Task  # mse: the paper
+    task: Task  # the paper uses mse
     alpha: Positive  # α
     betas: dict[Literal["first", "deep"], list[Radius]]  # β of each layer
-    aim: Share | None  # mean cosine that is aimed at; the paper reports 0.93
+    aim: Share | None  # target of the mean cosine; the paper reports 0.93
     ramp: Share  # share of the steps over which β rises
     penalty: Radius  # λ of the gradient penalty
-    train_steps: Count  # of PGD-AT's attack
+    train_steps: Count  # steps of PGD-AT's attack
     sweep: list[Radius]  # factors of β, for FIRST and DEEP
-    literal: bool  # FIRST with the printed sign too, −β (1 − cos); one seed
-    tasks: dict[Task, Radius]  # other task losses, with FIRST's β: losses differ in scale
-    architectures: dict[str, dict[str, Any]]  # by name, settings in place of these: FIRST and standard training
-    mlp: dict[str, Any]  # settings in place of these for section 1; {} for none
-    mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # its β
-    mlp_data: str | None  # its images; None: the same
-    restarts: Count  # of the adaptive attack
-    queries: Count  # of Square
-    minimum_images: Count  # of the minimum-norm attacks
-    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
-    pixel_images: Images  # of the one-pixel attack
+    literal: bool  # whether to train FIRST also with the printed sign, −β (1 − cos); one seed
+    tasks: dict[Task, Radius]  # other task losses and FIRST's β for each, because losses differ in scale
+    architectures: dict[str, dict[str, Any]]  # changed settings by name, for FIRST and standard training
+    mlp: dict[str, Any]  # changed settings for section 1; {} for no MLP
+    mlp_betas: dict[Literal["first", "deep"], list[Radius]]  # β of each layer of the MLP
+    mlp_data: str | None  # data set of the MLP; None: the same data
+    restarts: Count  # restarts of PGD and of the adaptive attack
+    queries: Count  # queries of Square
+    minimum_images: Count  # images for the minimum-norm attacks
+    minimum_steps: Count  # steps of C&W, EAD (in each search) and DDN
+    pixel_images: Images  # images for the one-pixel attack
     pixel_generations: Count
     landscape_images: Count
-    landscape_reach: Positive  # L2 distance to which losses are drawn
+    landscape_reach: Positive  # largest L2 distance at which losses are drawn
     cone_angles: list[Annotated[float, Field(ge=0, le=90)]]  # degrees
-    epsilons: list[Positive]  # ε of the sweep in L∞
+    epsilons: list[Positive]  # radii ε of the sweep in L∞
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -89,11 +89,11 @@ class GfaSettings(ImageSettings):
 STUDIES = {"gfa_landscape": GfaSettings}
 
 
-# What is trained ---------------------------------------------------------------------------------------------------
+# Trainings ---------------------------------------------------------------------------------------------------------
 
 
 def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
-    """The first `count` layers of the network in the settings; InputError where it cannot be differentiated twice."""
+    """Return the first `count` layers of the settings' network. Raises InputError if it is not differentiable twice."""
     images = as_float(data.train.images[:2])
     classes, channels, size = len(data.train.classes), images.shape[1], images.shape[-1]
     model = models.of_settings(settings, classes=classes, channels=channels, size=size, seed=0)
@@ -103,12 +103,12 @@ def layers(settings: Any, data: Splits, count: int = 3) -> list[str]:
 
 
 def training_attack(settings: GfaSettings) -> Attack:
-    """PGD-AT's, on the task loss, with steps that add up to 2.5 ε."""
+    """Return PGD-AT's attack on the task loss, with steps that sum to 2.5 ε."""
     return training_pgd(eps=settings.eps_linf, norm="linf", steps=settings.train_steps, loss=settings.task)
 
 
 def methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """The methods of the settings for a network whose first layers have these names."""
+    """Return the methods of the settings for a network whose first layers have these names."""
     everything: dict[str, Method] = {
         "standard": Standard(settings.task),
         "pgd_at": AdversarialTraining(training_attack(settings), settings.task),
@@ -126,7 +126,7 @@ def _gfa(settings: GfaSettings, names: Sequence[str], betas: Sequence[float], **
 
 
 def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """Standard training, FIRST and DEEP of the MLP, as "mlp_…"; none without settings for it."""
+    """Return standard training, FIRST and DEEP of the MLP, as "mlp_…"; empty if `mlp` is empty."""
     if not settings.mlp:
         return {}
     built = methods(settings.model_copy(update={"betas": settings.mlp_betas}), names)
@@ -135,7 +135,7 @@ def mlp_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method
 
 
 def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """FIRST and DEEP at each factor of β, by "<method>_x<factor>", and "first_literal", with the printed sign."""
+    """Return FIRST and DEEP at each factor of β, as "<method>_x<factor>", and "first_literal" with the printed sign."""
     literal: dict[str, Method] = (
         {"first_literal": _gfa(settings, names[:1], settings.betas["first"], literal=True)} if settings.literal else {}
     )
@@ -148,7 +148,7 @@ def sweep_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Meth
 
 
 def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Method]:
-    """Standard and adversarial training and FIRST under each other task loss."""
+    """Return standard training, adversarial training and FIRST under each other task loss."""
     found: dict[str, Method] = {}
     for task, beta in settings.tasks.items():
         found[f"standard_{task}"] = Standard(task)
@@ -160,7 +160,7 @@ def task_methods(settings: GfaSettings, names: Sequence[str]) -> dict[str, Metho
 
 
 def architecture_methods(settings: GfaSettings, name: str, names: Sequence[str]) -> dict[str, Method]:
-    """Standard training and FIRST of another architecture."""
+    """Return standard training and FIRST of another architecture."""
     first = _gfa(settings, names[:1], settings.betas["first"])
     return {f"standard_{name}": Standard(settings.task), f"first_{name}": first}
 
@@ -168,7 +168,7 @@ def architecture_methods(settings: GfaSettings, name: str, names: Sequence[str])
 def train_architectures(
     run: Run[GfaSettings], settings: GfaSettings, data: Splits, attack: Attack
 ) -> dict[str, dict[int, nn.Module]]:
-    """Train plainly and with FIRST every other architecture, with the first seed."""
+    """Train every other architecture plainly and with FIRST, with the first seed."""
     trained: dict[str, dict[int, nn.Module]] = {}
     for name, changes in settings.architectures.items():
         names = layers(settings.model_copy(update=changes), data, 1)
@@ -178,7 +178,7 @@ def train_architectures(
 
 
 def twins(members: Mapping[int, nn.Module], layer: str) -> dict[int, nn.Module]:
-    """The `RadialTwin` of each model, by seed, at the input of a layer."""
+    """Return the `RadialTwin` of each model, by seed, at the input of a layer."""
     return {seed: RadialTwin(model, layer) for seed, model in members.items()}
 
 
@@ -186,12 +186,12 @@ def twins(members: Mapping[int, nn.Module], layer: str) -> dict[int, nn.Module]:
 
 
 def selection_attack(settings: GfaSettings) -> Attack:
-    """What validation images are attacked with: PGD-10 on the margin, which no saturated loss blinds."""
+    """Return the attack on validation images: PGD-10 on the margin, whose gradient does not vanish near the targets."""
     return partial(pgd, eps=settings.eps_linf, norm="linf", steps=10, step_size=settings.eps_linf / 4, loss="margin")
 
 
 def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
-    """FGSM, which the paper reports, and PGD: on cross-entropy, as libraries run it; along the task loss; on the margin."""
+    """Return FGSM, which the paper reports, and PGD on cross-entropy, as in libraries, on the task loss and the margin."""
     eps = settings.eps_linf
     strong = partial(pgd, eps=eps, norm="linf", steps=40, step_size=eps / 8)
     return {
@@ -203,7 +203,7 @@ def attacks(settings: GfaSettings, task: Task) -> dict[str, Attack]:
 
 
 def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack]:
-    """The trial, all in L∞: APGD, Square, transfer, restarts, the attack made for this defence, AutoAttack."""
+    """Return the strong attacks, all in L∞: APGD, Square, transfer, restarts, the adaptive attack, AutoAttack."""
     eps, restarts = settings.eps_linf, settings.restarts
     steps = partial(pgd, steps=40, step_size=eps / 8)
     found: dict[str, Attack] = {
@@ -214,7 +214,7 @@ def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack
         "restarts": partial(steps, eps=eps, norm="linf", restarts=restarts),
         "adaptive": partial(adaptive, eps=eps, norm="linf", steps=100, restarts=restarts),
     }
-    if settings.autoattack_images:  # the parts that the paper lists one by one, and all of them
+    if settings.autoattack_images:  # the paper lists the parts one by one
         whole = partial(autoattack, eps=eps, norm="linf")
         found |= {"apgd_t": partial(whole, only="apgd-t"), "fab_t": partial(whole, only="fab-t"), "autoattack": whole}
     return found
@@ -223,12 +223,11 @@ def strong_attacks(settings: GfaSettings, source: nn.Module) -> dict[str, Attack
 def adaptive(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Literal["linf"], steps: int, restarts: int
 ) -> Tensor:
-    """An attack made for GFA in L∞: it follows the logit margin, and starts off the radial direction.
+    """Run an adaptive attack on GFA in L∞: it follows the logit margin and starts orthogonally to the radial direction.
 
-    An aligned gradient of the task loss points along the image, so an attack on that loss begins with a change of contrast;
-    and the squared error of outputs near their targets has hardly any gradient. Here the loss is the margin, the start a
-    corner of the ball less its radial part, and the steps decay from ε/2 to ε/50. Image by image, the strongest of all
-    steps and restarts.
+    An aligned gradient of the task loss points along the image, so an attack on that loss begins with a change of contrast.
+    Also, the squared error of outputs near their targets has hardly any gradient. Here the loss is the margin. The start is
+    a corner of the ball less its radial part. Step sizes decay from ε/2 to ε/50. Each image keeps its strongest iterate.
     """
     best = images.clone()
     with torch.no_grad():
@@ -253,14 +252,14 @@ def adaptive(
 
 
 def sweep_attack() -> Attack:
-    """PGD on the margin within ε = 1, which `evaluation.sweep` brings to every ε of the settings."""
+    """Return PGD on the margin within ε = 1, which `evaluation.sweep` rescales to every ε of the settings."""
     return partial(pgd, eps=1.0, norm="linf", steps=40, step_size=1 / 8, loss="margin", best=True)
 
 
 def plan(settings: GfaSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method.
+    """Return the number of images for each measure and of seeds for each method.
 
-    What is right under all models is known only then: of the "…_joint" measures it is the number that they are among.
+    For "…_joint" measures it is an upper bound, since the images that all models classify correctly are not known yet.
     """
     weak, strong = attacks(settings, settings.task), strong_attacks(settings, nn.Identity())
     few, nearest = settings.autoattack_images or settings.audit_images, l2_attacks(settings.minimum_steps)
@@ -268,7 +267,7 @@ def plan(settings: GfaSettings) -> Plan:
     fewer |= dict.fromkeys([f"{name}_{kind}" for name in nearest for kind in ("ratio", "l2")], settings.minimum_images)
     fewer |= dict.fromkeys(pixel_attacks(settings.pixel_generations), settings.pixel_images)
     fewer |= dict.fromkeys(["flatness", "cosine"], settings.landscape_images)
-    names = ["", "", ""]  # of the layers, which only the network knows
+    names = ["", "", ""]  # placeholders: the layers' names need a network, and the counts do not depend on them
     others = [architecture_methods(settings, name, names) for name in settings.architectures]
     once = [name for built in (sweep_methods(settings, names), task_methods(settings, names), *others) for name in built]
     seeds = dict.fromkeys([*methods(settings, names), *mlp_methods(settings, names)], len(settings.seeds))
@@ -278,22 +277,22 @@ def plan(settings: GfaSettings) -> Plan:
 PLANS = {"gfa_landscape": plan}
 
 
-# What is measured --------------------------------------------------------------------------------------------------
+# Measures ----------------------------------------------------------------------------------------------------------
 
 
 def distance_rows(found: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """Accuracy under each minimum-norm attack within L2 `eps`: rows as `evaluate_each` has, measure "<attack>_l2"."""
+    """Return accuracy under each minimum-norm attack within L2 `eps`: rows as `evaluate_each`, measure "<attack>_l2"."""
     return by_image((row.method, row.seed, f"{row.attack}_l2", row.each > eps) for row in found.itertuples(index=False))
 
 
-JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models; reviews of it name no others
+JOINT = ("standard", "pgd_at", "first", "deep")  # the paper's models, as far as reviews name them
 
 
 def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
-    """Every attack's rows once more on the images that all of the paper's models, of all seeds, have right when clean.
+    """Restrict every attack's rows to the images that all of the paper's models, of all seeds, classify correctly.
 
-    That is the paper's basis, as its reviews say. `table` is of attacks on the same images, with `each`. Rows as
-    `evaluate_each` has, measure "<attack>_joint"; none where no image is right under all.
+    The paper counts these images, according to its reviews. `table` has attacks on the same images, with `each`. Rows as
+    from `evaluate_each`, measure "<attack>_joint"; empty if no image is right under all models.
     """
     own = table[table["method"].isin(JOINT)]
     kept = np.logical_and.reduce(list(own.loc[own["measure"] == "clean", "each"]))
@@ -304,7 +303,7 @@ def jointly_correct(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
-    """The ratios of `distance_table` as rows that claims can be held against: measure "<attack>_ratio", mean, low, high."""
+    """Return the ratios of `distance_table` as rows for the claims: measure "<attack>_ratio", mean, low, high."""
     seeds, count = found.groupby("method")["seed"].nunique(), len(found["each"].iloc[0])
     rows = [
         _row(one.method, f"{one.attack}_ratio", one.ratio, one.low, one.high, int(seeds[one.method]), count)
@@ -316,7 +315,7 @@ def ratio_rows(found: pd.DataFrame, against: str) -> pd.DataFrame:
 def cosine_table(
     run: Run[GfaSettings], trained: Trained, parts: Mapping[str, ImageSet], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Mean cosine of loss gradient and layer input, by method (rows), set of images and layer (columns), over seeds."""
+    """Return the mean cosine of loss gradient and layer input: one row per method, columns (set of images, layer)."""
     rows = {}
     for method, members in trained.items():
         row: dict[tuple[str, str], float] = {}
@@ -328,9 +327,9 @@ def cosine_table(
 
 
 def cosine_curves(histories: pd.DataFrame) -> pd.DataFrame:
-    """The cosines over training: columns panel (the layer), line (the method, and on which images), epoch, value.
+    """Return the cosines over training: columns panel (the layer), line (method and set of images), epoch, value.
 
-    On training images as the loss saw them, mean over the epoch; on validation images after it, in evaluation mode.
+    Training values are means over the epoch, as seen by the loss; validation values are from evaluation mode after it.
     """
     keys = [key for key in histories if key.startswith(("cosine ", "validation cosine "))]
     rows = histories.melt(["method", "epoch"], keys, "key").dropna(subset="value")
@@ -340,15 +339,15 @@ def cosine_curves(histories: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(method: str, measure: str, value: float, low: float, high: float, seeds: int, n: int) -> dict[str, Any]:
-    """A row as `evaluation.summary` has them, of a measure that has an interval of its own."""
+    """Return a row as in `evaluation.summary`, for a measure that brings its own interval."""
     return {"method": method, "measure": measure, "mean": value, "deviation": math.nan, "low": low, "high": high,
             "seeds": seeds, "n": n, "sample_low": low, "sample_high": high, "each": None}  # fmt: skip
 
 
 def cosine_rows(run: Run[GfaSettings], trained: Trained, parts: Mapping[str, ImageSet], name: str) -> pd.DataFrame:
-    """The cosine at one layer by image, on each set of images as method "<method> on <set>": rows as `evaluate_each`.
+    """Measure the cosine at one layer by image, on each set as method "<method> on <set>": rows as from `evaluate_each`.
 
-    And clean accuracy beside it, since the cosine of a model at chance says nothing.
+    Clean accuracy is added, because the cosine of a model at chance is meaningless.
     """
     rows = []
     for method, seed, model in each_model(trained):
@@ -361,7 +360,7 @@ def cosine_rows(run: Run[GfaSettings], trained: Trained, parts: Mapping[str, Ima
 
 
 def cones(settings: GfaSettings) -> dict[str, Attack]:
-    """PGD within each angle of the radial line and of the tangential plane, by "<around>_<angle>"; beyond [0,1] as well."""
+    """Return PGD within each angle of the radial line and the tangential plane, as "<around>_<angle>"; may leave [0,1]."""
     attack = partial(pgd_in_cone, eps=settings.eps_l2, norm="l2", steps=20, step_size=settings.eps_l2 / 5)
     return {
         f"{around}_{angle:g}": partial(attack, around=around, angle=angle)
@@ -371,18 +370,18 @@ def cones(settings: GfaSettings) -> dict[str, Attack]:
 
 
 def cone_points(summary: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy against the angle: columns panel, line, "angle (degrees)", value, low, high in percent."""
+    """Return accuracy (%) against the angle: columns panel, line, "angle (degrees)", value, low, high."""
     found = in_percent(summary[summary["measure"] != "clean"])
-    places = found["measure"].str.split("_", expand=True)  # of `cones`: around what, and the angle
+    places = found["measure"].str.split("_", expand=True)  # names from `cones`: "<around>_<angle>"
     panels = places[0].map({"radial": "around the radial line", "tangential": "around the tangential plane"})
     found = found.assign(panel=panels, line=found["method"], **{"angle (degrees)": places[1].astype(float)})
     return found[["panel", "line", "angle (degrees)", "value", "low", "high"]]
 
 
 def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Clean and robust accuracy in percent and the cosine on test images against β; standard training is β = 0 of both.
+    """Return clean and robust accuracy (%) and the cosine on test images against β; standard training is β = 0.
 
-    Columns panel (the method, and of what), line, "β of the first layer", value, low, high.
+    Columns: panel (method and quantity), line, "β of the first layer", value, low, high.
     """
     found = in_percent(pd.concat(summaries, ignore_index=True))
     found = found[found["measure"].isin(["clean", "pgd_margin"])]
@@ -400,13 +399,13 @@ def sweep_points(settings: GfaSettings, summaries: Sequence[pd.DataFrame], table
 
 
 def others_each(run: Run[GfaSettings], groups: Mapping[str, Trained], data: ImageSet) -> pd.DataFrame:
-    """`evaluate_each` of the models of each task loss, with the attacks that follow that loss."""
+    """Run `evaluate_each` on the models of each task loss, with the attacks for that loss."""
     tables = [evaluate_each(run, models, data, attacks(run.settings, task)) for task, models in groups.items()]  # type: ignore[arg-type]
     return pd.concat(tables, ignore_index=True)
 
 
 def by_task(settings: GfaSettings, tasked: Trained, *others: Trained) -> dict[str, dict[str, Mapping[int, nn.Module]]]:
-    """Models by the task loss they were trained with: `tasked` have it in their names, `others` the settings'."""
+    """Group models by their task loss: `tasked` have it in their names, `others` were trained with the settings' loss."""
     groups: dict[str, dict[str, Mapping[int, nn.Module]]] = {settings.task: {}}
     for members in others:
         groups[settings.task] |= members
@@ -416,7 +415,7 @@ def by_task(settings: GfaSettings, tasked: Trained, *others: Trained) -> dict[st
 
 
 def first_cosines(run: Run[GfaSettings], groups: Mapping[str, Trained], data: ImageSet) -> pd.Series:
-    """The mean cosine at its own first layer under its own task loss, over seeds, by method."""
+    """Return the mean cosine over seeds, by method, at each model's first layer under its own task loss."""
     found = {}
     for task, members in groups.items():
         for method, one in members.items():
@@ -429,6 +428,6 @@ def first_cosines(run: Run[GfaSettings], groups: Mapping[str, Trained], data: Im
 
 
 def measured(summaries: Sequence[pd.DataFrame], aligned: pd.DataFrame) -> pd.DataFrame:
-    """Everything that claims are held against, as an `evaluation.summary`; `aligned` is that of `cosine_rows`."""
-    each = aligned["each"].where(aligned["method"].str.endswith("on test images"), None)  # other images: nothing to pair
+    """Return all rows that claims are compared with, as `evaluation.summary`; `aligned` is from `cosine_rows`."""
+    each = aligned["each"].where(aligned["method"].str.endswith("on test images"), None)  # other images cannot be paired
     return pd.concat([*summaries, aligned.assign(each=each)], ignore_index=True)

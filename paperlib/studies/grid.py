@@ -1,6 +1,6 @@
-"""A grid file: many runs as one plan, which Snakemake (the extra `grid`) carries out here or on a cluster.
+"""A grid file: many runs as one plan, which Snakemake (the extra `grid`) executes here or on a cluster.
 
-A job is a `paperlib run`. What a notebook has computed, by whatever command, is not computed again.
+A job is a `paperlib run`. It does not repeat anything that an earlier run has computed, whatever command started it.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from paperlib.runs.settings import Settings, as_options
 from paperlib.runs.values import load
 
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-MOST = 100_000  # jobs of a group
-DONE = "grid.done"  # in a run's folder: its job has finished
+MOST = 100_000  # most jobs in a group
+DONE = "grid.done"  # file in a run's folder that marks its job as finished
 
 
 class Group(BaseModel):
-    """Jobs that differ in what `over` lists: one for every combination."""
+    """Jobs that differ in the parameters of `over`: one for every combination of values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -49,9 +49,9 @@ class Job:
 
     notebook: str
     preset: str
-    given: dict[str, Any]  # parameters in place of the preset's
+    given: dict[str, Any]  # parameters that replace the preset's
     settings: Settings
-    after: tuple[str, ...]  # names of jobs
+    after: tuple[str, ...]  # names of jobs that must finish first
 
     @property
     def folder(self) -> Path:
@@ -65,12 +65,12 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its run is finished and has its page."""
+        """Whether the run has finished and written its page."""
         return runs.status(self.folder)["state"] == "finished" and (self.folder / f"{self.notebook}.html").exists()
 
 
 def read(file: Path) -> dict[str, Job]:
-    """The jobs of a grid file by name, each after those it waits for.
+    """Read the jobs of a grid file by name, each after the jobs that it waits for.
 
     The file has groups by name, with the fields of `Group`. Raises InputError, naming file and group, for anything that
     could not run.
@@ -102,14 +102,14 @@ def read(file: Path) -> dict[str, Job]:
 
 
 def refused(job: Job) -> str:
-    """The last thing that a job which began no run said of why; empty where it said nothing."""
+    """Return the last error message of a job that could not start its run; empty if there is none."""
     log = job.folder / "grid.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return next((line for line in reversed(lines) if line.startswith("paperlib: ")), "").removeprefix("paperlib: ")
 
 
 def _jobs(file: Path, name: str, group: Group, after: tuple[str, ...]) -> dict[str, Job]:
-    """The jobs of a group, numbered where there are several."""
+    """Return the jobs of a group, numbered if there are several."""
     if (count := math.prod(map(len, group.over.values()))) > MOST:
         raise InputError(f"{file}: {name}: {count:,} combinations; at most {MOST:,}")
     combinations = list(itertools.product(*group.over.values()))
@@ -126,10 +126,10 @@ def _jobs(file: Path, name: str, group: Group, after: tuple[str, ...]) -> dict[s
 
 
 def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout: int | None = None) -> int:
-    """Run all jobs that are not finished, as many at a time as there are cores, or as the profile says.
+    """Run all unfinished jobs, as many at a time as there are cores or as the profile allows. Return Snakemake's exit code.
 
-    A job that fails stops only those that wait for it. Without a profile a job has GPUs of this machine to itself. Returns
-    Snakemake's exit code. Raises InputError without Snakemake, and for a job that needs more GPUs than there are.
+    A failed job stops only the jobs that wait for it. Without a profile, each job has its GPUs of this machine to itself.
+    Raises InputError if Snakemake is not installed, and for a job that needs more GPUs than this machine has.
     """
     jobs, place = read(file), root() / "runs"
     if importlib.util.find_spec("snakemake") is None:
@@ -144,7 +144,7 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
         else:
             (job.folder / DONE).unlink(missing_ok=True)
     content = {"jobs": _plan(jobs, gpus, cell_timeout), "gpus": len(gpus)}
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]  # jobs of a cluster read the plan when they start
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]  # cluster jobs read the plan only when they start
     plan = place / "grid" / f"{file.stem}-{key}.json"
     write_json(plan, content)
     limits = ["--resources", *(f"gpu{number}=1" for number in range(len(gpus)))] if gpus else []
@@ -158,12 +158,12 @@ def run(file: Path, cores: int | None, profile: Path | None = None, cell_timeout
         while True:
             try:
                 return engine.wait()
-            except KeyboardInterrupt:  # the engine has had it too, and ends its jobs
+            except KeyboardInterrupt:  # Snakemake receives the interrupt too, and ends its jobs
                 continue
 
 
 def _plan(jobs: Mapping[str, Job], gpus: list[str], cell_timeout: int | None) -> dict[str, dict[str, Any]]:
-    """The Snakefile's input: each job by its run. Unfinished jobs take the GPUs in turn."""
+    """Return the Snakefile's input: each job by its run. Unfinished jobs take the GPUs in turn."""
     found: dict[str, dict[str, Any]] = {}
     given_out = 0
     for job in jobs.values():
@@ -184,6 +184,6 @@ def _plan(jobs: Mapping[str, Job], gpus: list[str], cell_timeout: int | None) ->
 
 
 def _gpus() -> list[str]:
-    """This machine's GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """Return this machine's usable GPUs, as CUDA_VISIBLE_DEVICES names them."""
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return [name.strip() for name in named.split(",")][:count] if named else list(map(str, range(count)))

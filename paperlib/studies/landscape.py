@@ -1,4 +1,4 @@
-"""The loss around an image, along and across it, and how a perturbation grows inside the network."""
+"""The loss around an image in radial and tangential directions, and the growth of a perturbation inside the network."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 LandscapeRun: TypeAlias = "Run[GfaSettings | MatrixSettings]"
 
-CHUNK = 250  # images measured together
+CHUNK = 250  # most images measured together
 
 
 def directions(model: nn.Module, images: Tensor, labels: Tensor, eps: float, loss: Loss) -> dict[str, Tensor]:
-    """Unit directions N×… from each image: radial (see `radial`), random tangential, adversarial, and its two parts."""
+    """Return unit directions N×…: radial (see `radial`), random tangential, adversarial, and the latter's two parts."""
     unit = radial(model, images)
 
     def across(change: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ def _on(run: LandscapeRun, data: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def profiles(run: LandscapeRun, trained: Trained, data: ImageSet, points: int = 21) -> pd.DataFrame:
-    """The task loss along each of `directions`, its change from the image.
+    """Measure the change of the task loss from the image along each of `directions`.
 
-    Columns panel, line, "distance (L2)", value, low, high. Means over images and seeds, with the interval ± 1.96 standard
-    errors. Images may leave [0,1] on the way.
+    Columns: panel, line, "distance (L2)", value, low, high. Values are means over images and seeds, with the interval
+    ± 1.96 standard errors. Points may leave [0,1].
     """
     settings, rows = run.settings, []
     steps = np.linspace(0, settings.landscape_reach, points)
@@ -76,9 +76,9 @@ def profiles(run: LandscapeRun, trained: Trained, data: ImageSet, points: int = 
 
 
 def surfaces(run: LandscapeRun, trained: Trained, data: ImageSet, resolution: int = 21) -> dict[str, np.ndarray]:
-    """The task loss over the radial × adversarial-tangential plane, mean over images, of each method's first model.
+    """Measure each first model's mean task loss over the plane of the radial and the adversarial-tangential direction.
 
-    A grid resolution×resolution over ± `landscape_reach` in L2, rows along the tangential direction.
+    The grid resolution×resolution covers ± `landscape_reach` in L2, rows along the tangential direction.
     """
     settings, found = run.settings, {}
     axis = np.linspace(-settings.landscape_reach, settings.landscape_reach, resolution)
@@ -96,10 +96,10 @@ def surfaces(run: LandscapeRun, trained: Trained, data: ImageSet, resolution: in
 
 
 def flatness(run: LandscapeRun, trained: Trained, data: ImageSet) -> pd.DataFrame:
-    """Minus the rise of the margin loss across each image at half of `landscape_reach`: rows as `evaluate_each` has.
+    """Measure minus the rise of the margin loss at half of `landscape_reach` from each image: rows as from `evaluate_each`.
 
-    In units of the clean outputs' spread over classes, so that smaller outputs are not flatter. The direction is the
-    tangential part of that of PGD on the margin, which no outputs near their targets blind.
+    The unit is the clean outputs' spread over classes, so that smaller outputs do not count as flatter. The direction is
+    the tangential part of PGD's perturbation on the margin, whose gradient does not vanish for outputs near their targets.
     """
     settings, rows = run.settings, []
     size, together = settings.landscape_reach / 2, chunk_size(data.images, CHUNK)
@@ -119,10 +119,10 @@ def flatness(run: LandscapeRun, trained: Trained, data: ImageSet) -> pd.DataFram
 
 
 def gradient_sizes(run: LandscapeRun, trained: Trained, data: ImageSet, task: Task) -> pd.DataFrame:
-    """How large the input gradients are, first model of each method: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
+    """Measure the input gradients of each method's first model: median ‖∇ₓL‖₂ and share of exact zeros (%), by loss.
 
-    Of the task loss, of cross-entropy and of the margin: outputs near their targets have hardly any gradient of a squared
-    error, and then attacks along it are blind. The margin's is over the outputs' own scale, their spread.
+    The losses are the task loss, cross-entropy and the margin in units of the outputs' spread. Outputs near their targets
+    have hardly any gradient of a squared error, and attacks along it fail.
     """
     rows = {}
     losses: dict[str, Loss] = {"task loss": task, "cross-entropy": "ce", "margin": "margin"}
@@ -144,9 +144,9 @@ def gradient_sizes(run: LandscapeRun, trained: Trained, data: ImageSet, task: Ta
 
 @torch.no_grad()
 def amplification(run: LandscapeRun, trained: Trained, data: ImageSet, attack: Attack) -> pd.DataFrame:
-    """‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: columns line, layer (from 1), value, low, high.
+    """Measure ‖Δh‖ / ‖h‖ at the input of every weighted layer under attack: line, layer (from 1), value, low, high.
 
-    Means over images and seeds, with the interval ± 1.96 standard errors.
+    Values are means over images and seeds, with the interval ± 1.96 standard errors.
     """
     rows = []
     for method, members in trained.items():

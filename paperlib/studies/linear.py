@@ -1,9 +1,9 @@
-"""Proposition 1 of DAAT (Appendix C) as an experiment: a linear classifier with weights on depth edges alone, and without.
+"""Proposition 1 of DAAT (Appendix C) as an experiment: linear classifiers with weights on depth edges only, or anywhere.
 
-f(x) = ⟨w, x⟩ + b tells two classes apart. Under L∞ perturbations of at most ε its logit changes by at most ε Σ|wᵢ|, and
-that is attained. The proposition compares this bound at the same margin γ = y f(x): "significantly less" with weights on
-edges alone. Its smallest value is a linear programme. A classifier on edges is one of those on all pixels, so the smallest
-bound on all pixels is never larger.
+f(x) = ⟨w, x⟩ + b separates two classes. Under L∞ perturbations of at most ε its logit changes by at most ε Σ|wᵢ|, and this
+bound is attained. The proposition compares the bound at the same margin γ = y f(x): "significantly less" with weights on
+edges only. Its smallest value is a linear programme. Classifiers on edges are a subset of those on all pixels, so the
+smallest bound on all pixels is never larger.
 """
 
 import math
@@ -27,12 +27,12 @@ from paperlib.runs.files import InputError
 Training = Literal["plain", "robust"]
 
 SUPPORT = 0.25  # share of the pixels that a restricted classifier may use
-STEPS = 1000  # of L-BFGS-B at most
-RIDGE = 1e-3  # weight of ‖w‖²/2: without it the weights of classes that can be told apart grow without end
+STEPS = 1000  # most iterations of L-BFGS-B
+RIDGE = 1e-3  # weight of ‖w‖²/2, without which the weights diverge for separable classes
 
 
 def pair(data: ImageSet, first: int, second: int) -> tuple[Tensor, Tensor, ImageSet]:
-    """The images N×C×H×W of two classes, their signs ±1 N, and the set. Raises InputError where a class has no image."""
+    """Return images N×C×H×W of two classes, their signs ±1 N, and the set. Raises InputError if a class has no image."""
     chosen = data[torch.where((data.labels == first) | (data.labels == second))[0]]
     signs = torch.where(chosen.labels == first, 1.0, -1.0)
     if not (signs > 0).any() or not (signs < 0).any():
@@ -41,9 +41,9 @@ def pair(data: ImageSet, first: int, second: int) -> tuple[Tensor, Tensor, Image
 
 
 def supports(edges: Tensor) -> dict[str, Tensor]:
-    """Which pixels a classifier may use, each bool H×W, by the strength of depth edges N×H×W of images.
+    """Return the pixels that a classifier may use, each bool H×W, given depth edges N×H×W of images.
 
-    All; the quarter with the strongest edges on average; the quarter with the weakest; a quarter at random.
+    The supports are all pixels, the quarter with the strongest mean edges, that with the weakest, and a random quarter.
     """
     strength = edges.mean(0)
     count = round(SUPPORT * strength.numel())
@@ -63,10 +63,10 @@ def supports(edges: Tensor) -> dict[str, Tensor]:
 
 
 def fit(images: Tensor, signs: Tensor, support: Tensor, eps: float, training: Training) -> tuple[Tensor, Tensor]:
-    """Weights C×H×W that are zero off the `support` bool H×W, and bias, by logistic regression with a small ridge term.
+    """Fit weights C×H×W, zero off the `support` bool H×W, and a bias by logistic regression with a small ridge term.
 
-    "robust" trains on the worst perturbation, which for a linear classifier is a closed form: y f(x + δ) = y f(x) − ε‖w‖₁.
-    Both are convex; with w = u − v, u, v ≥ 0, they are smooth as well, and L-BFGS-B finds the optimum.
+    "robust" trains on the worst perturbation, in closed form for a linear classifier: y f(x + δ) = y f(x) − ε‖w‖₁. Both
+    losses are convex. With w = u − v, u, v ≥ 0, they are smooth as well, and L-BFGS-B finds the optimum.
     """
     used = support.expand_as(images[0])
     inputs, signs = (images - 0.5)[:, used].double(), signs.double()
@@ -89,10 +89,10 @@ def fit(images: Tensor, signs: Tensor, support: Tensor, eps: float, training: Tr
 
 
 def smallest_bound(images: Tensor, signs: Tensor, support: Tensor, eps: float) -> float:
-    """The smallest Δ/γ of images N×C×H×W, signs ±1 N, with weights on the `support` bool H×W alone.
+    """Return the smallest Δ/γ for images N×C×H×W with signs ±1 N and weights on the `support` bool H×W only.
 
-    γ is the smallest margin: min ε Σ|wᵢ| with yᵢ f(xᵢ) ≥ 1 for all i, a linear programme. Infinite where no such
-    classifier tells all of the images apart.
+    γ is the smallest margin. The linear programme is min ε Σ|wᵢ| with yᵢ f(xᵢ) ≥ 1 for all i. The result is infinite if
+    no such classifier separates the images.
     """
     used = support.expand_as(images[0])
     inputs = (signs[:, None] * (images - 0.5)[:, used]).double().numpy()
@@ -107,7 +107,7 @@ def smallest_bound(images: Tensor, signs: Tensor, support: Tensor, eps: float) -
 def smallest_bounds(
     train: ImageSet, oracle: Oracle, first: int, second: int, *, eps: float, operator: depth.Operator, images: int = 60
 ) -> pd.DataFrame:
-    """By support, the smallest Δ/γ for the first `images` training images of each class, and n, how many they are."""
+    """Return, by support, the smallest Δ/γ for the first `images` training images of each class, and their number n."""
     every, signs, chosen = pair(train, first, second)
     with torch.no_grad():
         edges = depth.outlines(oracle(every, chosen.depth), operator)
@@ -120,7 +120,7 @@ def smallest_bounds(
 
 
 def bound_rows(found: pd.DataFrame) -> pd.DataFrame:
-    """`smallest_bounds` as rows that claims can be held against: method "smallest: <support>", measure "bound".
+    """Return `smallest_bounds` as rows for the claims: method "smallest: <support>", measure "bound".
 
     An optimum has no uncertainty on its own images.
     """
@@ -138,11 +138,11 @@ def _score(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def experiment(
     train: ImageSet, test: ImageSet, oracle: Oracle, first: int, second: int, *, eps: float, operator: depth.Operator
 ) -> pd.DataFrame:
-    """Each support and training: margins, bound and accuracies on test images, one row each, index (training, support).
+    """Measure margins, bound and accuracies on test images: one row per (training, support).
 
-    Columns: clean (%), the mean margin γ of the images it has right, the bound Δ = ε‖w‖₁, Δ/γ, robust (%), the share with
-    y f(x) > Δ, its 95 % interval low … high, "attack (%)", what PGD leaves, which only [0,1] keeps from the bound, n, and
-    each: image by image whether it held, a bool array.
+    Columns: clean (%); γ, the mean margin of correctly classified images; the bound Δ = ε‖w‖₁; Δ/γ; robust (%), the share
+    with y f(x) > Δ, with its 95 % interval low … high; "attack (%)", the accuracy under PGD, which can exceed robust (%)
+    only because images stay in [0,1]; n; each, whether y f(x) > Δ by image, a bool array.
     """
     images, signs, chosen = pair(train, first, second)
     tested, wanted, _ = pair(test, first, second)
@@ -174,7 +174,7 @@ def _measured(images: Tensor, signs: Tensor, weight: Tensor, bias: Tensor, eps: 
 
 
 class _Linear(torch.nn.Module):
-    """The classifier as two logits, for attacks."""
+    """The linear classifier as a model with two logits, for attacks."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class _Linear(torch.nn.Module):
 
 
 def untold(found: pd.DataFrame) -> dict[str, str]:
-    """The classifiers of `experiment` that hardly tell the two classes apart, which say nothing, with the reason."""
+    """Return the classifiers of `experiment` that hardly separate the classes, and so decide no claim, with the reason."""
     reason = "tells the two classes apart hardly better than chance"
     low = {
         key: binomial_interval(round(row["clean (%)"] / 100 * row["n"]), int(row["n"]))[0] for key, row in found.iterrows()
@@ -195,7 +195,7 @@ def untold(found: pd.DataFrame) -> dict[str, str]:
 
 
 def rows(found: pd.DataFrame) -> pd.DataFrame:
-    """The robust shares of `experiment` as rows that claims can be held against: method "<training>: <support>"."""
+    """Return the robust shares of `experiment` as rows for the claims: method "<training>: <support>"."""
     values = []
     for (training, support), row in found.iterrows():
         mean, low, high = (row[name] / 100 for name in ("robust (%)", "low", "high"))
@@ -206,7 +206,7 @@ def rows(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _frame(values: list[tuple[Any, ...]], limits: tuple[float, float]) -> pd.DataFrame:
-    """Rows as `evaluation.summary` has, of one seed each, whose measure lies between the limits."""
+    """Return rows as in `evaluation.summary`, of one seed each, for a measure between the limits."""
     columns = ["method", "measure", "mean", "deviation", "low", "high", "seeds", "n", "sample_low", "sample_high", "each"]
     rows = [(*row, np.array([row[2]]), (0,), limits) for row in values]
     return pd.DataFrame(rows, columns=[*columns, "by_seed", "seed_list", "limits"])

@@ -1,10 +1,9 @@
 """The study `alignment_matrix`: every defence of the four papers, and combinations, under one protocol.
 
-Same data, network, optimiser and epochs for all in place of each paper's own, and in training the same ε, steps and step
-size, with loss and start as each defence asks; weights are settings. What a defence needs besides, it gets: PAG its
-targets, RIGD a network trained by PGD-AT, RAAT# and its baseline WA a moving average of the weights, DAAT depth, and as
-attention the activations of a layer where the network is convolutional. DAAT is without the feature alignment, whose
-teacher must have tokens.
+All defences share data, network, optimiser and epochs, and in training ε, number of steps and step size. The attack's loss
+and start follow each defence; weights are settings. Further inputs are given: PAG's targets, a network trained by PGD-AT
+for RIGD, a moving average of the weights for RAAT# and its baseline WA, and depth for DAAT. DAAT aligns the activations of
+a layer if the network is convolutional, and it lacks the feature alignment, whose teacher must have tokens.
 """
 
 import re
@@ -39,27 +38,27 @@ Name = Literal[
     "standard", "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
     "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
 ]  # fmt: skip
-# The term of each defence's loss that is its own, by the name that the loss gives it: what a combination can add.
+# The term that a combination can add for each defence, by its name in the defence's loss.
 TERMS: dict[Name, str] = {
     "gradient_penalty": "penalty", "one_image": "misalignment", "class_mean": "misalignment",
     "nearest_neighbor": "misalignment", "rigd": "misalignment", "first": "misalignment", "deep": "misalignment",
     "trades": "kl", "mart": "kl", "cons_at": "js", "raat": "dicar", "raat_plus_plus": "dicar", "daat": "align",
 }  # fmt: skip
-TWICE: set[Name] = {  # differentiated
+TWICE: set[Name] = {  # defences that differentiate the network twice
     "gradient_penalty", "one_image", "class_mean", "nearest_neighbor", "rigd", "first", "deep",
 }  # fmt: skip
-AVERAGED: set[Name] = {"wa", "raat_sharp"}  # of which a moving average of the weights is what is kept
-ON_ADVERSARIAL: set[Name] = {  # images in training
+AVERAGED: set[Name] = {"wa", "raat_sharp"}  # defences whose result is a moving average of the weights
+ON_ADVERSARIAL: set[Name] = {  # defences that train on adversarial images
     "pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus", "wa", "raat_sharp", "daat",
 }  # fmt: skip
-WEIGHTED = {*TERMS, "raat_sharp"}  # have a weight of their own
+WEIGHTED = {*TERMS, "raat_sharp"}  # defences whose loss has a weight
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-GROUPS = {"combinations", "equal"}  # of trainings, in `seeds_of`
-DEEP = 3  # layers
+GROUPS = {"combinations", "equal"}  # groups of trainings in `seeds_of`
+DEEP = 3  # layers of DEEP
 
 
 class Combination(BaseModel):
-    """One defence's objective with the own terms of others on top, at their weights."""
+    """One defence's objective plus weighted terms of other defences."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -76,42 +75,42 @@ class Combination(BaseModel):
 
 
 class MatrixSettings(DepthSettings):
-    """One protocol for all."""
+    """Settings of the common protocol."""
 
     defences: Annotated[list[Name], Field(min_length=2)]
-    weights: dict[Name, Radius]  # of each defence's own term: λ, β; of DEEP, β of each layer
-    combinations: dict[str, Combination]  # what no paper tried; add your own
-    seeds_of: dict[str, Count]  # the first so many alone, by name; "combinations", "equal" for all of equal compute
-    ramp: Ramp  # of ε, in every attack in training
-    equal_compute: Name | None  # all are trained once more, for as many multiplications as this defence takes; None: not
-    classes_per_step: Count | None  # PAG's K; None: all, as in the paper
+    weights: dict[Name, Radius]  # weight of each defence's term: λ or β; for DEEP, β of every layer
+    combinations: dict[str, Combination]  # combinations that no paper tried; add your own
+    seeds_of: dict[str, Count]  # number of seeds by name, if fewer than all; "combinations" and "equal" name groups
+    ramp: Ramp  # shares of the steps between which ε rises, in every training attack
+    equal_compute: Name | None  # train all methods again with as many multiplications as this defence; None: do not
+    classes_per_step: Count | None  # PAG's K; None: all classes, as in the paper
     neighbors: Annotated[int, Field(ge=2)]  # PAG's sample size of Nearest Neighbor, per class
     eta: Positive  # RAAT's η
     average: BelowOne  # decay per step of the weights' moving average in WA and RAAT#
-    average_start: BelowOne  # share before which RAAT# has no DICAR, and, to the nearest epoch, the average is a copy
-    oracle: Literal["exact", "learned"]  # of depth, for DAAT and for the cosine of attention and edges
-    task: Literal["ce", "mse"]  # GFA's in training; mse: the paper
-    landscape_reach: Positive  # L2 distance to which flatness is looked at, twice over
-    measure_images: Annotated[int, Field(ge=2)]  # test images that alignment is measured on
-    queries: Count  # of Square
-    minimum_images: Count  # of the minimum-norm attacks
-    minimum_steps: Count  # of C&W, EAD (in each search) and DDN
-    pixel_images: Images  # of the one-pixel attack
+    average_start: BelowOne  # share of the epochs before which RAAT# has no DICAR and the average is a copy
+    oracle: Literal["exact", "learned"]  # depth oracle for DAAT and for the cosine of attention and edges
+    task: Literal["ce", "mse"]  # GFA's task loss in training; the paper uses mse
+    landscape_reach: Positive  # twice the L2 distance at which flatness is measured
+    measure_images: Annotated[int, Field(ge=2)]  # test images on which alignment is measured
+    queries: Count  # queries of Square
+    minimum_images: Count  # images for the minimum-norm attacks
+    minimum_steps: Count  # steps of C&W, EAD (in each search) and DDN
+    pixel_images: Images  # images for the one-pixel attack
     pixel_generations: Count
-    score_eps: Positive  # of the PAG score's targeted L2 attack
+    score_eps: Positive  # radius of the PAG score's targeted L2 attack
     score_steps: Count
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         trained = [*self.defences, *self.combinations]
         if missing := {"standard", "pgd_at"} - set(self.defences):
-            raise ValueError(f"defences needs {' and '.join(sorted(missing))}: the others are held against them")
+            raise ValueError(f"defences needs {' and '.join(sorted(missing))}, with which the others are compared")
         if double := set(self.defences) & set(self.combinations):
             raise ValueError(f"combinations: {', '.join(sorted(double))} is a defence's name; choose another")
         if extra := set(self.seeds_of) - set(trained) - GROUPS:
             raise ValueError(
-                f"seeds_of has {', '.join(sorted(extra))}, which is not trained; {', '.join(trained)} are, and "
-                f"{' and '.join(sorted(GROUPS))} name several"
+                f"seeds_of has {', '.join(sorted(extra))}, which is not trained; choose from {', '.join(trained)}, "
+                f"{' and '.join(sorted(GROUPS))}"
             )
         if self.equal_compute and self.equal_compute not in self.defences:
             raise ValueError(f"equal_compute = {self.equal_compute}, which is not among the defences")
@@ -122,8 +121,7 @@ class MatrixSettings(DepthSettings):
                     f"{', '.join(sorted({'judge', *GROUPS}))}"
                 )
         used = {*self.defences, *(one.base for one in self.combinations.values())}
-        needed = used & WEIGHTED
-        if bare := needed - set(self.weights):
+        if bare := (used & WEIGHTED) - set(self.weights):
             raise ValueError(f"weights has none for {', '.join(sorted(bare))}")
         if used & AVERAGED and not self.average:
             raise ValueError("average = 0: wa and raat_sharp need the moving average of the weights (paper: 0.999)")
@@ -135,44 +133,44 @@ class MatrixSettings(DepthSettings):
 STUDIES = {"alignment_matrix": MatrixSettings}
 
 
-# What is trained ---------------------------------------------------------------------------------------------------
+# Trainings ---------------------------------------------------------------------------------------------------------
 
 
 def training_attack(settings: MatrixSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
-    """PGD from a random start, steps that add up to 2.5 ε."""
+    """Return PGD from a random start with steps that sum to 2.5 ε."""
     return training_pgd(
         eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation
     )
 
 
 def target(settings: MatrixSettings, size: int) -> Target:
-    """G, the edges of depth of images of `size` pixels: the scenes' own, or as a network learnt it from scenes."""
+    """Return G for images of `size` pixels, from the scenes' exact depth or from a network that learnt depth on scenes."""
     learned = settings.oracle == "learned"
     depth = oracles.by_learned(size, settings.depth_images, settings.depth_epochs) if learned else oracles.exact
     return oracles.target(depth)
 
 
 def attention(settings: MatrixSettings) -> Attention:
-    """A, of a layer's activations or of a transformer's class token."""
+    """Return the function for A: a layer's activation attention, or a transformer's class-token attention."""
     return attended if settings.layer is None else partial(activated, layer=settings.layer)
 
 
 def layers(model: nn.Module, data: ImageSet) -> tuple[str, ...]:
-    """The first layers, at whose inputs gradient and features are held against each other."""
+    """Return the first layers, at whose inputs gradient and features are compared."""
     return tuple(weighted_layers(model, as_float(data.images[:1]))[:DEEP])
 
 
 def toward_means(train: ImageSet, device: torch.device) -> Targets:
-    """g(x, t) of PAG's Class Mean: what the PAG cosine is measured against."""
+    """Return g(x, t) of PAG's Class Mean, the target of the PAG cosine."""
     return partial(toward, class_mean(train, 1.0).to(device))
 
 
 def methods(
     settings: MatrixSettings, train: ImageSet, model: nn.Module, device: torch.device, teacher: nn.Module
 ) -> dict[str, Method]:
-    """The defences and the combinations; `model` is the network that they train, for the names of its layers.
+    """Return the defences and the combinations, by name. RIGD distils the gradients of `teacher`.
 
-    The gradients of `teacher` are what RIGD distils.
+    `model` is a network of the trained architecture, which gives the names of its layers.
     """
     seed, uniform = settings.seeds[0], training_attack(settings)
     normal = training_attack(settings, start_deviation=START)
@@ -225,23 +223,23 @@ def methods(
 
 
 def on_adversarial(settings: MatrixSettings) -> set[str]:
-    """The defences and combinations that train on adversarial images."""
+    """Return the defences and combinations that train on adversarial images."""
     mixed = {name for name, one in settings.combinations.items() if {one.base, *one.add} & ON_ADVERSARIAL}
     return mixed | (set(settings.defences) & ON_ADVERSARIAL)
 
 
 def _term_alone(method: Method) -> Method:
-    """A method whose own term is wanted and nothing else: RAAT without its partition and MART's terms."""
+    """Strip a method down to the term that a combination adds: RAAT loses its partition and MART's terms."""
     return RAAT(method.attack, bound=False) if isinstance(method, RAAT) else method
 
 
 def train(
     run: Run[MatrixSettings], named: Mapping[str, Method], data: Splits, epochs: Mapping[str, int] | None = None
 ) -> dict[str, dict[int, nn.Module]]:
-    """Train the methods with each seed, or with as many as `seeds_of` says.
+    """Train the methods with each seed, or with the number of seeds in `seeds_of`.
 
-    Of WA and RAAT# the average of the weights is kept. With `epochs`, of each by name, they are the trainings of equal
-    compute, as "<name>_equal".
+    For WA and RAAT# the result is the moving average of the weights. With `epochs` by name, the trainings are those of
+    equal compute, named "<name>_equal".
     """
     settings = run.settings
     trained: dict[str, dict[int, nn.Module]] = {}
@@ -257,7 +255,7 @@ def train(
 
 
 def _seeds(settings: MatrixSettings, name: str, equal: bool) -> list[int]:
-    """Those of a defence or combination, in its training of `equal` compute or in its own."""
+    """Return the seeds of a defence or combination, for its own training or that of `equal` compute."""
     groups = {"combinations"} if name in settings.combinations else set()
     counts = [count for of, count in settings.seeds_of.items() if of in {name, *groups, *(["equal"] if equal else [])}]
     return list(settings.seeds[: min(counts, default=None)])
@@ -267,19 +265,19 @@ def _seeds(settings: MatrixSettings, name: str, equal: bool) -> list[int]:
 
 
 def selection_attack(settings: MatrixSettings) -> Attack:
-    """What validation images are attacked with after each epoch: PGD-10, as in RAAT's study."""
+    """Return the attack on validation images after each epoch: PGD-10, as in RAAT's study."""
     return partial(pgd, eps=settings.eps, norm=settings.norm, steps=10, step_size=settings.eps / 4)
 
 
 def attacks(settings: MatrixSettings) -> dict[str, Attack]:
-    """On all test images: FGSM, PGD-20, and PGD-20 on the margin."""
+    """Return the attacks on all test images: FGSM, PGD-20, and PGD-20 on the margin."""
     eps, norm = settings.eps, settings.norm
     strong = partial(pgd, eps=eps, norm=norm, steps=20, step_size=eps / 8)
     return {"fgsm": partial(fgsm, eps=eps, norm=norm), "pgd_20": strong, "pgd_margin": partial(strong, loss="margin")}
 
 
 def strong_attacks(settings: MatrixSettings, source: nn.Module) -> dict[str, Attack]:
-    """On fewer images: what does not ask for the gradient, and AutoAttack."""
+    """Return the attacks on fewer images: noise, transfer and Square, which need no gradient, and AutoAttack."""
     eps, norm = settings.eps, settings.norm
     steps = partial(pgd, steps=20, step_size=eps / 8, loss="margin")
     return {
@@ -291,7 +289,7 @@ def strong_attacks(settings: MatrixSettings, source: nn.Module) -> dict[str, Att
 
 
 def other_attacks(settings: MatrixSettings) -> dict[str, Attack]:
-    """On fewer images as well: PGD-100, and PGD-20 on the margin in the other norm."""
+    """Return further attacks on fewer images: PGD-100, and PGD-20 on the margin in the other norm."""
     other: Norm = "l2" if settings.norm == "linf" else "linf"
     radius = settings.eps_l2 if other == "l2" else settings.eps_linf
     return {
@@ -301,7 +299,7 @@ def other_attacks(settings: MatrixSettings) -> dict[str, Attack]:
 
 
 def plan(settings: MatrixSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method."""
+    """Return the number of images for each measure and of seeds for each method."""
     few = [*strong_attacks(settings, nn.Identity()), *other_attacks(settings)]
     images = planned(settings, ["clean", *attacks(settings)], dict.fromkeys(few, settings.autoattack_images))
     names = [*settings.defences, *settings.combinations]
@@ -314,10 +312,10 @@ PLANS = {"alignment_matrix": plan}
 
 
 def check(settings: MatrixSettings, model: nn.Module, data: ImageSet) -> None:
-    """Raise InputError, before anything is trained, where the network or the images do not fit what is asked."""
+    """Raise InputError, before anything is trained, if the network or the images do not fit the settings."""
     if data.images.shape[1] != 3:
         raise InputError(
-            f"data = {settings.data}: images of {data.images.shape[1]} channel; depth is told from colour images"
+            f"data = {settings.data}: images of {data.images.shape[1]} channel; depth oracles need colour images"
         )
     with torch.no_grad():
         model.eval()

@@ -1,4 +1,4 @@
-"""Defences side by side: every measure of alignment of every model, and which of them tells how robust it is."""
+"""Comparison of defences: every measure of alignment of every model, and its correlation with robustness."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ from paperlib.methods.gfa import aligned
 from paperlib.methods.pag import Targets
 from paperlib.training import cost
 
-# What each measure is, and whose.
+# The paper and the meaning of each measure.
 MEASURES = {
     "pag_cosine": "PAG: mean cosine of the class gradients with class mean − image",
     "pag_score": "PAG: share of targeted images whose class another model sees",
@@ -34,18 +34,18 @@ MEASURES = {
     "linearity": "minus the error of the first-order expansion of the loss (Qin et al. 2019)",
     "small_gradient": "minus the logarithm of the gradient's dual norm: what an attack gains to first order",
 }
-CONTROL = "small_gradient"  # what the others are asked to add to
+CONTROL = "small_gradient"  # the other measures should predict more than this one
 DEFECT, MOVED = "robust_alignment_defect", "robust_alignment_moved"
-FEW = 16  # images of a step whose multiplications are counted: they grow with the images, and their ratio does not
+FEW = 16  # images in a step whose multiplications are counted; ratios of counts do not depend on this number
 
 
 def per_image(
     model: nn.Module, data: ImageSet, *, targets: Targets, layers: Sequence[str], attack: Attack,
     attention: Attention, target: Target, eps: float, norm: Norm,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Every measure of MEASURES that one model's answers tell by image, larger for what should be more robust: N each.
+    """Compute all measures of MEASURES that exist per image, N each, larger for what should be more robust.
 
-    Of "robust_alignment" its two parts, DEFECT and MOVED: it is a ratio of means.
+    "robust_alignment" is a ratio of means, so its two parts, DEFECT and MOVED, are returned.
     """
     images, labels = data.images, data.labels
     leaf = images.detach().requires_grad_(True)
@@ -55,7 +55,7 @@ def per_image(
         gradients = class_gradients(log_probabilities, leaf, classes)
     pairs = cosine(gradients.flatten(0, 1), targets(images, classes).flatten(0, 1))
     found = {"pag_cosine": pairs.view(classes.shape).mean(1)}
-    cosines = aligned(model, images, labels, layers, "ce")[1].detach()  # one loss for all, whatever they were trained with
+    cosines = aligned(model, images, labels, layers, "ce")[1].detach()  # the same loss for all models
     found |= {f"gfa_cosine_{number}": row for number, row in enumerate(cosines, 1)}
     with torch.no_grad():
         seen = attention(model, images)[1]
@@ -63,14 +63,14 @@ def per_image(
         found["edge_cosine"] = F.cosine_similarity(seen.flatten(1), wanted.flatten(1))
     probe = nn.Sequential(model, nn.Softmax(1)).eval()
     defect, moved = alignment_defect(probe, images, attack(model, images, labels), ["1"], (0.25, 0.5, 0.75))
-    found |= {DEFECT: defect[0], MOVED: moved[0]}  # of the probabilities; see `by_model`
+    found |= {DEFECT: defect[0], MOVED: moved[0]}
     return found | first_order(model, images, labels, eps=eps, norm=norm)
 
 
 def first_order(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: Norm, steps: int = 10
 ) -> dict[str, Tensor]:
-    """How the loss lies around images N×…, of the margin over the spread of the clean outputs: N each.
+    """Measure gradient and linearity of ℓ, the margin in units of the clean outputs' spread, at images N×…: N each.
 
     "small_gradient" is −log₁₀ of ε times the gradient's dual norm. "linearity" is −max |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)| over the
     ball, by projected ascent of `steps` steps of ε / 4 (Qin et al. 2019, Equation 5).
@@ -104,11 +104,11 @@ def first_order(
     return {"small_gradient": -(eps * size).clamp_min(1e-12).log10(), "linearity": -largest}
 
 
-# Which of them tells? ----------------------------------------------------------------------------------------------
+# Measures as predictors of robustness ------------------------------------------------------------------------------
 
 
 def by_model(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `evaluate_each` or `by_image` as one row a model: index (method, seed), a column a measure, its mean.
+    """Pivot rows of `evaluate_each` or `by_image` to one row per model (method, seed) and one column per measure's mean.
 
     "robust_alignment" is minus the mean of DEFECT over that of MOVED, as in RAAT's own study.
     """
@@ -119,9 +119,9 @@ def by_model(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def learnt(models: pd.DataFrame, table: pd.DataFrame, classes: int) -> pd.DataFrame:
-    """Those of `models` whose own clean accuracy, in `table` of `evaluate_each`, is well above chance; see `at_chance`.
+    """Select the `models` whose clean accuracy in `table`, from `evaluate_each`, is well above chance; see `at_chance`.
 
-    One that has hardly learnt keeps most of what it has under any attack, whatever its gradients are like.
+    A model near chance keeps most of its accuracy under any attack, whatever its gradients are.
     """
     clean = table[table["measure"] == "clean"].to_dict("records")
     known = {(row["method"], row["seed"]) for row in clean if not at_chance(row, classes)}
@@ -129,21 +129,21 @@ def learnt(models: pd.DataFrame, table: pd.DataFrame, classes: int) -> pd.DataFr
 
 
 def kinds(models: pd.DataFrame, adversarial: Collection[str]) -> dict[str, pd.DataFrame]:
-    """The models that trained on adversarial images, whose methods `adversarial` names, and the others."""
+    """Split the models into those that trained on adversarial images, whose methods `adversarial` names, and the others."""
     members = _methods(models).isin(adversarial)
     return {"trained on adversarial images": models[members], "trained on clean images": models[~members]}
 
 
 def _methods(models: pd.DataFrame) -> pd.Index:
-    """The method of each model; of equal compute as of the protocol's own."""
+    """Return the method of each model, without the suffix of equal compute."""
     return models.index.get_level_values("method").astype(str).str.removesuffix("_equal")
 
 
 def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
-    """Spearman's ρ of each measure with the accuracy `robust` over models, and what is left of it beside CONTROL.
+    """Return Spearman's ρ of each measure with the accuracy `robust` over models, alone and given CONTROL.
 
-    `models` is of `by_model`; a model that stands there twice counts once. Columns ρ, low, high; "beside the gradient" with
-    its low and high; models. The intervals (95 %) are over methods, whose seeds and longer trainings come and go together.
+    `models` is from `by_model`; duplicate rows count once. Columns: (ρ | "beside the gradient", value | low | high), and
+    models. The 95 % intervals resample methods, so all seeds and trainings of a method are drawn together.
     """
     rows, models = {}, models.drop_duplicates()
     groups = _methods(models).to_numpy()
@@ -160,20 +160,20 @@ def predictors(models: pd.DataFrame, robust: str) -> pd.DataFrame:
 
 
 def within(parts: Mapping[str, pd.DataFrame], robust: str) -> pd.DataFrame:
-    """Spearman's ρ of each measure with `robust` among the models of each part, as `kinds` makes them.
+    """Return Spearman's ρ of each measure with `robust` among the models of each part from `kinds`.
 
-    Whatever tells the one kind from the other follows robustness over all models; within a kind it has more to tell.
-    Columns (kind, value | low | high | models), intervals as in `predictors`.
+    Any measure that separates the kinds follows robustness over all models, so ρ within a kind is the harder test.
+    Columns: (kind, value | low | high | models), intervals as in `predictors`.
     """
     rows = {kind: predictors(models, robust) for kind, models in parts.items()}
     return pd.concat({kind: found["ρ"].assign(models=found["models", ""]) for kind, found in rows.items()}, axis=1)
 
 
-# What it costs -----------------------------------------------------------------------------------------------------
+# Costs -------------------------------------------------------------------------------------------------------------
 
 
 def training_time(histories: pd.DataFrame) -> pd.DataFrame:
-    """Of each method of `training.histories`: minutes (mean over seeds), times PGD-AT's where that is there, and epochs."""
+    """Return each method's minutes from `training.histories` (mean over seeds), their ratio to PGD-AT's, and epochs."""
     each = histories.groupby(["method", "seed"], sort=False).agg(minutes=("seconds", "first"), epochs=("epoch", "max"))
     table = each.groupby("method", sort=False).mean().rename_axis(None)
     table["minutes"] /= 60
@@ -183,10 +183,10 @@ def training_time(histories: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, device: torch.device) -> pd.Series:
-    """Each defence's step in plain steps: multiplications counted, see `cost`.
+    """Return the cost of each defence's step in plain steps, by counting multiplications; see `cost`.
 
-    On a batch whose labels are the untrained model's own answers, so that terms on right images alone (DICAR) count in
-    full: the most that they can take.
+    The labels are the untrained model's own predictions, so that terms over correctly classified images (DICAR) have their
+    largest cost.
     """
     few, probe = data.train[:FEW], copy.deepcopy(model).to(device)
     images = as_float(few.images).to(device)
@@ -203,23 +203,24 @@ def costs(methods: Mapping[str, Method], model: nn.Module, data: Splits, device:
 
 
 def equal_epochs(found: pd.Series, reference: str, epochs: int) -> dict[str, int]:
-    """How many epochs each defence trains when all get the multiplications of the reference's `epochs`; one at least."""
+    """Return the epochs of each defence, at least one, that cost as many multiplications as the reference's `epochs`."""
     return {name: max(1, round(epochs * found[reference] / one)) for name, one in found.items()}
 
 
 def cost_table(found: pd.Series, epochs: int, equal: Mapping[str, int] | None) -> pd.DataFrame:
-    """The cost of a step, the epochs of the protocol, and what they come to in plain epochs; likewise at equal compute."""
+    """Return the cost of a step, the epochs, and their product in plain epochs; at equal compute as well if given."""
     table = pd.DataFrame({"cost": found, "epochs": epochs, "in plain epochs": found * epochs})
-    if equal is None:
-        return table
-    return table.assign(equal=(longer := pd.Series(equal)), **{"equal, in plain epochs": found * longer})
+    if equal is not None:
+        table["equal"] = pd.Series(equal)
+        table["equal, in plain epochs"] = found * table["equal"]
+    return table
 
 
 def front(table: pd.DataFrame, robust: str, found: pd.Series) -> pd.DataFrame:
-    """One row a method: clean and robust accuracy in percent with their intervals, cost, and whether nothing is better.
+    """Return one row per method: clean and robust accuracy in percent with intervals, cost, and Pareto optimality.
 
-    "front" is True where no other method is at least as good in all three and better in one. `table` is of `summary`, whose
-    methods that `found` has no cost for are left out.
+    "front" is True if no other method is at least as good in all three and better in one. `table` is from `summary`; its
+    methods without a cost in `found` are left out.
     """
     known = in_percent(table).pivot(index="method", columns="measure", values=["value", "low", "high"])
     ends = {f"{measure} {end}": known[end, measure] for measure in ("clean", robust) for end in ("value", "low", "high")}

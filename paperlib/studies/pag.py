@@ -1,4 +1,4 @@
-"""The studies `toy_pag` and `cifar_pag`: what their notebooks can be told, and what they train, attack and measure."""
+"""The studies `toy_pag` and `cifar_pag`: settings, trainings, attacks and measures of their notebooks."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -45,44 +45,44 @@ Control = Literal["wrong_class", "gradient_penalty"]
 
 
 class ToySettings(TrainingSettings):
-    """Appendix C.1."""
+    """Settings of Appendix C.1."""
 
-    device: Literal["cpu"]  # too small for anything else
+    device: Literal["cpu"]  # the toy is too small for a GPU
     weight: Radius  # λ; not published
     neighbors: Annotated[int, Field(ge=2)]  # sample size of Nearest Neighbor, per class; not published
     gradient: Literal["log_softmax", "logit"]
-    eps: Radius  # of the L2 attack
+    eps: Radius  # radius of the L2 attack
     attack_steps: Count
     attack_step_size: Positive
 
 
 class CifarSettings(ImageSettings):
-    """Section 5.2 and Appendices C.2 and D."""
+    """Settings of Section 5.2 and Appendices C.2 and D."""
 
-    attack_steps: Count  # of the PGD that is reported
-    autoattack_norms: list[Norm]  # [] where AutoAttack is not run
+    attack_steps: Count  # steps of the reported PGD
+    autoattack_norms: list[Norm]  # norms under which AutoAttack runs; [] for none
     sources: Annotated[list[Source], Field(min_length=1)]
     weights: dict[Source, Radius] | None  # λ of each source; None: as in Table 3 for this data set
-    controls: list[Control]  # wrong_class: Class Mean's targets, each class with the next one's; no paper's
+    controls: list[Control]  # not in the paper; wrong_class is Class Mean with the next class's targets
     penalty: Radius  # λ of the gradient penalty, which has no direction
-    classes_per_step: Count | None  # None: all, as in the paper
-    class_draw: Draw  # who draws the K classes: each image its own, or the batch the same for all
-    passes: Literal[1, 2]  # 2, the authors' code: the gradient term has a pass and an augmentation of its own
+    classes_per_step: Count | None  # K of the C classes; None: all, as in the paper
+    class_draw: Draw  # whether each image draws its own K classes, or the batch one set
+    passes: Literal[1, 2]  # 2, as in the authors' code: the gradient term has its own pass and augmentation
     early_weight: Share  # factor on λ in the first half of the training; 1: none, 2/3: an option of the authors' code
     gradient: Literal["log_softmax", "logit"]
     published_targets: str  # folder of target gradients in the authors' layout, for the source "published"; "" for none
     class_mean_constant: Positive
-    neighbors: Annotated[int, Field(ge=2)]  # two at least: an image's own class must have another
+    neighbors: Annotated[int, Field(ge=2)]  # at least two, because an image is not its own neighbour
     clusters: Count
-    teacher_epochs: Count  # of the robust teachers that RIGD distils
-    teacher_steps: Count  # of their PGD
+    teacher_epochs: Count  # epochs of the robust teachers that RIGD distils
+    teacher_steps: Count  # steps of the teachers' PGD
     teacher_learning_rate: Positive
     teacher_linf: str  # file of a published robust ResNet-50 to use instead of training one; "" for none
     teacher_l2: str
     sweep_weights: list[Radius]  # λ of Figure 5's Class Mean models; [] for no sweep
-    sweep_epsilons: list[Radius]  # factors of eps
-    score_images: Count  # of the PAG score
-    score_eps: Positive  # of its targeted L2 attack
+    sweep_epsilons: list[Radius]  # radii of the sweep, as factors of ε
+    score_images: Count  # images for the PAG score
+    score_eps: Positive  # radius of the score's targeted L2 attack
     score_steps: Count
 
     @model_validator(mode="after")
@@ -93,11 +93,11 @@ class CifarSettings(ImageSettings):
         if "class_mean" not in self.sources and (asked := [name for name, given in needing.items() if given]):
             raise ValueError(f"{asked[0]} needs class_mean among the sources")
         if ("published" in self.sources) != bool(self.published_targets):
-            raise ValueError("source published and published_targets, a folder, go together")
+            raise ValueError("source published and published_targets, a folder, go together; give both or neither")
         return self
 
 
-# Table 3. K-means is not in the paper and takes Class Mean's; that of published gradients is their code's.
+# λ of Table 3. K-means, not in the paper, takes Class Mean's λ; λ of "published" is from the authors' code.
 WEIGHTS: dict[str, dict[Source, float]] = {
     "cifar10": {
         "one_image": 0.5, "class_mean": 0.4, "kmeans": 0.4, "nearest_neighbor": 0.4, "rigd_linf": 0.4, "rigd_l2": 0.4,
@@ -114,20 +114,20 @@ STUDIES = {"toy_pag": ToySettings, "cifar_pag": CifarSettings}
 
 
 def toy_methods(settings: ToySettings, train: ImageSet) -> dict[str, Method]:
-    """Section 5.1: vanilla training and PAG with Nearest Neighbor."""
+    """Return vanilla training and PAG with Nearest Neighbor (Section 5.1)."""
     pool = sample(train, settings.neighbors, settings.seeds[0])
     return {"vanilla": Standard(), "pag": PAG(partial(toward, pool), settings.weight, None, settings.gradient)}
 
 
 def toy_attacks(settings: ToySettings) -> dict[str, Attack]:
-    """Appendix C.1: L2 PGD from the sample itself, in steps of one length; Algorithm 1 as printed has the bare gradient."""
+    """Return L2 PGD from the clean sample (Appendix C.1), in steps of one length; Algorithm 1 prints the bare gradient."""
     steps, size = settings.attack_steps, settings.attack_step_size
     attack = partial(pgd, eps=settings.eps, norm="l2", steps=steps, step_size=size, random_start=False, box=None)
     return {"pgd_l2": attack}
 
 
 def toy_margins(run: Run[ToySettings], trained: Trained, data: ImageSet) -> pd.DataFrame:
-    """Distances of test samples to the boundary along and across x₂ = 2 x₁, to 60: method, seed, direction, distance."""
+    """Measure distances, up to 60, to the boundary along and across x₂ = 2 x₁: method, seed, direction, distance."""
     directions = {"along": torch.tensor([1.0, 2.0]) / 5**0.5, "across": torch.tensor([-2.0, 1.0]) / 5**0.5}
     parts = [
         pd.DataFrame(
@@ -143,14 +143,14 @@ def toy_margins(run: Run[ToySettings], trained: Trained, data: ImageSet) -> pd.D
 
 
 def with_margins(table: pd.DataFrame, distances: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """The table of `evaluate_each` with the share of samples whose margin is above `eps`, by direction, added."""
+    """Add to the table of `evaluate_each` the share of samples whose margin is above `eps`, by direction."""
     rows = distances.assign(hit=distances["distance"] > eps, measure="margin_" + distances["direction"])
     counted = rows.groupby(["method", "seed", "measure"], sort=False)["hit"].agg(n="size", correct="sum")
     return pd.concat([table, counted.assign(value=counted["correct"] / counted["n"]).reset_index()])
 
 
 def teachers(settings: CifarSettings) -> dict[str, Method]:
-    """The adversarial trainings whose models RIGD needs: those of the sources that have no published model."""
+    """Return the adversarial trainings of RIGD's teachers, for sources without a published model."""
     published = {"linf": settings.teacher_linf, "l2": settings.teacher_l2}
     return {
         f"teacher_{norm}": AdversarialTraining(attack)
@@ -160,13 +160,13 @@ def teachers(settings: CifarSettings) -> dict[str, Method]:
 
 
 def published_teachers(settings: CifarSettings) -> dict[str, dict[int, nn.Module]]:
-    """The robust models that the settings name by file, as `training.train_each` would return them."""
+    """Load the robust models whose files the settings name, in the form that `training.train_each` returns."""
     files = {"teacher_linf": settings.teacher_linf, "teacher_l2": settings.teacher_l2}
     return {name: {0: load_robust_resnet50(Path(file))} for name, file in files.items() if file}
 
 
 def target_sources(settings: CifarSettings, train: ImageSet, teachers: Trained, device: torch.device) -> dict[str, Targets]:
-    """The target gradients g(x, y_t) of each source in the settings, and of the control that has some."""
+    """Return the target gradients g(x, y_t) of each source in the settings, and of the control wrong_class."""
     seed = settings.seeds[0]
     pools = {
         "one_image": partial(one_image, train, seed),
@@ -190,7 +190,7 @@ def target_sources(settings: CifarSettings, train: ImageSet, teachers: Trained, 
 
 
 def methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
-    """Vanilla training, PAG with each source, and the controls."""
+    """Return vanilla training, PAG with each source, and the controls."""
     weights = _weights(settings)
     named: dict[str, Method] = {"vanilla": Standard()}
     named |= {source: _pag(settings, targets[source], weights[source]) for source in settings.sources}
@@ -209,7 +209,7 @@ def _pag(settings: CifarSettings, targets: Targets, weight: float) -> PAG:
 
 
 def sweep_methods(settings: CifarSettings, targets: Mapping[str, Targets]) -> dict[str, Method]:
-    """Figure 5: PAG with Class Mean at each λ of the sweep but the one that `methods` trains anyway."""
+    """Return PAG with Class Mean at each λ of the sweep (Figure 5), except the λ that `methods` trains."""
     return {name: _pag(settings, targets["class_mean"], weight) for name, weight in _swept(settings).items()}
 
 
@@ -218,7 +218,7 @@ def _swept(settings: CifarSettings) -> dict[str, float]:
 
 
 def with_sweep(settings: CifarSettings, summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary with Class Mean's own rows once more under the name of its λ, as the sweep's other points have."""
+    """Add Class Mean's rows to the summary again under the name of its λ, like the other points of the sweep."""
     own = summary[summary["method"] == "class_mean"]
     named = own.assign(method=f"lambda_{_weights(settings).get('class_mean', 0):g}")
     return pd.concat([summary, named], ignore_index=True)
@@ -229,23 +229,23 @@ def _weights(settings: CifarSettings) -> dict[Source, float]:
 
 
 def attacks(settings: CifarSettings) -> dict[str, Attack]:
-    """Appendix C.2: PGD with a random start and steps of 2ε/k, under both norms."""
+    """Return PGD with a random start and steps of 2ε/k, under both norms (Appendix C.2)."""
     return {f"pgd_{norm}": attack for norm, attack in _attacks(settings, settings.attack_steps, 2.0).items()}
 
 
 def validation_attack(settings: CifarSettings) -> Attack:
-    """What checkpoints are selected under: PGD-10 in L2, where PAG is at its best."""
+    """Return the attack that selects checkpoints: PGD-10 in L2, the norm in which PAG works best."""
     return _attacks(settings, 10, 2.0)["l2"]
 
 
 def strong_attacks(settings: CifarSettings) -> dict[str, Attack]:
-    """AutoAttack, which the paper does not report."""
+    """Return AutoAttack, which the paper does not report."""
     eps = {"linf": settings.eps_linf, "l2": settings.eps_l2}
     return {f"autoattack_{norm}": partial(autoattack, eps=eps[norm], norm=norm) for norm in settings.autoattack_norms}
 
 
 def _attacks(settings: CifarSettings, steps: int, total: float) -> dict[Norm, Attack]:
-    """PGD under both norms; its steps add up to `total` times eps."""
+    """Return PGD under both norms, with steps that sum to `total` · ε."""
     radii: dict[Norm, float] = {"linf": settings.eps_linf, "l2": settings.eps_l2}
     return {
         norm: partial(pgd, eps=eps, norm=norm, steps=steps, step_size=total * eps / steps) for norm, eps in radii.items()
@@ -253,7 +253,7 @@ def _attacks(settings: CifarSettings, steps: int, total: float) -> dict[Norm, At
 
 
 def plan(settings: CifarSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method; the sweep over λ has one."""
+    """Return the number of images for each measure and of seeds for each method; the sweep over λ has one seed."""
     swept, own = _swept(settings), f"lambda_{_weights(settings).get('class_mean', 0):g}"
     fewer = dict.fromkeys(strong_attacks(settings), settings.autoattack_images)
     fewer |= {"pag_score": settings.score_images, "alignment": settings.score_images if swept else 0}
@@ -263,7 +263,7 @@ def plan(settings: CifarSettings) -> Plan:
 
 
 def toy_plan(settings: ToySettings) -> Plan:
-    """The same of the toy."""
+    """Return the number of images for each measure and of seeds for each method of the toy."""
     images = dict.fromkeys(["clean", *toy_attacks(settings), "margin_along", "margin_across"], EXTENTS["toy"][0])
     return Plan({**images}, dict.fromkeys(["vanilla", "pag"], len(settings.seeds)), "")
 
@@ -274,7 +274,7 @@ PLANS = {"toy_pag": toy_plan, "cifar_pag": plan}
 def toward_every_class(
     run: Run[CifarSettings], trained: Trained, image: Tensor, classes: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Figure 4: one image C×H×W, and what each method's first model makes of it on the way to the first classes."""
+    """Return copies of one image C×H×W, and each method's copies changed toward the first classes (Figure 4)."""
     repeated = as_float(image).to(run.device).expand(classes, *image.shape)
     aims = torch.arange(classes, device=run.device)
     settings = run.settings
@@ -286,7 +286,7 @@ def toward_every_class(
 
 
 def scores_each(run: Run[CifarSettings], trained: Trained, judge: nn.Module, data: ImageSet) -> pd.DataFrame:
-    """The PAG score of every model: rows with method, seed, measure, n, correct and value, as `evaluate_each` has."""
+    """Compute the PAG score of every model: rows as from `evaluate_each`, with measure "pag_score"."""
     settings = run.settings
     rows = []
     for method, seed, model in each_model(trained):
@@ -301,9 +301,9 @@ def scores_each(run: Run[CifarSettings], trained: Trained, judge: nn.Module, dat
 
 
 def alignment_rows(run: Run[CifarSettings], trained: Trained, target: Targets, data: ImageSet) -> pd.DataFrame:
-    """Each model's cosine with one source's targets in evaluation mode: measure "alignment", rows as `evaluate_each` has.
+    """Compute each model's cosine with one source's targets in evaluation mode: rows as from `evaluate_each`.
 
-    `each` is the mean over classes by image, an array N.
+    The measure is "alignment"; `each` is the mean over classes by image, an array N.
     """
     return by_image(
         (method, seed, "alignment", alignment(model.to(run.device), data, target, run.settings.gradient).mean(1).numpy())
@@ -312,18 +312,18 @@ def alignment_rows(run: Run[CifarSettings], trained: Trained, target: Targets, d
 
 
 def norm_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """PGD under both norms as one measure "pgd" of "<method> on L2" and "<method> on L∞", to be held against each other."""
+    """Rename PGD under both norms to one measure "pgd" of "<method> on L2" and "<method> on L∞", to compare them."""
     names = {"pgd_l2": "L2", "pgd_linf": "L∞"}
     rows = table[table["measure"].isin(names)]
     return rows.assign(method=rows["method"] + " on " + rows["measure"].map(names), measure="pgd")
 
 
 def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[str, Targets], data: Splits) -> pd.DataFrame:
-    """Mean cosine of class gradients with each source's targets, mean over seeds: one row a source.
+    """Compute the mean cosine of class gradients with each source's targets over seeds: one row per source.
 
-    Columns: vanilla's on test images; the trained model's on test and on as many training images; on test images through
-    the statistics of the batch, as the loss sees it (see `alignment`); and what a cosine has to be read against, the
-    highest mean cosine that one direction for all classes could reach at each image.
+    Columns: vanilla's on test images; the trained model's on test images and on as many training images; on test images
+    with batch statistics, as in the loss (see `alignment`); and, as a reference, the highest mean cosine that a single
+    direction for all classes can reach at each image.
     """
     settings, device = run.settings, run.device
     train, test = (subset(part, settings.score_images, 0) for part in (data.train, data.test))
@@ -348,9 +348,9 @@ def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[s
 
 
 def _one_direction(targets: Targets, data: ImageSet, device: torch.device, chunk: int = 250) -> float:
-    """The mean over images of the best mean cosine with all classes' targets that a single direction can have.
+    """Return the mean over images of the highest mean cosine that a single direction has with all classes' targets.
 
-    That is the length of the mean of the unit targets, and the direction is that mean.
+    It is the length of the mean of the unit targets, and the direction is that mean.
     """
     lengths = []
     for start in range(0, len(data), chunk):

@@ -1,4 +1,4 @@
-"""The study `raat_boundary`: what RAAT's notebook can be told, and what it trains, attacks and measures."""
+"""The study `raat_boundary`: settings, trainings, attacks and measures of RAAT's notebook."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -32,38 +32,38 @@ from paperlib.training import train_each
 Name = Literal["pgd_at", "trades", "mart", "cons_at", "raat", "raat_plus_plus"]
 Component = Literal["two_views", "bound", "dicar"]
 Beside = Literal["pgd_at_long", "wa", "raat_sharp"]
-Weighted = Literal["trades", "mart", "cons_at", "raat"]  # whose regularisation has the weight λ
+Weighted = Literal["trades", "mart", "cons_at", "raat"]  # methods whose regularisation has the weight λ
 Dimensions = Annotated[list[Annotated[int, Field(ge=2, le=MOST)]], AfterValidator(sorted)]
 KAPPA = 50.0  # κ of the margin loss behind the C&W column
 RATES = (0.25, 0.5, 0.75)  # μ of Definition 1 at which the defect is measured
 
 
 class RaatSettings(NormSettings):
-    """Sections 2.1, 3.1 and 5 and Appendix D."""
+    """Settings of Sections 2.1, 3.1 and 5 and Appendix D."""
 
     form: Form  # the authors' code, or the equations as printed
     methods: Annotated[list[Name], Field(min_length=1)]
-    seeds_of: dict[Name | Component | Beside, Count]  # the first so many alone; sweeps always have one
-    ramp: Ramp  # of ε in training, by shares of the steps; not in the paper
-    train_steps: Count  # of the attack in training, at steps of 2.5 ε / steps
+    seeds_of: dict[Name | Component | Beside, Count]  # number of seeds, if fewer than all; sweeps always have one
+    ramp: Ramp  # shares of the steps between which ε rises in training; not in the paper
+    train_steps: Count  # steps of the training attack, of size 2.5 ε / steps
     eta: Share  # η
     weight: Radius  # λ
     gamma: Positive  # γ
     select_on: Literal["validation", "test"]  # the paper selects checkpoints on the test images
-    strong_images: Count  # of PGD-100 and C&W
-    long_epochs: Count | None  # of PGD-AT trained with RAAT's multiplications; None: not trained
-    study_epochs: Count | None  # of Figure 2's trainings; None: none
-    study_images: Count | None  # training images of them; None: all
-    study_scales: list[Share]  # of the perturbation of one part; 1 is the baseline
-    study_thresholds: list[Share]  # of the partition
+    strong_images: Count  # images for PGD-100 and C&W
+    long_epochs: Count | None  # epochs of PGD-AT with as many multiplications as RAAT; None: not trained
+    study_epochs: Count | None  # epochs of Figure 2's trainings; None: not trained
+    study_images: Count | None  # training images of Figure 2's trainings; None: all
+    study_scales: list[Share]  # factors on the perturbation of one part; 1 is the baseline
+    study_thresholds: list[Share]  # thresholds of the partition
     components: list[Component]  # Figure 5 (a), beside PGD-AT and RAAT
     etas: list[Share]  # Figure 5 (b), beside η
-    weights: dict[Weighted, list[Radius]]  # Figure 5 (c): λ of each method, beside its own; {} for no sweep
-    sharp: dict[str, Any]  # settings in place of these for RAAT# and WA (Section 5.3); {} for neither
-    toy: dict[str, Any]  # and for the points of Figures 1 and 3
+    weights: dict[Weighted, list[Radius]]  # Figure 5 (c): further λ of each method; {} for no sweep
+    sharp: dict[str, Any]  # changed settings for RAAT# and WA (Section 5.3); {} for neither
+    toy: dict[str, Any]  # changed settings for the points of Figures 1 and 3
     toy_points: Count
-    toy_atypical: Share  # of the toy's points, with the label of the other side
-    toy_atypicals: list[Share]  # other shares, at which the toy is trained once more; [] for none
+    toy_atypical: Share  # share of the toy's points with the label of the other side
+    toy_atypicals: list[Share]  # further shares for which the toy is trained again; [] for none
     toy_hidden: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)]
     toy_eps: Radius
     gaussian_dimensions: Dimensions
@@ -74,14 +74,14 @@ class RaatSettings(NormSettings):
     @model_validator(mode="after")
     def _changes(self) -> Self:
         if alone := set(self.seeds_of) - {*self.methods, *self.components, *get_args(Beside)}:
-            raise ValueError(f"seeds_of has {', '.join(sorted(alone))}, which neither methods nor components has")
+            raise ValueError(f"seeds_of has {', '.join(sorted(alone))}, which is in neither methods nor components")
         if swept := set(self.weights) - set(self.methods):
-            raise ValueError(f"weights has {', '.join(sorted(swept))}, which methods has not")
+            raise ValueError(f"weights has {', '.join(sorted(swept))}, which is not in methods")
         for name in ("sharp", "toy"):
             check_changes(self, name, getattr(self, name))
         cropped = {name: self.toy.get(name, getattr(self, name)) for name in ("crop_padding", "flip")}
         if any(cropped.values()):
-            raise ValueError("toy: its points are no images to crop or flip; it needs crop_padding: 0 and flip: false")
+            raise ValueError("toy: points cannot be cropped or flipped; set crop_padding: 0 and flip: false")
         if self.sharp and not self.sharp.get("ema", self.ema):
             raise ValueError("sharp has ema = 0: RAAT# needs the moving average of the weights (paper: 0.999)")
         if (self.components or self.etas or self.weights) and not {"pgd_at", "raat"} <= set(self.methods):
@@ -96,7 +96,7 @@ STUDIES = {"raat_boundary": RaatSettings}
 
 
 def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: float | None = None) -> Attack:
-    """D.1: with ten steps, 2/255 each in L∞ and 32/255 in L2, ε / 4 both."""
+    """Return the training attack of D.1; ten steps have size ε / 4: 2/255 in L∞ and 32/255 in L2."""
     return training_pgd(
         eps=settings.eps, norm=settings.norm, steps=settings.train_steps, loss=loss, start_deviation=start_deviation,
         start_in_box=_in_box(settings) and start_deviation is None,
@@ -104,7 +104,7 @@ def training_attack(settings: RaatSettings, loss: Loss = "ce", start_deviation: 
 
 
 def _in_box(settings: RaatSettings) -> bool:
-    """Whether PGD starts uniformly in the box: in L2 the authors' library does."""
+    """Return whether PGD starts uniformly in the box, as the authors' library does in L2."""
     return settings.norm == "l2" and settings.form == "code"
 
 
@@ -114,29 +114,29 @@ def _evaluation(settings: RaatSettings, steps: int) -> Attack:
 
 
 def attacks(settings: RaatSettings) -> dict[str, Attack]:
-    """PGD-10 of Tables 1 and 5, with steps of ε / 4."""
+    """Return PGD-10 of Tables 1 and 5, with steps of ε / 4."""
     return {"pgd_10": _evaluation(settings, 10)}
 
 
 def strong_attacks(settings: RaatSettings) -> dict[str, Attack]:
-    """PGD-100, and PGD-100 on the margin with κ = 50 for the column C&W, whose attack is not in the authors' release."""
+    """Return PGD-100, and PGD-100 on the margin with κ = 50 for the C&W column, whose attack is not released."""
     strong = _evaluation(settings, 100)
     return {"pgd_100": strong, "cw": partial(strong, loss="margin", kappa=KAPPA)}
 
 
 def strongest(settings: RaatSettings) -> dict[str, Attack]:
-    """AutoAttack "standard"."""
+    """Return AutoAttack "standard"."""
     return {"autoattack": partial(autoattack, eps=settings.eps, norm=settings.norm)}
 
 
-# What is trained ---------------------------------------------------------------------------------------------------
+# Trainings ---------------------------------------------------------------------------------------------------------
 
 
 def splits(settings: RaatSettings, images: Splits) -> Splits:
-    """The images, split for the way in which checkpoints are selected.
+    """Return the images, split for the selection of checkpoints.
 
-    On the test images as in the paper, nothing is held out: the validation part is trained on. Raises InputError where
-    the networks could not take the images.
+    If checkpoints are selected on the test images, as in the paper, the validation part is added to the training part.
+    Raises InputError if a normalisation does not fit the images.
     """
     for normalisation in (settings.normalisation, settings.sharp.get("normalisation", settings.normalisation)):
         models.check_channels(normalisation, images.train.images.shape[1])
@@ -146,7 +146,7 @@ def splits(settings: RaatSettings, images: Splits) -> Splits:
 
 
 def fewer(images: Splits, count: int) -> Splits:
-    """The images with `count` of the training part, as many of each class."""
+    """Return the images with `count` of the training part, equally many of each class."""
     return Splits(subset(images.train, count, 0), images.validation, images.test)
 
 
@@ -156,7 +156,7 @@ def _raat(settings: RaatSettings, **changes: Any) -> RAAT:
 
 
 def methods(settings: RaatSettings) -> dict[str, Method]:
-    """The methods of Table 1."""
+    """Return the methods of Table 1."""
     everything: dict[Name, Method] = {
         "pgd_at": AdversarialTraining(training_attack(settings)),
         **{name: _at_weight(settings, name) for name in get_args(Weighted)},
@@ -166,12 +166,12 @@ def methods(settings: RaatSettings) -> dict[str, Method]:
 
 
 def _ramped(settings: RaatSettings, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The methods, with ε as it rises in training."""
+    """Return the methods with the settings' ramp of ε."""
     return {name: ramped(method, settings.ramp) for name, method in methods.items()}
 
 
 def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = None) -> Method:
-    """A method of Figure 5 (c) at a λ, or at its own."""
+    """Return a method of Figure 5 (c) at the given λ, or at its own λ."""
     own = {} if weight is None else {"weight": weight}
     if name == "raat":
         return _raat(settings, **own)
@@ -183,13 +183,13 @@ def _at_weight(settings: RaatSettings, name: Weighted, weight: float | None = No
 
 
 def long_methods(settings: RaatSettings) -> dict[str, Method]:
-    """PGD-AT for the comparison at equal compute."""
+    """Return PGD-AT for the comparison at equal compute."""
     named: dict[str, Method] = {"pgd_at_long": AdversarialTraining(training_attack(settings))}
     return _ramped(settings, named if settings.long_epochs else {})
 
 
 def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
-    """RAAT# and, in the same framework, WA: PGD-AT with the weights averaged (Table 3)."""
+    """Return RAAT# and, in the same framework, WA: PGD-AT with averaged weights (Table 3)."""
     if not settings.sharp:
         return {}
     begin = settings.sharp.get("ema_start", settings.ema_start)
@@ -198,10 +198,10 @@ def sharp_methods(settings: RaatSettings) -> dict[str, Method]:
 
 
 def study_methods(settings: RaatSettings) -> dict[str, Method]:
-    """Figure 2: scales of the perturbation of boundary samples, of the others, and thresholds of the partition.
+    """Return Figure 2's methods: scaled perturbations of boundary samples and of other samples, and other thresholds.
 
-    The thresholds' boundary samples are perturbed at the threshold. Beside the smallest scale of boundary samples stands a
-    control that spares as many others at random. Nothing without `study_epochs`.
+    With another threshold, boundary samples are perturbed at the threshold. At the smallest scale, a control scales as many
+    random samples instead of the boundary samples. Empty if `study_epochs` is None.
     """
     if settings.study_epochs is None:
         return {}
@@ -222,13 +222,13 @@ def study_methods(settings: RaatSettings) -> dict[str, Method]:
 
 
 def component_methods(settings: RaatSettings) -> dict[str, Method]:
-    """Figure 5 (a). `two_views` is PGD-AT on two augmentations: the twofold batch without either idea."""
+    """Return the components of Figure 5 (a). `two_views` is PGD-AT on two augmentations, without BOUND and DICAR."""
     components = {"two_views": {"bound": False, "dicar": False}, "bound": {"dicar": False}, "dicar": {"bound": False}}
     return _ramped(settings, {name: _raat(settings, **components[name]) for name in settings.components})
 
 
 def sweep_methods(settings: RaatSettings) -> dict[str, Method]:
-    """Figure 5 (b) and (c): RAAT at other η, and each method at other λ than its own."""
+    """Return RAAT at other η, and each method at other λ than its own (Figure 5 (b) and (c))."""
     etas: dict[str, Method] = {f"eta_{eta:g}": _raat(settings, eta=eta) for eta in settings.etas if eta != settings.eta}
     weights = {
         f"{name}_lambda_{weight:g}": _at_weight(settings, name, weight)
@@ -244,17 +244,17 @@ def _own_weight(settings: RaatSettings, name: Weighted) -> float:
 
 
 def study_milestones(settings: RaatSettings) -> list[float]:
-    """The schedule's milestones for Figure 2's trainings: the same epochs, and not the same shares, as for the tables.
+    """Return the milestones of Figure 2's trainings, at the same epochs, not the same shares, as for the tables.
 
-    With the paper's 100 epochs the drops at 100 and 105 never come.
+    With the paper's 100 epochs, the learning rate never drops, because the milestones are epochs 100 and 105.
     """
     return [one * settings.epochs / (settings.study_epochs or 1) for one in settings.milestones]
 
 
 def toy_methods(settings: RaatSettings) -> dict[str, Method]:
-    """Figures 1 and 3: clean training, PGD-AT and RAAT.
+    """Return clean training, PGD-AT and RAAT for Figures 1 and 3.
 
-    The points have no augmentation, so RAAT's two views differ by the attack's random start alone.
+    The points have no augmentation, so RAAT's two views differ only by the attack's random start.
     """
     attack = training_pgd(eps=settings.toy_eps, norm="linf", steps=settings.train_steps)
     plain, aligned = AdversarialTraining(attack), _raat(settings, attack=attack)
@@ -262,9 +262,9 @@ def toy_methods(settings: RaatSettings) -> dict[str, Method]:
 
 
 def toy_sweep(run: Run[RaatSettings], trained: Trained) -> pd.DataFrame:
-    """The toy at every share of mislabelled points: columns share (%), method, seed, regions, length.
+    """Train the toy at the other shares of mislabelled points. Columns: share (%), method, seed, regions, length.
 
-    `trained` are the toy's models at `toy_atypical`; the other shares are trained here.
+    `trained` are the toy's models at `toy_atypical`, whose rows are included.
     """
     settings, methods = run.settings, toy_methods(run.settings)
     parts = [fragmentation_each(trained).assign(share=100 * settings.toy_atypical)]
@@ -278,9 +278,9 @@ def toy_sweep(run: Run[RaatSettings], trained: Trained) -> pd.DataFrame:
 
 
 def toy_points(sweep: pd.DataFrame) -> pd.DataFrame:
-    """What is drawn of `toy_sweep`: columns panel, line (the method), "mislabelled points (%)", value, low, high.
+    """Return the points to draw of `toy_sweep`: panel, line (the method), "mislabelled points (%)", value, low, high.
 
-    Mean over seeds, and the smallest and largest of them.
+    Values are means over seeds; low and high are the smallest and the largest seed.
     """
     panels = {"regions": "connected regions", "length": "length of the boundary"}
     rows = [
@@ -292,20 +292,20 @@ def toy_points(sweep: pd.DataFrame) -> pd.DataFrame:
 
 
 def toy_attacks(settings: RaatSettings) -> dict[str, Attack]:
-    """PGD-20 within the toy's ε."""
+    """Return PGD-20 within the toy's ε."""
     size = settings.toy_eps / 8
     return {"pgd_linf": partial(pgd, eps=settings.toy_eps, norm="linf", steps=20, step_size=size)}
 
 
 def case(settings: RaatSettings) -> str:
-    """Which table of the paper a run is held against: data set, architecture, norm; CIFAR-10's for data it has not."""
+    """Name the paper's table for a run by data set, architecture and norm; other data sets are compared with CIFAR-10's."""
     data = settings.data if settings.data in ("cifar100", "tiny_imagenet") else "cifar10"
     wide = settings.model == "wide_resnet28" and settings.norm == "linf"
     return f"{data}_{'wide' if wide else 'resnet18'}_{settings.norm}"
 
 
 def plan(settings: RaatSettings) -> Plan:
-    """How many images each measure has, and how many seeds each method."""
+    """Return the number of images for each measure and of seeds for each method."""
     fewer = dict.fromkeys(strong_attacks(settings), settings.strong_images)
     fewer |= dict.fromkeys([*strongest(settings), "mean", "nrr"], settings.autoattack_images)
     images = planned(settings, ["clean", *attacks(settings)], {**fewer, "defect": settings.audit_images})
@@ -318,14 +318,14 @@ def plan(settings: RaatSettings) -> Plan:
 PLANS = {"raat_boundary": plan}
 
 
-# What is measured --------------------------------------------------------------------------------------------------
+# Measures ----------------------------------------------------------------------------------------------------------
 
 
 def study_curves(histories: pd.DataFrame, eta: float) -> pd.DataFrame:
-    """Figure 2 from the training histories: columns panel, measure, line, epoch, value (in percent).
+    """Return Figure 2's curves from the training histories: columns panel, measure, line, epoch, value (%).
 
-    Panels: boundary samples, other samples, threshold. The baseline stands in each that has something to
-    compare with it; the boundary samples' training at scale η is also that of the threshold η.
+    Panels: boundary samples, other samples, threshold. The baseline is in each panel with other lines. The training of
+    boundary samples at scale η is also the training with the threshold η.
     """
     panels = {"boundary": "boundary samples", "other": "other samples", "threshold": "threshold of the partition"}
     panels["random"] = panels["boundary"]
@@ -346,22 +346,22 @@ def study_curves(histories: pd.DataFrame, eta: float) -> pd.DataFrame:
     return frame.sort_values("line", key=lambda lines: lines != "baseline", kind="stable")
 
 
-def study_summary(curves: pd.DataFrame, last: int = 3) -> pd.DataFrame:
-    """The mean over the last epochs of each line of `study_curves`: one row a line, columns by panel and measure."""
-    late = curves[curves["epoch"] > curves["epoch"].max() - last]
+def study_summary(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over the last three epochs of `study_curves`: one row per line, columns by panel and measure."""
+    late = curves[curves["epoch"] > curves["epoch"].max() - 3]
     return late.pivot_table(index="line", columns=["panel", "measure"], values="value", sort=False)
 
 
 def share_curves(histories: pd.DataFrame) -> pd.DataFrame:
-    """How many training samples are misclassified and boundary, over training: columns panel, line, epoch, value (%)."""
-    names = histories["method"].str.removeprefix("study_")  # all of Figure 2's in one panel
+    """Return the shares of misclassified and boundary samples over training: columns panel, line, epoch, value (%)."""
+    names = histories["method"].str.removeprefix("study_")
     lines = names.where(names != "full", "baseline").str.replace("_", " ")
     rows = histories.assign(line=lines).reindex(columns=["line", "epoch", "misclassified", "boundary"])
     return rows.melt(["line", "epoch"], var_name="panel").dropna().assign(value=lambda found: 100 * found["value"])
 
 
 def shares_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
-    """The boundary partition of images under trained models, in both forms: shares in percent, mean over seeds."""
+    """Compute the boundary partition of images under trained models, in both forms: shares (%), mean over seeds."""
     attack, settings, rows = training_attack(run.settings), run.settings, {}
     for method, members in trained.items():
         found: dict[tuple[str, str], list[float]] = {}
@@ -382,11 +382,11 @@ def shares_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk:
 
 
 def defects_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk: int = 250) -> pd.DataFrame:
-    """The Robust Alignment defect (Definition 1) of every layer under PGD-10: one row a method, seed and layer.
+    """Compute the Robust Alignment defect (Definition 1) of every layer under PGD-10: one row per method, seed and layer.
 
-    Columns method, seed, layer (in order, "probabilities" last), moved (the mean of ‖h(x′) − h(x)‖ over images), value (the
-    mean defect over that: free of the layer's scale, NaN where it does not move) and each (an array N whose mean is the
-    value and whose spread is that of a ratio of means).
+    Columns: method, seed, layer (in order, "probabilities" last), moved (the mean of ‖h(x′) − h(x)‖ over images), value
+    (the mean defect divided by `moved`, so free of the layer's scale; NaN if the layer does not move), and each (an array N
+    whose mean is the value and whose spread is that of a ratio of means).
     """
     attack, rows = attacks(run.settings)["pgd_10"], []
     for method, seed, model in each_model(trained):
@@ -407,9 +407,9 @@ def defects_each(run: Run[RaatSettings], trained: Trained, data: ImageSet, chunk
 
 
 def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
-    """What is drawn of the defects: columns panel (networks of other layers stand apart), line, layer, value, low, high.
+    """Return the points to draw of the defects: panel (RAAT# and WA have other layers), line, layer, value, low, high.
 
-    Means over seeds, with the interval ± 1.96 standard errors over images.
+    Values are means over seeds, with the interval ± 1.96 standard errors over images.
     """
     rows = []
     apart = ("wa", "raat_sharp")
@@ -422,16 +422,16 @@ def defect_points(defects: pd.DataFrame) -> pd.DataFrame:
 
 
 def defect_table(defects: pd.DataFrame) -> pd.DataFrame:
-    """The defect and how far the layer moves, means over seeds, for the last layers that all networks have."""
+    """Return the defect and the change of the last layers, which all networks have; means over seeds."""
     last = defects[defects["layer"].isin(["linear", "probabilities"])]
     table = last.pivot_table(index="method", columns="layer", values=["value", "moved"], sort=False)
     return table.rename(columns={"value": "defect", "moved": "change"}, level=0)
 
 
 def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
-    """The defect of the probabilities as a measure that claims can be held against: rows as `evaluate_each` has.
+    """Return the defect of the probabilities as rows for the claims, as from `evaluate_each`, with measure "defect".
 
-    Measure "defect"; rows whose output does not move are left out.
+    Rows whose output does not move are left out.
     """
     rows = defects[(defects["layer"] == "probabilities") & defects["value"].notna()]
     counts = [len(array) for array in rows["each"]]
@@ -439,12 +439,12 @@ def alignment_rows(defects: pd.DataFrame) -> pd.DataFrame:
 
 
 def planes(trained: Trained, resolution: int = 400) -> dict[str, np.ndarray]:
-    """z_1 − z_0 over [0,1]² of each method's first model on the toy."""
+    """Return z_1 − z_0 over [0,1]² of each method's first model on the toy."""
     return {method: decision_plane(model, resolution) for method, model in first_models(trained).items()}
 
 
 def fragmentation_each(trained: Trained, resolution: int = 400) -> pd.DataFrame:
-    """Connected regions and length of the boundary of every toy model: columns method, seed, regions, length."""
+    """Count connected regions and measure the boundary of every toy model: columns method, seed, regions, length."""
     rows = [
         (method, seed, *fragmentation(decision_plane(model, resolution))) for method, seed, model in each_model(trained)
     ]
@@ -452,7 +452,7 @@ def fragmentation_each(trained: Trained, resolution: int = 400) -> pd.DataFrame:
 
 
 def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
-    """Mean and deviation over seeds of regions and length, beside the accuracies (%) of the toy's test points."""
+    """Return mean and deviation over seeds of regions and length, beside the accuracies (%) on the toy's test points."""
     shape = fragments.groupby("method", sort=False)[["regions", "length"]].agg(["mean", "std"])
     scores = accuracies.assign(value=100 * accuracies["value"]).groupby(["method", "measure"], sort=False)
     wide = scores["value"].agg(["mean", "std"]).unstack("measure").swaplevel(axis=1).sort_index(axis=1)
@@ -460,9 +460,9 @@ def fragmentation_table(fragments: pd.DataFrame, accuracies: pd.DataFrame) -> pd
 
 
 def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFrame:
-    """Figure 5 from the summary: columns panel, line, x, value, low, high in percent.
+    """Return Figure 5's points from the summary: columns panel, line, x, value, low, high in percent.
 
-    Panels: components and η, a line a measure; λ, a line a method, under PGD-10 as in the paper.
+    Panels: components and η with one line per measure; λ with one line per method, under PGD-10 as in the paper.
     """
     components = {"pgd_at": "PGD-AT", "two_views": "2 views", "bound": "BOUND", "dicar": "DICAR", "raat": "RAAT"}
     etas = {"raat": settings.eta} | {f"eta_{eta:g}": eta for eta in settings.etas if eta != settings.eta}
@@ -485,9 +485,9 @@ def ablation_points(settings: RaatSettings, summary: pd.DataFrame) -> pd.DataFra
 
 
 def costs(histories: pd.DataFrame, summary: pd.DataFrame, step: pd.Series) -> pd.DataFrame:
-    """What each method took: minutes of training (mean over seeds), times PGD-AT's, epochs, and its accuracies (%).
+    """Return each method's minutes of training (mean over seeds), their ratio to PGD-AT's, epochs, and accuracies (%).
 
-    "step" is what one costs in plain steps, of `measures.costs`, where it was counted.
+    "step" is the cost of a step in plain steps, from `measures.costs`, if it was counted.
     """
     table = training_time(histories).assign(step=step)
     for measure in dict.fromkeys(summary["measure"]):
@@ -498,7 +498,7 @@ def costs(histories: pd.DataFrame, summary: pd.DataFrame, step: pd.Series) -> pd
 
 
 def time_points(cost: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy (%) against the time of training, of `costs`: panel, line, "training (minutes)", value, low, high."""
+    """Return accuracy (%) against the training time from `costs`: panel, line, "training (minutes)", value, low, high."""
     rows = [
         (f"{panel} (%)", row.method, cost.loc[row.method, "minutes"], 100 * row.mean, 100 * row.low, 100 * row.high)
         for measure, panel in (("clean", "no attack"), ("pgd_10", "PGD-10"))
@@ -509,10 +509,10 @@ def time_points(cost: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows "mean" and "nrr" of clean accuracy and AutoAttack for each method and seed, as `evaluate_each` has them.
+    """Compute "mean" and "nrr" of clean accuracy and AutoAttack for each method and seed: rows as from `evaluate_each`.
 
-    The mean as in Table 2, and the Natural-Robustness Ratio 2 A R / (A + R) of Section 5.3, both on the images that
-    AutoAttack has seen. `each` of the ratio is its linear expansion by image, whose mean is the ratio.
+    They are the mean of Table 2 and the Natural-Robustness Ratio 2 A R / (A + R) of Section 5.3, both on AutoAttack's
+    images. `each` of the ratio is its linear expansion by image, whose mean is the ratio.
     """
     rows = []
     for (method, seed), part in table.groupby(["method", "seed"], sort=False):
@@ -529,9 +529,9 @@ def tradeoffs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
-    """Which methods of a run belong beside the tables that the paper quotes from others, by table.
+    """Return, by table, the methods of a run to show beside the rows that the paper quotes from other papers.
 
-    Table 2 is of CIFAR-100 and ResNet-18; Table 3 of CIFAR-10 (as which other data count) and CIFAR-100.
+    Table 2 is for CIFAR-100 and ResNet-18; Table 3 is for CIFAR-10, which stands for other data too, and CIFAR-100.
     """
     hundred = settings.data == "cifar100"
     tables = {"table2": ["raat"] if case(settings) == "cifar100_resnet18_linf" else []}
@@ -541,9 +541,9 @@ def own_rows(settings: RaatSettings) -> dict[str, list[str]]:
 
 
 def unequal_compute(cost: pd.Series, settings: RaatSettings, tolerance: float = 0.1) -> dict[str, str]:
-    """The long PGD-AT, with the reason, where its training has not RAAT's multiplications to within `tolerance`.
+    """Return the long PGD-AT, with the reason, if its multiplications differ from RAAT's by more than `tolerance`.
 
-    `cost` is that of a step of each method, of `measures.costs`: counted, since times depend on what else a machine did.
+    `cost` is the counted cost of a step of each method, from `measures.costs`; times would depend on the machine's load.
     """
     if settings.long_epochs is None or "raat" not in cost:
         return {}

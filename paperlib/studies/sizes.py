@@ -1,4 +1,4 @@
-"""Sizes that cannot be: more images than a data set has, or more than the memory holds. Asked before anything is loaded."""
+"""Checks, before anything is loaded, for more images than a data set has or than the memory holds."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from paperlib import models
 from paperlib.data import EXTENTS, scenes
 from paperlib.runs.files import InputError
 
-TRAINING = {  # images, of what is known before it is there; of ImageNet-100 as many as a hundred classes can have
+TRAINING = {  # training images by data set; for ImageNet-100 the most that a hundred classes can have
     "cifar10": 50_000,
     "cifar100": 50_000,
     "stl10": 5000,
@@ -17,16 +17,16 @@ TRAINING = {  # images, of what is known before it is there; of ImageNet-100 as 
     "imagenet100": 130_000,
     "fashion_mnist": 60_000,
 }
-SCENES = 8000  # rendered to train on where no number is asked for
-PIXELS = 4096  # of an image's side: more is a slip of the hand
-# Bytes of a scene by pixel: three of colour, four of depth, one of the mask, twice when what was rendered is put together.
+SCENES = 8000  # scenes that are rendered for training if no number is given
+PIXELS = 4096  # largest side of an image; a larger number is probably a typing error
+# Bytes per pixel of a scene: three for colour, four for depth, one for the mask; twice, because chunks are concatenated.
 SCENE = 2 * (3 + 4 + 1)
-WIDE = 256  # width up to which a network takes 3 GiB at most
-WEIGHT = 3 * 4  # bytes of a weight in training: itself, its gradient, and the optimiser's momentum, in single precision
+WIDE = 256  # a network up to this width takes 3 GiB at most
+WEIGHT = 3 * 4  # bytes per weight in training: weight, gradient and momentum in single precision
 
 
 def check(settings: Any) -> None:
-    """Raise InputError where settings ask for more images than their data set has, or for impossible pixels."""
+    """Raise InputError if settings ask for more images than their data set has, or for an impossible image size."""
     data, size = getattr(settings, "data", ""), getattr(settings, "image_size", None) or 0
     if size > PIXELS:
         raise InputError(f"image_size = {size}: should be at most {PIXELS} pixels")
@@ -47,10 +47,7 @@ def check(settings: Any) -> None:
 
 
 def check_memory(settings: Any, memory: int | None = None) -> None:
-    """Raise InputError where scenes or a network that settings ask for are larger than the memory, in bytes.
-
-    That of this machine where it is not given.
-    """
+    """Raise InputError if the settings' scenes or network exceed the memory in bytes (None: this machine's)."""
     memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     there = f"this machine has {memory / 2**30:.0f} GiB"
     if getattr(settings, "data", "") in scenes.SETS:
@@ -65,19 +62,19 @@ def check_memory(settings: Any, memory: int | None = None) -> None:
                     f"rendered, and {there}; should be at most {most}"
                 )
     if (model := getattr(settings, "model", None)) and getattr(settings, "width", 0) > WIDE:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"):  # builds the shapes without memory
             network = models.build(
                 model, classes=10, channels=3, width=settings.width, seed=0, stem_stride=settings.stem_stride, size=224
             )
         if (need := WEIGHT * sum(weight.numel() for weight in network.parameters())) > memory:
             raise InputError(
-                f"width = {settings.width}: to train {model} of it takes {need / 2**30:.0f} GiB for its weights alone, and "
-                f"{there}; should be less"
+                f"width = {settings.width}: {model} needs {need / 2**30:.0f} GiB to train its weights, and {there}; "
+                "should be less"
             )
 
 
 def _images(settings: Any) -> tuple[int, int, int]:
-    """Images to train on, to select on and to test on that are asked for by number, else 0."""
+    """Return the requested numbers of training, validation and test images; 0 if a number is not given."""
     names = "train_images", "validation_images", "test_images"
     train, validation, test = (getattr(settings, name, None) or 0 for name in names)
     return train, validation, test
