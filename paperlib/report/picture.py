@@ -35,7 +35,11 @@ def rows(page: str | None = None) -> list[dict[str, Any]]:
 def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     """Claims in rows: measured difference with its 95 % interval, coloured by verdict; the paper's value as a diamond."""
     plt.rcParams.update(cast(Any, style("wide")))
-    figure, axis = plt.subplots(figsize=(10, 0.27 * len(claims) + 1))
+    labels = [
+        textwrap.fill(f"{row['paper']}, {row['data']}: {row['statement']}", 82, max_lines=2, placeholder=" …")
+        for row in claims
+    ]
+    figure, axis = plt.subplots(figsize=(11, sum(0.22 + 0.13 * label.count("\n") for label in labels) + 1))
     for place, row in enumerate(claims):
         axis.plot([row["low"], row["high"]], [place, place], color=VERDICTS[row["outcome"]], linewidth=2)
         axis.plot(row["measured"], place, "o", color=VERDICTS[row["outcome"]], markersize=5, zorder=4)
@@ -44,12 +48,9 @@ def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
         if place and row["paper"] != claims[place - 1]["paper"]:
             axis.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
     axis.axvline(0, color="#888888", linewidth=0.8)
-    labels = [
-        f"{row['paper']}: {textwrap.shorten(row['statement'], 64, placeholder=' …')}  ({row['data']})" for row in claims
-    ]
-    axis.set_yticks(range(len(claims)), labels)
+    axis.set_yticks(range(len(claims)), labels, linespacing=0.9)
     axis.set_ylim(len(claims) - 0.5, -0.5)
-    axis.set_xlabel("difference in points of accuracy")
+    axis.set_xlabel("difference in points of accuracy; of cosines × 100")
     marks = [plt.Line2D([], [], color=colour, marker="o", linewidth=2, label=name) for name, colour in VERDICTS.items()]
     paper = plt.Line2D([], [], color="black", marker="D", linestyle="", markerfacecolor="white", label="the paper's value")
     figure.legend(handles=[*marks, paper], loc="outside upper center", ncols=4)
