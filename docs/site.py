@@ -14,7 +14,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from paperlib import report
+from paperlib.runs import overview
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"reference/{part.stem}.md", content=_reference(part)))
     built = Path(config.site_dir).parent / "notebooks"  # the plugin reads files
     built.mkdir(parents=True, exist_ok=True)
-    runs = report.runs()
+    runs = overview.runs()
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         (built / notebook.name).write_text(_as_it_ran(notebook, runs), "utf-8")
         files.append(File(f"notebooks/{notebook.name}", str(built.parent), config.site_dir, config.use_directory_urls))
