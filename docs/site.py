@@ -69,7 +69,7 @@ def _reference(part: Path) -> str:
 def _as_it_ran(notebook: Path, runs: list[dict[str, Any]]) -> str:
     own = [run for run in runs if run["folder"].parent.name == notebook.stem and run["status"]["state"] == "finished"]
     own.sort(key=lambda run: run["status"]["preset"] != "quick")  # they come newest first
-    files = [file for run in own if (file := run["folder"] / notebook.name).is_file()]
+    files: list[Path] = [file for run in own if (file := run["folder"] / notebook.name).is_file()]
     if files:
         return files[0].read_text("utf-8")
     cells = json.loads(notebook.read_text("utf-8"))
