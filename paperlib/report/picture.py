@@ -50,7 +50,7 @@ def draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     axis.axvline(0, color="#888888", linewidth=0.8)
     axis.set_yticks(range(len(claims)), labels, linespacing=0.9)
     axis.set_ylim(len(claims) - 0.5, -0.5)
-    axis.set_xlabel("difference in points of accuracy; of cosines × 100")
+    axis.set_xlabel("difference in points of accuracy; other measures × 100")
     marks = [plt.Line2D([], [], color=colour, marker="o", linewidth=2, label=name) for name, colour in VERDICTS.items()]
     paper = plt.Line2D([], [], color="black", marker="D", linestyle="", markerfacecolor="white", label="the paper's value")
     figure.legend(handles=[*marks, paper], loc="outside upper center", ncols=4)
