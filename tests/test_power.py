@@ -126,7 +126,7 @@ def test_every_preset_of_every_notebook_has_a_plan(notebook: str, preset: str, h
     assert paper
     known = [claim for claim in claims.load(paper)["claims"] if claim["notebook"] == notebook]
     assert list(plan["id"]) == [claim["id"] for claim in known]
-    words = {"yes", "no", "no number", power.UNTOLD, "not said"}
+    words = {"yes", "no", power.NO_NUMBER, power.UNTOLD, power.UNSAID}
     for row in plan.to_dict("records"):
         assert row["decides"] in words
         assert bool(row["why"] or row["enough"]) == (row["decides"] != "yes")

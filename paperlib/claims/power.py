@@ -50,6 +50,8 @@ NO_SHARES = (  # beginnings of measures with unbounded variance over images
 )  # fmt: skip
 WIDTH = 140  # characters of a line for the terminal
 UNTOLD = "not run at this preset"
+NO_NUMBER = "no number"  # the paper gives none
+UNSAID = "not said"
 
 
 class Spread(NamedTuple):
@@ -161,7 +163,7 @@ def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None
         n, seeds = plan.images.get(claim["measure"]), min(counts)
         row = {**{name: claim[name] for name in ("id", "statement", "place", "kind")}, "claimed": claimed}
         row |= {"asked": None if ratio else asked, "n": n, "seeds": seeds or None, "smallest": None, "spread": ""}
-        decides, why, does = "not said", "", ""
+        decides, why, does = UNSAID, "", ""
         if not seeds:
             decides, why = UNTOLD, f"{sides[counts.index(0)]} is not trained"
         elif claim["measure"] not in plan.images:
@@ -183,7 +185,7 @@ def table(notebook: str, settings: Settings, plan: Plan, own: Path | None = None
             able = n >= FEWEST and seeds >= claim.get("seeds", 1)
             decides = "no" if not able or asked is None or 100 * least > asked else "yes"
             if able and asked is None and least <= 1:
-                decides, why = "no number", f"told from {100 * least:.1f} points on"
+                decides, why = NO_NUMBER, f"told from {100 * least:.1f} points on"
             elif n < FEWEST:
                 why = f"{n} images, fewer than {FEWEST}"
             elif seeds < claim.get("seeds", 1):
@@ -231,7 +233,7 @@ def _earlier(notebook: str, case: str, own: Path | None) -> dict[str, Spread]:
 
 def told(plan: pd.DataFrame) -> str:
     """State in a sentence how many of the claims can be decided."""
-    words = ("yes", "no", "no number", UNTOLD, "not said")
+    words = ("yes", "no", NO_NUMBER, UNTOLD, UNSAID)
     yes, no, bare, out, unsaid = (int((plan["decides"] == word).sum()) for word in words)
     return (
         f"{yes} of {len(plan)} claims can be decided at this preset; {no} cannot; {bare} give no number; {out} not run; "

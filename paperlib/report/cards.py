@@ -6,7 +6,6 @@ from typing import Any
 from paperlib import zoo
 from paperlib.evaluation.intervals import binomial_interval
 from paperlib.runs.files import InputError, read_json, write_json
-from paperlib.runs.run import method_of
 from paperlib.runs.tensors import read_tensors, write_tensors
 
 
@@ -34,7 +33,7 @@ def add(run: Path, replace: bool = False) -> list[str]:
         tensors, _ = read_tensors(file.with_name("weights.safetensors"))
         write_tensors(zoo.weights(name), tensors, {"name": name})
         kept = {key: known[key] for key in ("asked", "seconds", "environment", "epochs")}
-        card = {"name": name, "method": method_of(training), **kept, "accuracies": _accuracies(run, training)}
+        card = {"name": name, "method": training.rpartition("-seed")[0], **kept, "accuracies": _accuracies(run, training)}
         write_json(zoo.folder() / f"{name}{zoo.CARD}", card)
     return list(names.values())
 

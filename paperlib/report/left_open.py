@@ -31,7 +31,7 @@ def would_do(claim: str, own: str | None, plans: Mapping[str, pd.DataFrame]) -> 
         return "–"
     if enough := [preset for preset, word in decides.items() if word == "yes"]:
         return enough[0]
-    measured = [preset for preset, word in decides.items() if word in ("no number", "not said")]
+    measured = [preset for preset, word in decides.items() if word in (power.NO_NUMBER, power.UNSAID)]
     if own == power.UNTOLD and measured:
         return f"run at {measured[0]}; whether that is enough cannot be told"
     return "no preset" if set(decides.values()) <= {"no", power.UNTOLD} else "–"

@@ -254,11 +254,6 @@ def recall(recipe: str | None, file: Path, elsewhere: str, read: Callable[[Path]
     return None
 
 
-def method_of(training: str) -> str:
-    """Return the method in the name of a training, "<method>-seed<seed>"."""
-    return training.rsplit("-seed", 1)[0]
-
-
 def _assignments(source: str, only: str | None = None) -> Iterator[tuple[str, Any]]:
     for statement in ast.parse(source).body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
