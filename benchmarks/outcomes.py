@@ -5,7 +5,7 @@
 
 Three networks for rendered scenes (plain, PGD-AT and TRADES) are attacked on 1,000 test images each, ε = 4/255 in L∞. The
 original attacks images with different outcomes again with five other seeds. If one outcome differs, the image depends on
-the original's seed. Batches are kept in runs/outcomes/batches.jsonl. This benchmark has not been run yet.
+the original's seed. Batches are kept in runs/outcomes/batches.jsonl. Results: docs/results/autoattack.md.
 """
 
 import json

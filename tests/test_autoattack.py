@@ -1,5 +1,6 @@
 """AutoAttack's own engine: each formula against its closed form or SciPy, its answers against the original's."""
 
+import cProfile
 import math
 from functools import partial
 from itertools import product
@@ -158,6 +159,13 @@ def test_weights_and_their_gradients_are_left_as_they_were() -> None:
     autoattack(model, images, model(images).argmax(1), eps=0.01, norm="linf", only="fab-t")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+def test_it_runs_under_a_profiler_that_goes_on() -> None:
+    model, images, profiler = flat().eval(), torch.rand(2, 3, 6, 6), cProfile.Profile()
+    with profiler:
+        autoattack(model, images, model(images).argmax(1), eps=1e-3, norm="linf", only="apgd-ce")
+    assert any("auto_pgd" in str(entry.code) for entry in profiler.getstats())
 
 
 def test_zero_gradients_square_alone_and_probabilities_are_warned_of() -> None:

@@ -133,7 +133,9 @@ def _warn_of_masking(model: nn.Module, images: Tensor, labels: Tensor, logits: T
 
 
 def _differentiates(model: nn.Module, images: Tensor) -> bool:
-    """Return whether the model's forward pass calls PyTorch for a gradient."""
+    """Return whether the model's forward pass calls PyTorch for a gradient; False, unchecked, under a profiler."""
+    if sys.getprofile() is not None:  # Python has one at a time, and a profiler in C could not be set again
+        return False
     seen = False
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
@@ -141,10 +143,9 @@ def _differentiates(model: nn.Module, images: Tensor) -> bool:
         named = event == "call" and frame.f_code.co_name in ("grad", "backward", "_make_grads")
         seen = seen or (named and str(frame.f_globals.get("__name__")).startswith("torch"))
 
-    before = sys.getprofile()
     sys.setprofile(watch)
     try:
         model(images)
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
     return seen
