@@ -272,9 +272,10 @@ evaluation.flags(table, strong, auto)
 # %% [markdown]
 # ### Verdicts
 # *Reproduced*: the 95 % interval of the measured difference, paired by image, is above zero, and the difference is at least
-# half of the paper's. *Direction only*: the difference is above zero but smaller. *Not reproduced*: the interval excludes
-# half of the paper's difference. *Not tested here*: a model is missing or at chance, or the interval contains both zero and
-# the claimed difference, or the paper's own table shows no gain. The caption lists where the run differs from the paper.
+# half of the paper's. *Direction only*: the interval is above zero, but the difference is smaller. *Not reproduced*: the
+# interval reaches zero or is below it, and it ends below half of the paper's difference. *Not tested here*: the interval
+# contains both zero and that half, a model is missing or at chance, or the paper's own table shows no gain. Without a number
+# in the paper, one point replaces that half. The caption lists where the run differs from the paper.
 
 # %%
 unequal = study.unequal_compute(steps, s)

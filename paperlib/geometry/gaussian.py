@@ -12,7 +12,8 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import foldnorm, norm
 
 
 def errors(w: np.ndarray, mean: np.ndarray, sigma: float, eps: float) -> tuple[float, float]:
@@ -101,8 +102,12 @@ def _robust_error(d: int, spread: float, eps: float, trials: int, kind: str, cou
 
 
 def onset(spread: float, eps: float) -> float:
-    """Return the dimension above which the robust error with one labelled sample exceeds ½: (√(π/2) / (ε · spread))⁴.
+    """Return the dimension d above which the robust error with one labelled sample exceeds ½, for σ = spread · d^¼.
 
-    Above it, ε‖w‖₁ ≈ ε d σ √(2/π) exceeds ⟨w, θ*⟩ ≈ d, for σ = spread · d^¼ much larger than 1.
+    There ε‖w‖₁ ≈ ε d E|1 + σz|, z standard normal, equals ⟨w, θ*⟩ ≈ d: a folded normal distribution has the mean 1/ε.
+    Zero for eps ≥ 1, where the error exceeds ½ in every dimension.
     """
-    return float((math.sqrt(math.pi / 2) / (eps * spread)) ** 4)
+    if eps >= 1:
+        return 0.0
+    sigma: float = brentq(lambda s: s * foldnorm.mean(1 / s) - 1 / eps, 1e-3, 2 / eps)
+    return (sigma / spread) ** 4
