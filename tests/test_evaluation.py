@@ -340,6 +340,37 @@ def test_seeds_that_agree_by_luck_do_not_make_an_interval_narrow() -> None:
     assert found["high"] - found["mean"] >= 0.9 * 1.96 * math.sqrt(0.6 * 0.4 / 300)
 
 
+def test_other_seeds_that_agree_by_luck_do_not_make_an_interval_narrow() -> None:
+    generator, columns = np.random.default_rng(0), ["method", "seed", "measure", "n", "value", "each"]
+    each = np.stack([generator.permutation(np.arange(100) < 60) for _ in range(6)])
+    rows = [("ab"[seed // 3], seed, "clean", 100, own.mean(), own) for seed, own in enumerate(each)]
+    found = evaluation.difference(*evaluation.summary(pd.DataFrame(rows, columns=columns)).to_dict("records"))
+    assert found.value == pytest.approx(0)
+    assert found.high >= 0.9 * 1.96 * math.sqrt(2 * 0.6 * 0.4 / 300)
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize(("measure", "center"), [("cosine_1", -0.03), ("mean", 0.95), ("cam_on_object", 0.4)])
+def test_intervals_of_real_outcomes_follow_their_own_spread(measure: str, center: float, seeds: int) -> None:
+    """Cosines and shares of images vary far less than right or wrong outcomes of the same mean could."""
+    generator, covered, widths = np.random.default_rng(seeds), np.zeros(2), []
+    for _ in range(300):
+        rows = []
+        image = generator.uniform(-0.08, 0.08, 200)
+        for method in "ab":
+            own = image / 2 + generator.uniform(-0.04, 0.04, 200)
+            for seed in range(seeds):
+                each = center + (own + generator.uniform(-0.005, 0.005, 200)) / 2
+                rows.append((method, seed, measure, 200, each.mean(), each))
+        table = pd.DataFrame(rows, columns=["method", "seed", "measure", "n", "value", "each"])
+        one, two = evaluation.summary(table).to_dict("records")
+        _, low, high, *_ = evaluation.difference(one, two)
+        covered += [one["low"] <= center <= one["high"], low <= 0 <= high]
+        widths.append((one["high"] - one["low"]) / (2 * 1.96 * one["each"].mean(0).std() / math.sqrt(200)))
+    assert (covered / 300 >= 0.92).all()
+    assert max(widths) < 1.2
+
+
 @given(st.integers(20, 60), st.integers(1, 4), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
 def test_intervals_stay_inside_what_is_possible(images: int, seeds: int, first: float, second: float, draw: int) -> None:
     """Shares of right or wrong, and of halves as the mean of clean and robust accuracy has them, at 0 and 1 as well."""

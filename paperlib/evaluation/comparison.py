@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from paperlib.evaluation.intervals import FEWEST, between_images, binomial_interval, image_interval, seeds_half
+from paperlib.evaluation.intervals import (
+    FEWEST,
+    between_images,
+    binomial_interval,
+    image_interval,
+    residual_half,
+    seeds_half,
+)
 
 LEARNT = 0.1  # a network has learnt beyond this share of the way from chance to perfect accuracy
 
@@ -96,9 +103,9 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
     correlation σ_12 / σ_1 σ_2. Where outcomes are right or wrong, his correction 1 / 2SN lowers a positive covariance.
     Rows without outcomes by image, or with different numbers of images, count as independent.
 
-    Without a common seed Welch's t gives the first term, if both rows have several seeds. Where one row has a single seed,
-    or one seed is common, the first term is zero. The deviation is that of the paired differences, without pairs the
-    larger of both, and NaN of one seed.
+    Without a common seed Welch's t gives the first term, if both rows have several seeds; it is at least that of the
+    residuals. Where one row has a single seed, or one seed is common, the first term is zero. The deviation is that of the
+    paired differences, without pairs the larger of both, and NaN of one seed.
     """
     shared = [seed for seed in first.get("seed_list", ()) if seed in second.get("seed_list", ())]
     one, two = (_of_seeds(row, shared) for row in (first, second))
@@ -119,6 +126,7 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
         deviation = max(first["deviation"], second["deviation"])
         if s1 + s2 > 0:
             half = float(t.ppf(0.975, (s1 + s2) ** 2 / (s1**2 / k + s2**2 / m))) * math.sqrt(s1 + s2)
+        half = max(half, math.hypot(residual_half(first.get("each")), residual_half(second.get("each"))))
     (least, most), (bottom, top) = (row.get("limits", ANYWHERE) for row in (first, second))
     low, high = max(value - math.hypot(low, half), least - top), min(value + math.hypot(high, half), most - bottom)
     return Difference(value, low, high, seeds, deviation)

@@ -44,20 +44,26 @@ def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float
     """Return the 95 % interval of the mean of outcomes S×N over the choice of images: low, high; NaN below FEWEST.
 
     Within finite `limits` it is Clopper and Pearson's, for an effective number n* of images (Korn & Graubard 1998). n*
-    solves p (1 − p) / n* = σ_b² / N, with σ_b² of `between_images`, and is at most S N. It is N where no outcome differs,
-    and where one seed's outcomes are right or wrong. With infinite limits the interval is the mean ± 1.96 σ_b / √N.
+    solves p (1 − p) / n* = σ_b² / N, with σ_b² of `between_images`. Right or wrong outcomes are at most S N independent
+    ones, so there n* ≤ S N; it is N for one seed. Where all outcomes are at one limit, n* is N. With infinite limits, or
+    where no outcome differs, the interval is the mean ± 1.96 σ_b / √N.
     """
     seeds, count = each.shape
     mean, variance = float(each.mean()), max(between_images(each, each, shared=True), 0.0)
     if count < FEWEST:
         return math.nan, math.nan
-    if math.isinf(limits[1] - limits[0]):
-        half = float(norm.ppf(0.975)) * math.sqrt(variance / (count - 1))
-        return mean - half, mean + half
     least, size = limits[0], limits[1] - limits[0]
     share = (mean - least) / size
     most = share * (1 - share) * size**2  # the largest variance that outcomes within the limits can have
-    effective = count if most <= 0 else count * min(most / variance if variance > 0 else math.inf, seeds)
+    if most <= 0:
+        effective = float(count)
+    elif each.dtype == bool:
+        effective = count * min(most / variance if variance > 0 else math.inf, seeds)
+    else:
+        effective = (count - 1) * most / variance if variance > 0 else math.inf
+    if math.isinf(size) or math.isinf(effective):
+        half = float(norm.ppf(0.975)) * math.sqrt(variance / (count - 1))
+        return mean - half, mean + half
     low, high = binomial_interval(share * effective, effective)
     return least + size * low, least + size * high
 
@@ -72,12 +78,17 @@ def seeds_half(by_seed: Sequence[float] | np.ndarray, each: np.ndarray | None = 
     if (count := len(values)) < 2:
         return 0.0
     half = float(t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
-    if each is None or each.shape[1] < 2:
-        return half
+    return max(half, residual_half(each))
+
+
+def residual_half(each: np.ndarray | None) -> float:
+    """Return 1.96 σ / √(S N) for the residual σ of outcomes S×N; zero for one seed, one image, or without outcomes."""
+    if each is None or min(each.shape) < 2:
+        return 0.0
     outcomes = each.astype(float)
     rest = outcomes - outcomes.mean(0) - outcomes.mean(1, keepdims=True) + outcomes.mean()
-    variance = float((rest**2).sum()) / ((count - 1) * (each.shape[1] - 1))
-    return max(half, 1.96 * math.sqrt(variance / each.size))
+    variance = float((rest**2).sum()) / ((len(each) - 1) * (each.shape[1] - 1))
+    return 1.96 * math.sqrt(variance / each.size)
 
 
 def median_ratio(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
