@@ -60,8 +60,9 @@ power.show(run, study.plan(run.settings))
 
 # %% [markdown]
 # ## Data and network
-# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out to choose the best epoch of every
-# method by the mean of clean accuracy and accuracy under L2 PGD-10.
+# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out. With `selection`
+# "mean" it chooses each method's epoch, by the mean of clean accuracy and accuracy under L2 PGD-10; with "last" it only
+# shows both.
 
 # %%
 s = run.settings
@@ -78,8 +79,8 @@ models.summary(network, images.train.images.shape[1:])
 # paper proposes. **RIGD** (Section 4.1): the gradient of a robust teacher. The teacher is trained here by PGD-AT, unless
 # a published one is given.
 #
-# Presets from `laptop` on have two controls that the paper lacks. *Wrong class* uses Class Mean's targets, but each class
-# gets the next class's target. The *gradient penalty* makes gradients small without a target direction.
+# Preset `laptop` has two controls that the paper lacks. *Wrong class* uses Class Mean's targets, but each class gets the
+# previous class's target. The *gradient penalty* makes gradients small without a target direction.
 
 # %%
 val_attack = study.validation_attack(s)
@@ -87,7 +88,7 @@ teachers = study.published_teachers(s) | training.train_each(
     run, study.teachers(s), images, val_attack,
     seeds=s.seeds[:1], epochs=s.teacher_epochs, learning_rate=s.teacher_learning_rate)
 targets = study.target_sources(s, images.train, teachers, run.device)
-figures.targets(run, images.test[:1], targets)
+figures.targets(run, images.train[:1], targets)
 
 # %% [markdown]
 # ## Method
@@ -142,11 +143,12 @@ figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swe
 # change that only the attacked model recognises scores near zero.
 #
 # *Alignment* is the mean cosine over all classes in evaluation mode, as under attack. Beside it is the cosine *through
-# batch statistics*, as the loss sees it in training mode. There, an image's gradient also passes through its batch's mean and
+# batch statistics*, as a loss over all classes sees it in training mode. There, an image's gradient also passes through its batch's mean and
 # deviation. If only this cosine is high, batch norm satisfies Equation 1, but the attacked network does not.
 #
-# The last column is the highest mean cosine that one direction for all classes can reach at each image. If it is high, the
-# targets hardly depend on the class.
+# The last column is the highest mean cosine that one direction for all classes can have with the targets of each image. If it
+# is high, the targets hardly depend on the class. Gradients of the log-softmax cannot share one direction: their mean over
+# C classes, weighted by the probabilities, is zero.
 
 # %%
 sample = subset(images.test, s.score_images, 0)

@@ -1,5 +1,7 @@
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib import models, studies
-from paperlib.data import ImageSet, as_float
+from paperlib.data import ImageSet, Splits, as_float
 from paperlib.geometry import all_classes, class_gradients, cosine, distance_to_boundary, input_gradients, scores
 from paperlib.methods import Batch, Step, baselines, pag
 from paperlib.models import external
@@ -233,7 +235,7 @@ def test_constants_are_those_of_table_3() -> None:
             assert pag_study.WEIGHTS[data][source] == weight  # type: ignore[index]
 
 
-def test_the_controls_have_the_next_classs_mean_and_a_penalty() -> None:
+def test_the_controls_have_the_previous_classs_mean_and_a_penalty() -> None:
     data = image_set()
     settings = studies.resolve("cifar_pag", "laptop", {"sources": ["class_mean"], "weights": {"class_mean": 0.3}})
     targets = pag_study.target_sources(settings, data, {}, torch.device("cpu"))
@@ -437,6 +439,21 @@ def test_the_authors_target_gradients_are_read_and_looked_up(tmp_path: Path) -> 
     (tmp_path / "c10_sbg_label.pt").unlink()
     with pytest.raises(InputError, match="no such file"):
         external.load_target_gradients(tmp_path)
+
+
+def test_alignment_with_published_gradients_is_that_of_training_images() -> None:
+    data = image_set()
+    gradients = torch.randn(len(data), 3, *data.images.shape[1:], generator=torch.Generator().manual_seed(0))
+    targets = {"published": pag.tabulated(data.images, gradients)}
+    others = ImageSet(255 - data.images, data.labels, data.classes)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(data.images[0].numel(), 3))
+    settings = SimpleNamespace(score_images=len(data), gradient="log_softmax")
+    run: Any = SimpleNamespace(settings=settings, device=torch.device("cpu"))
+    trained = {"vanilla": {0: network}, "published": {0: network}}
+    found = pag_study.alignment_each(run, trained, targets, Splits(data, others, others)).loc["published"]
+    expected = float(pag.alignment(network, data, targets["published"]).mean())
+    assert found["vanilla"] == found["trained on them"] == pytest.approx(expected, abs=1e-6)
+    assert 0 < found["one direction for all"] < 1
 
 
 def test_published_gradients_need_their_folder() -> None:

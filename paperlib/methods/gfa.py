@@ -46,8 +46,9 @@ def aligned(
     """Return the task loss N of images N×…, and cos(∇_h L, h) at the input h of each of L layers, L×N.
 
     The model's mode is not changed. With batch norm in training mode, the gradient is that of the whole batch's loss. Very
-    small gradients keep their direction; a gradient of exactly zero has cosine 0. `create_graph` makes the cosines
-    differentiable with respect to the weights. Raises InputError if a layer does not exist or its input has no gradient.
+    small gradients of the squared error keep their direction; a gradient of exactly zero has cosine 0. `create_graph` makes
+    the cosines differentiable with respect to the weights. Raises InputError if a layer does not exist or its input has no
+    gradient.
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)

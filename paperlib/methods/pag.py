@@ -202,8 +202,8 @@ def alignment(
 ) -> Tensor:
     """Return the cosine between each image's class gradients and their targets: N×C, the model in evaluation mode.
 
-    With `batch_statistics` the model is in training mode, as in the loss, on batches of `chunk` images. Gradients then also
-    pass through the batch's statistics.
+    With `batch_statistics` the model is in training mode, as in the loss over all classes or with one class a batch, on
+    batches of `chunk` images. Gradients then also pass through the batch's statistics.
     """
     device = next(model.parameters()).device
     probe = copy.deepcopy(model).train(batch_statistics)  # a copy, since its running statistics change

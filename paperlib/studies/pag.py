@@ -63,7 +63,7 @@ class CifarSettings(ImageSettings):
     autoattack_norms: list[Norm]  # norms under which AutoAttack runs; [] for none
     sources: Annotated[list[Source], Field(min_length=1)]
     weights: dict[Source, Radius] | None  # λ of each source; None: as in Table 3 for this data set
-    controls: list[Control]  # not in the paper; wrong_class is Class Mean with the next class's targets
+    controls: list[Control]  # not in the paper; wrong_class is Class Mean with the previous class's targets
     penalty: Radius  # λ of the gradient penalty, which has no direction
     classes_per_step: Count | None  # K of the C classes; None: all, as in the paper
     class_draw: Draw  # whether each image draws its own K classes, or the batch one set
@@ -322,13 +322,15 @@ def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[s
     """Compute the mean cosine of class gradients with each source's targets over seeds: one row per source.
 
     Columns: vanilla's on test images; the trained model's on test images and on as many training images; on test images
-    with batch statistics, as in the loss (see `alignment`); and, as a reference, the highest mean cosine that a single
-    direction for all classes can reach at each image.
+    with batch statistics, as in the loss of all classes (see `alignment`); and the highest mean cosine that a single
+    direction for all classes can have with the targets of each image. The targets of the source published exist for
+    training images alone, so all its columns are of these.
     """
     settings, device = run.settings, run.device
     train, test = (subset(part, settings.score_images, 0) for part in (data.train, data.test))
     rows = {}
     for source, target in targets.items():
+        unseen = train if source == "published" else test
 
         def mean(method: str, images: ImageSet, target: Targets = target, batch_statistics: bool = False) -> float:
             cosines = [
@@ -338,11 +340,11 @@ def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[s
             return float(torch.stack(cosines).mean())
 
         rows[source] = {
-            "vanilla": mean("vanilla", test),
-            "trained on them": mean(source, test),
+            "vanilla": mean("vanilla", unseen),
+            "trained on them": mean(source, unseen),
             "on training images": mean(source, train),
-            "through batch statistics": mean(source, test, batch_statistics=True),
-            "one direction for all": _one_direction(target, test, device),
+            "through batch statistics": mean(source, unseen, batch_statistics=True),
+            "one direction for all": _one_direction(target, unseen, device),
         }
     return pd.DataFrame(rows).T
 
