@@ -90,7 +90,7 @@ tables.save(run, seen, "oracles", "Cosine of depth saliency with that of the bes
 #
 # where the last term is only used in the first fifth of the training. The attention comes from the forward pass of the
 # cross-entropy, never from the attack's steps. Without DINOv2, the teacher of the last term is a *stand-in*: the same network,
-# trained plainly on the same images.
+# trained plainly on the same images. Its seed differs from those of the methods and of the audit's judge.
 
 # %%
 source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
@@ -100,7 +100,7 @@ source.show(depth.saliency, daat.feature_misalignment, daat.DAAT.loss)
 # Step into the call to follow it. There the feature term is over.
 
 # %%
-plain = training.train_each(run, study.stand_in(s), images, seeds=[s.seeds[0] + 1000], epochs=s.teacher_epochs)
+plain = training.train_each(run, study.stand_in(s), images, seeds=[s.seeds[0] + 2000], epochs=s.teacher_epochs)
 frozen = study.teacher(s, size, plain)
 batch, step = training.one_batch(run, images)
 method = study.methods(s, size, frozen)["daat" if "daat" in s.methods else s.methods[0]]

@@ -200,7 +200,11 @@ def zoo(
 
     for name in cards.add(add, replace) if add else ():
         print(f"added {name}")
-    print(zoo.table().to_string(na_rep="–"))
+    print("Each network's accuracy in percent, with its 95 % interval and number of images n:")
+    for name, row in zoo.table().iterrows():  # as text: a column for each attack would be mostly empty
+        accuracies = "; ".join(f"{measure} {found}" for measure, found in row.iloc[2:].dropna().items())
+        print(f"{name}: {row['network']}, {row['epochs']} epochs")
+        print(textwrap.fill(accuracies, 118, initial_indent="    ", subsequent_indent="    "))
 
 
 @app.command("dry-run")

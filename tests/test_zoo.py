@@ -204,11 +204,13 @@ def test_the_zoo_is_small() -> None:
     assert sum(file.stat().st_size for file in zoo.folder().glob("*/*")) <= 10e6
 
 
-def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_each_network_without_empty_columns(capsys: pytest.CaptureFixture[str]) -> None:
     app(["zoo"], standalone_mode=False)
     out = capsys.readouterr().out
     assert NETWORKS
-    assert all(name in out for name in NETWORKS)
+    assert all(f"{name}: " in out for name in NETWORKS)
+    assert "nan" not in out
+    assert max(map(len, out.splitlines())) <= 120
 
 
 def test_nothing_of_a_zoo_is_needed(home: Path) -> None:
