@@ -330,7 +330,7 @@ def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[s
     train, test = (subset(part, settings.score_images, 0) for part in (data.train, data.test))
     rows = {}
     for source, target in targets.items():
-        unseen = train if source == "published" else test
+        part = train if source == "published" else test
 
         def mean(method: str, images: ImageSet, target: Targets = target, batch_statistics: bool = False) -> float:
             cosines = [
@@ -340,11 +340,11 @@ def alignment_each(run: Run[CifarSettings], trained: Trained, targets: Mapping[s
             return float(torch.stack(cosines).mean())
 
         rows[source] = {
-            "vanilla": mean("vanilla", unseen),
-            "trained on them": mean(source, unseen),
+            "vanilla": mean("vanilla", part),
+            "trained on them": mean(source, part),
             "on training images": mean(source, train),
-            "through batch statistics": mean(source, unseen, batch_statistics=True),
-            "one direction for all": _one_direction(target, unseen, device),
+            "through batch statistics": mean(source, part, batch_statistics=True),
+            "one direction for all": _one_direction(target, part, device),
         }
     return pd.DataFrame(rows).T
 
