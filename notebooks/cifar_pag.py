@@ -60,9 +60,8 @@ power.show(run, study.plan(run.settings))
 
 # %% [markdown]
 # ## Data and network
-# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out. With `selection`
-# "mean" it chooses each method's epoch, by the mean of clean accuracy and accuracy under L2 PGD-10; with "last" it only
-# shows both.
+# Inputs are in [0,1], and ε is in the same units. Part of the training images is held out. With `selection` "mean" it
+# chooses each method's epoch, by the mean of clean accuracy and accuracy under L2 PGD-10. With "last" it only shows both.
 
 # %%
 s = run.settings
@@ -143,8 +142,9 @@ figures.targeted(run, original, by_weight, classes, "targeted_by_weight") if swe
 # change that only the attacked model recognises scores near zero.
 #
 # *Alignment* is the mean cosine over all classes in evaluation mode, as under attack. Beside it is the cosine *through
-# batch statistics*, as a loss over all classes sees it in training mode. There, an image's gradient also passes through its batch's mean and
-# deviation. If only this cosine is high, batch norm satisfies Equation 1, but the attacked network does not.
+# batch statistics*, as a loss over all classes sees it in training mode. There, an image's gradient also passes through its
+# batch's mean and deviation. If only this cosine is high, batch norm satisfies Equation 1, but the attacked network does
+# not.
 #
 # The last column is the highest mean cosine that one direction for all classes can have with the targets of each image. If it
 # is high, the targets hardly depend on the class. Gradients of the log-softmax cannot share one direction: their mean over

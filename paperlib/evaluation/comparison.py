@@ -126,7 +126,7 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differenc
         deviation = max(first["deviation"], second["deviation"])
         if s1 + s2 > 0:
             half = float(t.ppf(0.975, (s1 + s2) ** 2 / (s1**2 / k + s2**2 / m))) * math.sqrt(s1 + s2)
-        half = max(half, math.hypot(residual_half(first.get("each")), residual_half(second.get("each"))))
+        half = max(half, math.hypot(residual_half(one["each"]), residual_half(two["each"])))
     (least, most), (bottom, top) = (row.get("limits", ANYWHERE) for row in (first, second))
     low, high = max(value - math.hypot(low, half), least - top), min(value + math.hypot(high, half), most - bottom)
     return Difference(value, low, high, seeds, deviation)

@@ -52,17 +52,19 @@ def image_interval(each: np.ndarray, limits: tuple[float, float]) -> tuple[float
     mean, variance = float(each.mean()), max(between_images(each, each, shared=True), 0.0)
     if count < FEWEST:
         return math.nan, math.nan
+    half = float(norm.ppf(0.975)) * math.sqrt(variance / (count - 1))
     least, size = limits[0], limits[1] - limits[0]
+    if math.isinf(size):
+        return mean - half, mean + half
     share = (mean - least) / size
     most = share * (1 - share) * size**2  # the largest variance that outcomes within the limits can have
     if most <= 0:
         effective = float(count)
     elif each.dtype == bool:
         effective = count * min(most / variance if variance > 0 else math.inf, seeds)
+    elif variance > 0:
+        effective = (count - 1) * most / variance
     else:
-        effective = (count - 1) * most / variance if variance > 0 else math.inf
-    if math.isinf(size) or math.isinf(effective):
-        half = float(norm.ppf(0.975)) * math.sqrt(variance / (count - 1))
         return mean - half, mean + half
     low, high = binomial_interval(share * effective, effective)
     return least + size * low, least + size * high
